@@ -1,0 +1,76 @@
+"""Where Suanli keeps things, and writing that is whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Folder for what can be measured again: ceilings, trials (`SUANLI_CACHE` overrides)."""
+    override = os.environ.get("SUANLI_CACHE")
+    if override:
+        return Path(override)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "suanli"
+
+
+def config_dir() -> Path:
+    """Folder for what is the user's own: keys (`SUANLI_CONFIG` overrides)."""
+    override = os.environ.get("SUANLI_CONFIG")
+    if override:
+        return Path(override)
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "suanli"
+
+
+def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Give a fresh folder beside `target` that takes its place when the block ends well.
+
+    An older folder at `target` survives any failure inside the block. The fresh folder is removed
+    on failure, so nothing half-written remains.
+
+    Raises:
+        OSError: The parent cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    old = fresh.with_name(fresh.name + ".old")
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        if target.exists():
+            target.replace(old)
+        try:
+            fresh.replace(target)
+        except BaseException:
+            if old.exists():
+                old.replace(target)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

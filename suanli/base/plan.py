@@ -1,0 +1,128 @@
+"""A plan: every decision on how to compute a workload, as a file a person can read and diff."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8"]
+Option = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How weights and activations become small integers or floats.
+
+    Attributes:
+        scheme: "int8-static" (calibrated activations), "int8-dynamic", "int8-weight", "fp8-dynamic".
+        keep: Operators left in the plan's float precision because they broke the answer.
+        calibration_samples: How many calibration samples were used; 0 for the schemes without.
+    """
+
+    scheme: str
+    keep: tuple[str, ...] = ()
+    calibration_samples: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to compute a workload.
+
+    Attributes:
+        backend: A row of the backend table, such as "eager", "inductor", "openvino".
+        precision: What the matrix products run in; the inputs and outputs stay as the user has them.
+        device: "cpu", "cuda:0", …
+        memory_layout: "contiguous" or "channels_last".
+        threads: CPU threads of one stream; 0 is all usable cores over the streams.
+        streams: Independent streams that share a batch.
+        sub_batch: Samples that one backend call gets; 0 is the whole share of a stream.
+        options: What only this backend understands; its file names them.
+        quantization: None for a floating-point plan.
+        float_operators: Operators kept in fp32 in a lower-precision plan, by name.
+    """
+
+    backend: str
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    memory_layout: Literal["contiguous", "channels_last"] = "contiguous"
+    threads: int = 0
+    streams: int = 1
+    sub_batch: int = 0
+    quantization: Quantization | None = None
+    float_operators: tuple[str, ...] = ()
+    options: dict[str, Option] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that name the plan: equal plans have equal keys."""
+        from suanli.base.codec import to_json
+
+        canonical = json.dumps(to_json(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def title(self) -> str:
+        """One short line for a table, such as "openvino int8 2x1"."""
+        parts = [self.backend, self.precision]
+        if self.memory_layout == "channels_last":
+            parts.append("nhwc")
+        if self.streams > 1:
+            parts.append(f"{self.streams}x{self.threads or 'auto'}")
+        elif self.threads:
+            parts.append(f"{self.threads}t")
+        if self.sub_batch:
+            parts.append(f"split{self.sub_batch}")
+        if self.quantization and self.quantization.keep:
+            parts.append(f"keep{len(self.quantization.keep)}")
+        parts += [
+            name if value is True else f"{name}={value}"
+            for name, value in sorted(self.options.items())
+            if value is not False and value != ""
+        ]
+        return " ".join(parts)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the answer may change by more than rounding, so that labels must decide."""
+        return self.quantization is not None
+
+    def with_(self, **changes: Any) -> "Plan":
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSpec:
+    """What the search may know of a backend: the row's name, its needs and its choices.
+
+    Attributes:
+        packages: Import names that must be there.
+        install: The exact command that brings them.
+        devices: Device kinds, "cpu" or "cuda".
+        precisions: Float precisions it can be asked for, per device kind.
+        quantizations: Schemes of `Quantization` it offers, per device kind.
+        layouts: Memory layouts worth trying.
+        options: Name -> values worth trying; the product of all is its option space.
+        build_s: Seconds that a build takes on two cores for a model of ResNet-50's size; the
+            search uses it to order candidates and to see what no longer fits the budget.
+        promise: Rough step time relative to eager fp32 = 1, for ordering only.
+        streams: Whether several streams can share the machine.
+        needs_onnx: Whether the build starts from an ONNX file.
+        ships: Whether a built plan can be saved, or only built anew at load.
+        baseline: Plans of this backend that a person has without Suanli.
+    """
+
+    name: str
+    install: str
+    packages: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu",)
+    precisions: dict[str, tuple[Precision, ...]] = field(default_factory=dict)
+    quantizations: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    layouts: tuple[Literal["contiguous", "channels_last"], ...] = ("contiguous",)
+    options: dict[str, tuple[Option, ...]] = field(default_factory=dict)
+    build_s: float = 1.0
+    promise: dict[str, float] = field(default_factory=dict)
+    streams: bool = False
+    needs_onnx: bool = False
+    ships: bool = True
+    baselines: tuple[Plan, ...] = ()

@@ -1,0 +1,104 @@
+"""What the verbs return, and print with `--json`."""
+
+from dataclasses import dataclass
+
+from suanli.base.hardware import (
+    BackendStatus,
+    Ceiling,
+    CpuInfo,
+    DeviceInfo,
+    Environment,
+    GpuInfo,
+    Problem,
+)
+from suanli.base.plan import Plan
+from suanli.base.timing import Estimate
+from suanli.base.trial import Quality, Trial, ValueCheck
+from suanli.base.work import SpeedOfLight
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaName:
+    """Which JSON Schema describes an object."""
+
+    name: str
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedPlan:
+    """A plan with its step time in the confirmation race."""
+
+    plan: Plan
+    step_ms: Estimate
+    samples_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """The race at one batch size, on timings that the search did not use.
+
+    Attributes:
+        speedup_vs_eager: Eager fp32's step over the chosen one's.
+        speedup_vs_best_baseline: The best verified baseline's step over the chosen one's.
+        variant: Which of the engine's plans serves this batch size.
+        note: What is said when the plan does not win here; "" where it does.
+    """
+
+    batch: int
+    step_ms: Estimate
+    samples_per_s: float
+    speedup_vs_eager: Estimate
+    speedup_vs_best_baseline: Estimate
+    best_baseline: Plan
+    variant: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeResult:
+    """What `suanli optimize` found. Field meanings stand in docs/optimize.md."""
+
+    schema: SchemaName
+    verb: str
+    workload: str
+    device: DeviceInfo
+    environment: Environment
+    objective: str
+    batch: int
+    max_batch: int
+    untrained: bool
+    baseline: TimedPlan
+    chosen: TimedPlan
+    speedup_vs_eager: Estimate
+    speedup_vs_best_baseline: Estimate
+    quality: Quality | None
+    values: ValueCheck | None
+    sol: SpeedOfLight | None
+    trials: tuple[Trial, ...]
+    confirmations: tuple[Confirmation, ...]
+    engine_dir: str | None
+    ceilings: tuple[Ceiling, ...]
+    flops: int
+    parameters: int
+    seconds_spent: float
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorResult:
+    """What `suanli doctor` found."""
+
+    schema: SchemaName
+    verb: str
+    workload: str | None
+    device: DeviceInfo
+    environment: Environment
+    cpu: CpuInfo
+    gpus: tuple[GpuInfo, ...]
+    backends: tuple[BackendStatus, ...]
+    problems: tuple[Problem, ...]
+    ceilings: tuple[Ceiling, ...]
+    compiler: str | None = None
+    seconds_spent: float = 0.0
