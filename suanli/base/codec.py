@@ -9,7 +9,7 @@ import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from suanli.base.errors import ArtefactError
 
@@ -38,9 +38,21 @@ def dumps(value: Any) -> str:
 
 @cache
 def _adapter(record_type: type) -> Any:
-    from pydantic import ConfigDict, TypeAdapter
+    from pydantic import TypeAdapter
 
-    return TypeAdapter(record_type, config=ConfigDict(extra="forbid"))
+    _forbid_unknown_fields(record_type)
+    return TypeAdapter(record_type)
+
+
+@cache
+def _forbid_unknown_fields(record_type: Any) -> None:
+    # pydantic takes a dataclass's settings from this attribute, nested ones from their own
+    if dataclasses.is_dataclass(record_type):
+        record_type.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+        for hint in get_type_hints(record_type).values():
+            _forbid_unknown_fields(hint)
+    for part in get_args(record_type):
+        _forbid_unknown_fields(part)
 
 
 def from_json(record_type: type[Record], data: Any) -> Record:
@@ -56,9 +68,7 @@ def from_json(record_type: type[Record], data: Any) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top"
-        raise ArtefactError(
-            f"not a {record_type.__name__}: {first['msg']} at {where}"
-        ) from None
+        raise ArtefactError(f"not a {record_type.__name__}: {first['msg']} at {where}") from None
     return record
 
 

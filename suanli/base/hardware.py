@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Mark = Literal["measured", "derived", "datasheet"]
-What = Literal["matmul", "read", "copy", "call_overhead", "host_to_device", "device_to_host", "link"]
+What = Literal[
+    "matmul", "read", "copy", "call_overhead", "host_to_device", "device_to_host", "link"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,9 @@ class Ceilings:
 
     def overhead_s(self) -> float:
         """Seconds that one call costs at least (0 where it was not measured)."""
-        return min((c.best for c in self.items if c.what == "call_overhead" and c.best), default=0.0)
+        return min(
+            (c.best for c in self.items if c.what == "call_overhead" and c.best), default=0.0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,5 +41,7 @@ def need(package: str, install: str) -> ModuleType:
         return import_module(package)
     except ImportError as error:
         if present(package):
-            raise MissingBackendError(f"{package} (it is there but fails: {error})", install) from None
+            raise MissingBackendError(
+                f"{package} (it is there but fails: {error})", install
+            ) from None
         raise MissingBackendError(package, install) from None

@@ -1,0 +1,1 @@
+"""Layer 5: build, save, load and run an inference plan."""

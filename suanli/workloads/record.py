@@ -1,0 +1,111 @@
+"""The Workload record: model + example inputs + data + loss + quality metric + target."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Metric = Literal["accuracy", "ranking_agreement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Arguments of one call of the model, as the model's `forward` takes them."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """A set of samples.
+
+    Attributes:
+        inputs: The model's tensor inputs in flat order, each [N, ...].
+        labels: Class indices [N], or None where there are no labels.
+    """
+
+    inputs: "tuple[torch.Tensor, ...]"
+    labels: "torch.Tensor | None" = None
+
+    def __len__(self) -> int:
+        return int(self.inputs[0].shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The labelled data of a workload in three parts that share no sample.
+
+    Attributes:
+        train: What the weights were, or will be, fitted on. Its first samples calibrate.
+        search: What the search may look at as often as it likes.
+        acceptance: What decides, once. No search ever sees it.
+        classes: Names of the classes, by index; empty where labels are no classes.
+    """
+
+    train: Samples
+    search: Samples
+    acceptance: Samples
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The hyper-parameters a workload is trained with as written.
+
+    Attributes:
+        optimizer: "sgd", "adam" or "adamw".
+        validation_split: Fraction of the training samples held out, at the end of the set.
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch: int = 64
+    epochs: int = 10
+    validation_split: float = 0.0
+    loader_workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is to be computed.
+
+    Attributes:
+        name: Short name for tables.
+        ref: What `suanli.workloads.resolve` takes to make the same workload in another process;
+            "" for a model that lives only in this one.
+        make_model: Builds the model with its weights, in evaluation mode, on the CPU, in fp32.
+            Deterministic: two calls give equal weights.
+        make_inputs: Batch size -> example inputs of that many samples, from a fixed seed.
+        data: Loads the labelled data, or None where there is none.
+        metric: How quality is judged where there is data.
+        loss: `loss(output, labels)` for training, or None.
+        target: Quality that a trained model is expected to reach, as a fraction.
+        untrained: True where the weights are random, so that quality means nothing.
+        dynamic_batch: Whether the first dimension of every tensor input is the batch.
+        max_batch: Largest batch that makes sense for memory's sake.
+        tolerance: Largest relative error of a quantised plan that the owner accepts without
+            labels; None where labels must decide.
+        training: Hyper-parameters as written, or None for inference only.
+        note: One line a person should know, such as where the weights come from.
+    """
+
+    name: str
+    make_model: "Callable[[], nn.Module]"
+    make_inputs: Callable[[int], Inputs]
+    ref: str = ""
+    data: Callable[[], Data] | None = None
+    metric: Metric | None = None
+    loss: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None
+    target: float | None = None
+    untrained: bool = True
+    dynamic_batch: bool = True
+    max_batch: int = 256
+    tolerance: float | None = None
+    training: TrainingSettings | None = None
+    note: str = ""
