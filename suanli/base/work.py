@@ -23,6 +23,8 @@ class Operator:
         input_shapes: Shapes of the tensor inputs.
         output_shapes: Shapes of the tensor outputs.
         counted: False where no formula exists and `flops` is only the output's element count.
+        needed_flops: The part of `flops` that no implementation of this operator has to do less
+            of: products with zero padding and pairs under a causal mask left out. None is all.
     """
 
     name: str
@@ -38,6 +40,12 @@ class Operator:
     output_shapes: tuple[tuple[int, ...], ...] = ()
     matmul: bool = False
     counted: bool = True
+    needed_flops: int | None = None
+
+    @property
+    def least_flops(self) -> int:
+        """`needed_flops`, or `flops` where nothing can be left out."""
+        return self.flops if self.needed_flops is None else self.needed_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,9 @@ class Work:
         parameter_bytes: Bytes of the parameters and buffers, once, at their stored dtype.
         input_bytes: Bytes that must come in with every step.
         output_bytes: Bytes that must go out with every step.
+        read_parameters: Elements of parameters and buffers that the forward pass has to read, each
+            once, of a table only the rows taken; None where unknown (then all of them).
+        read_parameter_bytes: The same at their stored dtype.
     """
 
     operators: tuple[Operator, ...]
@@ -57,6 +68,8 @@ class Work:
     parameter_bytes: int
     input_bytes: int
     output_bytes: int
+    read_parameters: int | None = None
+    read_parameter_bytes: int | None = None
 
     @property
     def flops(self) -> int:
@@ -67,6 +80,11 @@ class Work:
     def matmul_flops(self) -> int:
         """Operations that matrix units can do (convolutions, products, attention)."""
         return sum(op.flops for op in self.operators if op.matmul)
+
+    @property
+    def least_matmul_flops(self) -> int:
+        """`matmul_flops` without what an implementation may leave out: the figure for a bound."""
+        return sum(op.least_flops for op in self.operators if op.matmul)
 
 
 @dataclass(frozen=True, kw_only=True)
