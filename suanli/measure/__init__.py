@@ -1,0 +1,1 @@
+"""Layer 2: the only clock, and the only judge of whether an answer stayed right."""
