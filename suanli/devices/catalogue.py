@@ -1,0 +1,100 @@
+"""The GPU catalogue: what the makers say of each card, one TOML file a card under `gpus/`.
+
+All rates are dense. Sheets often quote rates with structured sparsity, which are twice as high and
+which no dense product reaches.
+"""
+
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from suanli.base.codec import from_json
+from suanli.base.errors import ArtefactError
+from suanli.base.gpu_sheet import GpuSheet
+
+_FOLDER = Path(__file__).parent / "gpus"
+
+# Operations per clock and multiprocessor, a multiply-add as two, dense, by compute capability.
+# Worked out from the catalogue: rate / (multiprocessors x boost clock), and for the families with
+# a faster professional and a slower consumer form the faster one, so that a bound stays a bound.
+_PER_CLOCK: dict[str, dict[str, int]] = {
+    "6.0": {"fp32": 128, "fp16": 256},
+    "6.1": {"fp32": 256, "int8": 1024},
+    "7.0": {"fp32": 128, "fp16": 1024},
+    "7.5": {"fp32": 128, "fp16": 1024, "int8": 2048},
+    "8.0": {"fp32": 128, "tf32": 1024, "bf16": 2048, "fp16": 2048, "int8": 4096},
+    "8.6": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp16": 1024, "int8": 2048},
+    "8.7": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp16": 1024, "int8": 2048},
+    "8.9": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp16": 1024, "fp8": 2048, "int8": 2048},
+    "9.0": {"fp32": 256, "tf32": 2048, "bf16": 4096, "fp16": 4096, "fp8": 8192, "int8": 8192},
+    "10.0": {"fp32": 256, "tf32": 4096, "bf16": 8192, "fp16": 8192, "fp8": 16384, "int8": 16384},
+    "12.0": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp16": 1024, "fp8": 2048, "int8": 2048},
+}
+
+
+@cache
+def catalogue() -> tuple[GpuSheet, ...]:
+    """All cards that are known, by name.
+
+    Raises:
+        ArtefactError: A file of the catalogue is damaged.
+    """
+    return tuple(sorted(map(read_sheet, _FOLDER.glob("*.toml")), key=lambda sheet: sheet.name))
+
+
+def read_sheet(path: Path) -> GpuSheet:
+    """Read one card's file.
+
+    Raises:
+        ArtefactError: It is not TOML, or not such a record.
+    """
+    try:
+        return from_json(GpuSheet, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, ArtefactError) as error:
+        raise ArtefactError(f"{path.name}: {error}") from None
+
+
+def sheet_for(nvml_name: str) -> GpuSheet | None:
+    """The sheet of exactly this card, or None.
+
+    Only whole names match: an "A10G" is no "A10", a laptop's "RTX 4090" is another chip, and a
+    slice of a partitioned card has a part of its rates.
+    """
+    wanted = _plain(nvml_name)
+    for sheet in catalogue():
+        if wanted in map(_plain, sheet.nvml_names):
+            return sheet
+    return None
+
+
+def derived_flops(
+    capability: str, multiprocessors: int, clock_mhz: float, dtype: str
+) -> float | None:
+    """Dense operations per second = multiprocessors x clock x operations per clock.
+
+    Args:
+        capability: Compute capability, such as "9.0"; an unknown minor version takes the figures
+            of the highest known one below it in the same family.
+        multiprocessors: How many the card has.
+        clock_mhz: The highest clock that the driver reports.
+        dtype: Such as "bf16".
+
+    Returns:
+        None where the family is unknown or has no unit for the dtype.
+    """
+    major, _, minor = capability.partition(".")
+    family = [
+        (int(key.split(".")[1]), rates)
+        for key, rates in _PER_CLOCK.items()
+        if key.split(".")[0] == major and int(key.split(".")[1]) <= int(minor or 0)
+    ]
+    if not family:
+        return None
+    per_clock = max(family, key=lambda entry: entry[0])[1].get(dtype)
+    return None if per_clock is None else multiprocessors * clock_mhz * 1e6 * per_clock
+
+
+def _plain(name: str) -> str:
+    """Names without the maker, case and doubled spaces: older drivers leave "NVIDIA" out."""
+    return re.sub(r"\s+", " ", name.strip()).lower().removeprefix("nvidia ")
