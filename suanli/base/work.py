@@ -23,8 +23,8 @@ class Operator:
         input_shapes: Shapes of the tensor inputs.
         output_shapes: Shapes of the tensor outputs.
         counted: False where no formula exists and `flops` is only the output's element count.
-        needed_flops: The part of `flops` that no implementation of this operator has to do less
-            of: products with zero padding and pairs under a causal mask left out. None is all.
+        needed_flops: The part of `flops` that every implementation of this operator has to do:
+            products with zero padding and pairs under a causal mask left out. None is all.
     """
 
     name: str

@@ -1,0 +1,1 @@
+"""How work is counted: formulas, fakes, and the recorder that sees every operator."""
