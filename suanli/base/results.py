@@ -102,3 +102,37 @@ class DoctorResult:
     ceilings: tuple[Ceiling, ...]
     compiler: str | None = None
     seconds_spent: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What `suanli run` computed.
+
+    Attributes:
+        differences: What differs from the machine that the engine was measured on.
+        portable: Whether the portable plan answered.
+        call_ms: Milliseconds of the one call.
+    """
+
+    schema: SchemaName
+    verb: str
+    workload: str
+    device: DeviceInfo
+    environment: Environment
+    engine_dir: str
+    plan: Plan
+    portable: bool
+    differences: tuple[str, ...]
+    output: str | None
+    output_names: tuple[str, ...]
+    output_shapes: tuple[tuple[int, ...], ...]
+    output_dtypes: tuple[str, ...]
+    call_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadEntry:
+    """A built-in workload in the list of `suanli workloads`."""
+
+    name: str
+    note: str

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from suanli.base.plan import Plan
-from suanli.base.timing import Estimate
+from suanli.base.timing import Estimate, Timing
 
 Status = Literal["verified", "rejected", "failed", "skipped"]
 
@@ -112,10 +112,12 @@ class Trial:
         samples_per_s: None where it never ran.
         seconds_spent: Wall time of building, timing and verifying.
         baseline: Whether this is a plan that a person has without Suanli.
-        float_operators: Operators that had to stay in higher precision.
         build_dir: Folder with what was built, relative to the search's own; "" where nothing is.
         peak_bytes: Largest resident size of the trial's process group.
         batch: Samples in the step that was timed.
+        resumed: Whether it comes from the store of an earlier search.
+        timings: Step times at the other batch sizes that the engine is held to.
+        details: Short facts of the backend's build.
     """
 
     plan: Plan
@@ -131,4 +133,5 @@ class Trial:
     peak_bytes: int | None = None
     build_dir: str = ""
     resumed: bool = False
+    timings: tuple[Timing, ...] = ()
     details: dict[str, str] = field(default_factory=dict)

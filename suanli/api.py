@@ -1,0 +1,414 @@
+"""Layer 7: the public verbs, and the one place that wires the parts together."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suanli.base import schema
+from suanli.base.errors import BadInputError
+from suanli.base.events import Event, Listener, ignore
+from suanli.base.hardware import DeviceInfo
+from suanli.base.results import DoctorResult, OptimizeResult, RunResult, WorkloadEntry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from suanli.engines.engine import Engine
+    from suanli.workloads.record import Workload
+
+_DEFAULT_BATCH = {"latency": 1, "throughput": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeOptions:
+    """What a person may ask of `optimize`.
+
+    Attributes:
+        objective: "latency" or "throughput"; it decides the default batch and whether several
+            streams may share it.
+        batch: Samples in the step that decides; 1 for latency and 32 for throughput by default.
+        max_batch: Largest batch the engine takes; by default the larger of `batch` and 32.
+        max_drop: Largest drop of quality in percentage points, for quantised plans.
+        tolerance: Largest relative RMS error of quantised plans where there are no labels.
+        budget_s: Seconds for the whole of it. A trial that has begun may overrun it.
+        out: Folder for the engine; None keeps the engine until the process ends.
+        device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
+        backends: Names of the only backends to try; empty for all.
+        backend_modules: "module:ATTRIBUTE" of backends that are not in the table.
+        fresh: Whether to forget trials of earlier searches.
+    """
+
+    objective: str = "latency"
+    batch: int | None = None
+    max_batch: int | None = None
+    max_drop: float = 0.5
+    tolerance: float | None = None
+    budget_s: float = 120.0
+    out: Path | None = None
+    device: str = "auto"
+    backends: tuple[str, ...] = ()
+    backend_modules: tuple[str, ...] = ()
+    fresh: bool = False
+
+    def checked(self) -> "OptimizeOptions":
+        """These options.
+
+        Raises:
+            BadInputError: One of them makes no sense; the message names it.
+        """
+        if self.objective not in _DEFAULT_BATCH:
+            raise BadInputError(f"--for takes latency or throughput, not {self.objective!r}")
+        for name, value in (("--batch", self.batch), ("--max-batch", self.max_batch)):
+            if value is not None and not 1 <= value <= 65536:
+                raise BadInputError(f"{name} must be from 1 to 65536, not {value}")
+        if not self.budget_s > 0:
+            raise BadInputError(
+                f"--budget must be more than 0 seconds, not {self.budget_s:g}",
+                next_step="120 is the default",
+            )
+        if not 0 < self.max_drop <= 100:
+            raise BadInputError(f"--max-drop must be from 0 to 100 points, not {self.max_drop:g}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise BadInputError(f"--tolerance must be between 0 and 1, not {self.tolerance:g}")
+        if self.batch and self.max_batch and self.max_batch < self.batch:
+            raise BadInputError(f"--max-batch {self.max_batch} is less than --batch {self.batch}")
+        if self.out is not None:
+            _check_target(self.out)
+        return self
+
+    @property
+    def step_batch(self) -> int:
+        """Samples in the step that decides."""
+        return self.batch or _DEFAULT_BATCH[self.objective]
+
+
+def optimize(
+    model: "nn.Module | Workload",
+    inputs: Any = None,
+    *,
+    on_event: Listener = ignore,
+    **options: Any,
+) -> "Engine":
+    """Find the fastest verified engine for a model, in one line, as with `torch.compile`.
+
+    Args:
+        model: An `nn.Module` in evaluation mode, or a `Workload`.
+        inputs: Example inputs of the module: one tensor, a tuple of positional arguments, or a
+            dictionary of keyword arguments. The first dimension of every tensor is the batch.
+        on_event: Told what is going on.
+        **options: Fields of `OptimizeOptions`.
+
+    Returns:
+        A callable with the model's own signature. `engine.result` says what was found, and
+        `engine.save(folder)` keeps it.
+
+    Raises:
+        BadInputError: An option or an input makes no sense.
+        CaptureError: The model cannot be captured; the message names where it stopped.
+    """
+    from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.record import Workload
+
+    asked = OptimizeOptions(**options).checked()
+    if isinstance(model, Workload):
+        workload, module = model, model.make_model()
+    else:
+        workload, module = _workload_of(model, inputs), model
+    return Optimizer(workload, module, _request(asked), on_event).run()
+
+
+def optimize_workload(
+    ref: str,
+    options: OptimizeOptions,
+    *,
+    data: Path | None = None,
+    input_shapes: Sequence[str] = (),
+    on_event: Listener = ignore,
+) -> OptimizeResult:
+    """`optimize` for a workload by name; the engine is in `result.engine_dir`.
+
+    Raises:
+        BadInputError: The workload is unknown or cannot be used, or an option makes no sense.
+    """
+    from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.resolve import resolve
+
+    asked = options.checked()
+    on_event(Event(kind="step", text=f"loading {ref}"))
+    workload = resolve(ref, data=data, input_shapes=tuple(input_shapes))
+    optimizer = Optimizer(workload, workload.make_model(), _request(asked), on_event)
+    engine = optimizer.run()
+    result = engine.result
+    engine.close()
+    return result
+
+
+def load(folder: str | os.PathLike[str], *, trust: bool = False) -> "Engine":
+    """Open a saved engine.
+
+    Args:
+        folder: What `optimize` wrote.
+        trust: Open it although nobody whose key is trusted here made it. It may run any code with
+            your rights.
+
+    Raises:
+        ArtefactError: It is damaged or incomplete.
+        UntrustedError: It holds code that no trusted key vouches for.
+    """
+    from suanli.engines.engine import Engine
+
+    return Engine.load(Path(folder), trust=trust)
+
+
+def run(
+    folder: str | os.PathLike[str],
+    inputs: Sequence[Path],
+    *,
+    output: Path | None = None,
+    trust: bool = False,
+) -> RunResult:
+    """Call an engine on `.npy` or `.npz` files.
+
+    Raises:
+        ArtefactError: The engine is damaged, or the inputs do not fit it.
+    """
+    from suanli.engines.engine import run_file
+    from suanli.measure.environment import environment
+
+    with load(folder, trust=trust) as engine:
+        started = time.perf_counter()
+        outputs = run_file(engine, list(inputs))
+        call_ms = (time.perf_counter() - started) * 1e3
+        if output is not None:
+            _write_outputs(output, outputs)
+        return RunResult(
+            schema=schema.name("run"),
+            verb="run",
+            workload=engine.name,
+            device=_device_info(engine.plan.device),
+            environment=environment(),
+            engine_dir=str(folder),
+            plan=engine.plan,
+            portable=engine.portable,
+            differences=tuple(engine.differences),
+            output=str(output) if output else None,
+            output_names=tuple(outputs),
+            output_shapes=tuple(tuple(array.shape) for array in outputs.values()),
+            output_dtypes=tuple(str(array.dtype) for array in outputs.values()),
+            call_ms=call_ms,
+        )
+
+
+def rebuild(
+    folder: str | os.PathLike[str],
+    *,
+    budget_s: float = 120.0,
+    trust: bool = False,
+    on_event: Listener = ignore,
+) -> OptimizeResult:
+    """Make an engine anew on this machine, from the program that it carries.
+
+    Quantised plans are searched again where the workload's own labelled data can be loaded; else
+    floating-point plans only.
+
+    Raises:
+        ArtefactError: The engine is damaged.
+        UntrustedError: It was made by somebody whose key is not trusted here.
+    """
+    from suanli.engines.optimizer import Optimizer, workload_of_engine
+
+    target = Path(folder)
+    with load(target, trust=trust) as engine:
+        workload, module, request = workload_of_engine(engine, target, budget_s)
+        fresh = Optimizer(workload, module, request, on_event).run()
+        result = fresh.result
+        fresh.close()
+        return result
+
+
+def export(
+    folder: str | os.PathLike[str], out: Path, *, kind: str = "onnx", trust: bool = False
+) -> Path:
+    """Give an engine out as plain ONNX (fp32), or as safetensors with its plan.
+
+    Args:
+        folder: The engine.
+        out: File (ONNX) or folder (safetensors) to write.
+        kind: "onnx" or "safetensors".
+        trust: See `load`.
+
+    Returns:
+        What was written.
+    """
+    from suanli.engines.engine import export as export_engine
+
+    return export_engine(Path(folder), Path(out), kind=kind, trust=trust)
+
+
+def doctor(
+    *, device: str = "auto", refresh: bool = False, on_event: Listener = ignore
+) -> DoctorResult:
+    """Say what is here, what is missing, and what this machine can do at most."""
+    from suanli.base.compiler import find_compiler
+    from suanli.devices import cpu_info, gpu_infos
+    from suanli.engines.backends import backends, status
+    from suanli.measure.ceilings import ceilings
+    from suanli.measure.environment import environment, problems
+
+    started = time.monotonic()
+    name = device_name(device)
+    on_event(Event(kind="step", text=f"measuring the ceilings of {name} (up to 25 s)"))
+    found = ceilings(name, refresh=refresh)
+    compiler = find_compiler()
+    cpu, gpus = cpu_info(), gpu_infos()
+    return DoctorResult(
+        schema=schema.name("doctor"),
+        verb="doctor",
+        workload=None,
+        device=found.device,
+        environment=environment(),
+        cpu=cpu,
+        gpus=tuple(gpus),
+        backends=tuple(status(backend) for backend in backends().values()),
+        problems=tuple(problems(cpu=cpu, gpus=gpus)),
+        ceilings=found.items,
+        compiler=str(compiler) if compiler else None,
+        seconds_spent=time.monotonic() - started,
+    )
+
+
+def workloads() -> tuple[WorkloadEntry, ...]:
+    """The built-in workloads."""
+    from suanli.workloads.resolve import entries
+
+    return tuple(WorkloadEntry(name=name, note=note) for name, note in entries())
+
+
+def device_name(wanted: str) -> str:
+    """The device that "auto" stands for here; any other name as it is.
+
+    Raises:
+        BadInputError: There is no such device.
+    """
+    from suanli.devices import device
+
+    if wanted == "auto":
+        import torch
+
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    device(wanted)
+    return wanted
+
+
+def _device_info(name: str) -> DeviceInfo:
+    from suanli.devices import device
+
+    return device(name).info
+
+
+def _request(options: OptimizeOptions) -> Any:
+    from suanli.engines.optimizer import Request
+
+    batch = options.step_batch
+    return Request(
+        objective=options.objective,
+        batch=batch,
+        max_batch=options.max_batch or max(batch, 32),
+        budget=options.max_drop / 100,
+        tolerance=options.tolerance,
+        budget_s=options.budget_s,
+        out=options.out,
+        device=device_name(options.device),
+        backends=options.backends,
+        backend_modules=options.backend_modules,
+        fresh=options.fresh,
+    )
+
+
+def _workload_of(model: "nn.Module", inputs: Any) -> "Workload":
+    """A workload around a module that lives only in this process."""
+    import torch
+
+    from suanli.workloads.record import Inputs, Workload
+
+    if isinstance(inputs, Inputs):
+        given = inputs
+    elif isinstance(inputs, torch.Tensor):
+        given = Inputs(args=(inputs,))
+    elif isinstance(inputs, dict):
+        given = Inputs(kwargs=inputs)
+    elif isinstance(inputs, tuple | list):
+        given = Inputs(args=tuple(inputs))
+    else:
+        raise BadInputError(
+            "optimize(model, inputs) needs example inputs",
+            next_step="a tensor, a tuple of arguments or a dictionary of keyword arguments",
+        )
+    return Workload(
+        name=type(model).__name__,
+        make_model=lambda: model,
+        make_inputs=_repeater(given),
+        untrained=False,
+    )
+
+
+def _repeater(given: Any) -> Callable[[int], Any]:
+    """Batch size -> the given inputs, repeated or cut along the first dimension."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from suanli.workloads.record import Inputs
+
+    sizes = {
+        leaf.shape[0]
+        for leaf in pytree.tree_leaves((given.args, dict(given.kwargs)))
+        if isinstance(leaf, torch.Tensor) and leaf.dim()
+    }
+    present = sizes.pop() if len(sizes) == 1 else None
+
+    def cut(leaf: Any, batch: int) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != present:
+            return leaf
+        times = -(-batch // max(leaf.shape[0], 1))
+        return leaf.repeat(times, *[1] * (leaf.dim() - 1))[:batch].contiguous()
+
+    def make_inputs(batch: int) -> Inputs:
+        args, kwargs = pytree.tree_map(lambda x: cut(x, batch), (given.args, dict(given.kwargs)))
+        return Inputs(args=tuple(args), kwargs=kwargs)
+
+    return make_inputs
+
+
+def _check_target(out: Path) -> None:
+    """Refuse a target that could not be written, before any work is done.
+
+    Raises:
+        BadInputError: It is a file, a folder that is no engine, or lies where nothing can be made.
+    """
+    if out.is_file():
+        raise BadInputError(f"{out} is a file", next_step="give a folder with -o")
+    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
+        raise BadInputError(
+            f"{out} holds something that is no engine", next_step="give another folder with -o"
+        )
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise BadInputError(f"cannot write in {parent}", next_step="give another folder with -o")
+
+
+def _write_outputs(path: Path, outputs: dict[str, Any]) -> None:
+    import numpy as np
+
+    if path.suffix == ".npz":
+        np.savez(path, **outputs)
+    elif len(outputs) == 1:
+        np.save(path, next(iter(outputs.values())))
+    else:
+        raise BadInputError(
+            f"{len(outputs)} outputs do not fit into one .npy", next_step=f"{path.stem}.npz"
+        )

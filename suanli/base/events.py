@@ -1,0 +1,33 @@
+"""What long work tells while it goes on. The listener decides how to show it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from suanli.base.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One step of long work.
+
+    Attributes:
+        kind: "step" (now doing `text`), "trial" (one trial is done), "note" (a person should know).
+        text: One line.
+        trial: The trial that is done.
+        spent_s: Seconds of the budget that are gone; None outside a search.
+        budget_s: The whole budget in seconds.
+    """
+
+    kind: Literal["step", "trial", "note"]
+    text: str
+    trial: Trial | None = None
+    spent_s: float | None = None
+    budget_s: float | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """A listener that shows nothing."""

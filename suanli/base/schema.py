@@ -1,0 +1,38 @@
+"""Writes the JSON Schemas of the verbs from the records: `python -m suanli.base.schema`."""
+
+import json
+from pathlib import Path
+
+from suanli.base import codec
+from suanli.base.plan import Plan
+from suanli.base.results import DoctorResult, OptimizeResult, RunResult, SchemaName
+
+FOLDER = Path(__file__).with_name("schemas")
+VERSION = 1
+RECORDS: dict[str, type] = {
+    "doctor": DoctorResult,
+    "optimize": OptimizeResult,
+    "plan": Plan,
+    "run": RunResult,
+}
+
+
+def name(verb: str) -> SchemaName:
+    """The `schema` entry of a verb's result."""
+    return SchemaName(name=f"suanli.{verb}", version=VERSION)
+
+
+def text(verb: str) -> str:
+    """The schema of a verb as it stands in its file."""
+    body = codec.schema(RECORDS[verb])
+    return json.dumps({"title": f"suanli {verb}", **body}, indent=1, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    """Write all the files."""
+    for verb in RECORDS:
+        (FOLDER / f"{verb}.json").write_text(text(verb), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

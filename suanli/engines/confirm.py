@@ -1,0 +1,226 @@
+"""The confirmation race: the finished engine against the baselines, on timings of their own."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from suanli.base import codec
+from suanli.base.plan import Plan
+from suanli.base.results import Confirmation
+from suanli.base.timing import Estimate
+from suanli.base.trial import Trial, ValueCheck
+from suanli.engines.evaluate import Setting, fastest_at, timing_at
+from suanli.measure.isolation import Worker
+from suanli.measure.timing import Contender, race
+
+_ENGINE_HOST = "suanli.engines.host:EngineHost"
+_TRIAL_HOST = "suanli.engines.host:TrialHost"
+_CALL_S = 300.0  # deadline of one turn of a race; a turn is some hundred milliseconds
+_UNITY = Estimate(p50=1.0, lo95=1.0, hi95=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reopened:
+    """What a fresh process found in the finished engine.
+
+    Attributes:
+        values: Check of the values; None for an engine that holds a quantised plan.
+        relative_error: Relative RMS error of a quantised engine; None for others.
+        portable: Whether it fell back to its portable plan, which here would be a fault.
+        differences: What differs from the environment it was made in.
+    """
+
+    values: ValueCheck | None
+    relative_error: float | None
+    portable: bool
+    differences: tuple[str, ...]
+
+
+class EngineProcess:
+    """A fresh process that has opened an engine as its user would."""
+
+    def __init__(self, engine: Path, setting: Setting, *, timeout_s: float = 300.0) -> None:
+        self._setting = setting
+        self._worker = Worker(
+            _ENGINE_HOST,
+            {
+                "engine": str(engine),
+                "verification": str(setting.verification),
+                "backend_modules": list(setting.backend_modules),
+            },
+            start_timeout_s=timeout_s,
+        )
+
+    def verify(self, plans: Sequence[Plan], *, timeout_s: float) -> Reopened:
+        """Check values again at every batch size that is promised.
+
+        Args:
+            plans: The plans in the engine; one that is quantised turns the value check into an
+                error that is only reported.
+            timeout_s: Deadline.
+        """
+        batches = [self._setting.batch, *self._setting.other_batches]
+        state = self._worker.call("state", timeout_s=timeout_s)
+        values, error = None, None
+        if any(plan.quantized for plan in plans):
+            error = self._worker.call("relative_error", timeout_s=timeout_s, batches=batches)
+        else:
+            # of several float plans in one engine the least precise one sets the allowance
+            precision = "fp32"
+            for plan in plans:
+                precision = plan.precision if plan.precision != "fp32" else precision
+            answer = self._worker.call(
+                "check_values",
+                timeout_s=timeout_s,
+                precision=precision,
+                batches=batches,
+                k=self._setting.k,
+            )
+            values = codec.from_json(ValueCheck, answer)
+        return Reopened(
+            values=values,
+            relative_error=error,
+            portable=state["portable"],
+            differences=tuple(state["differences"]),
+        )
+
+    def predict(self, samples: Path, out: Path, *, timeout_s: float) -> None:
+        """Write the engine's outputs on labelled samples."""
+        self._worker.call(
+            "predict",
+            timeout_s=timeout_s,
+            samples=str(samples),
+            out=str(out),
+            batch=self._setting.batch,
+        )
+
+    def contender(self, batch: int) -> Contender:
+        """The engine's side of a race."""
+        return _contender(self._worker, batch)
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+
+def confirm(
+    engine: EngineProcess,
+    baselines: Sequence[Trial],
+    setting: Setting,
+    *,
+    seconds: float,
+    variant_of: dict[int, int],
+    chosen: Plan,
+) -> tuple[Confirmation, ...]:
+    """Race the engine against eager fp32 and the best baseline at every promised batch size.
+
+    Args:
+        engine: The finished engine in its process.
+        baselines: All baselines that were tried; only verified ones race.
+        setting: Batch sizes and folders.
+        seconds: Wall time for all races together.
+        variant_of: Batch size -> which of the engine's plans serves it.
+        chosen: The plan that the search chose; racing it against itself is not done.
+    """
+    batches = [setting.batch, *setting.other_batches]
+    verified = [trial for trial in baselines if trial.status == "verified"]
+    eager = next(t for t in verified if t.plan.backend == "eager" and t.plan.precision == "fp32")
+    rivals = {b: fastest_at(verified, b) or eager for b in batches}
+    races = sum(1 if rivals[b].plan == eager.plan else 2 for b in batches)
+    # the asked batch carries the published figures, so it gets a double share
+    share = seconds / (races + (1 if rivals[batches[0]].plan == eager.plan else 2))
+    found = []
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+
+        def side(trial: Trial, batch: int) -> Contender:
+            key = trial.plan.key
+            if key not in workers:
+                workers[key] = stack.enter_context(_open(trial, setting))
+            return _contender(workers[key], batch)
+
+        for batch in batches:
+            rival = rivals[batch]
+            length = share * (2 if batch == setting.batch else 1)
+            best = race(side(rival, batch), engine.contender(batch), max_seconds=length)
+            versus_eager = best
+            if rival.plan != eager.plan:
+                versus_eager = race(
+                    side(eager, batch), engine.contender(batch), max_seconds=length
+                )
+            itself = chosen == rival.plan
+            found.append(
+                Confirmation(
+                    batch=batch,
+                    step_ms=best.b_ms,
+                    samples_per_s=batch / best.b_ms.p50 * 1e3,
+                    speedup_vs_eager=versus_eager.ratio,
+                    speedup_vs_best_baseline=_UNITY if itself else best.ratio,
+                    best_baseline=rival.plan,
+                    variant=variant_of.get(batch, 0),
+                    note=_note(best.ratio, rival.plan, batch) if not itself else "",
+                )
+            )
+    return tuple(found)
+
+
+def losing_batches(confirmations: Sequence[Confirmation]) -> list[int]:
+    """Batch sizes at which the engine is clearly slower than the best baseline."""
+    return [c.batch for c in confirmations if c.speedup_vs_best_baseline.hi95 < 1.0]
+
+
+def variants_for(
+    winner: Trial, trials: Sequence[Trial], baselines: Sequence[Trial], setting: Setting
+) -> dict[int, Trial]:
+    """Which trial serves which batch size.
+
+    The winner serves all of them, but for those where a baseline is faster by the search's own
+    timings: there the fastest verified trial of that size serves.
+    """
+    serving = {setting.batch: winner}
+    for batch in setting.other_batches:
+        serving[batch] = winner
+        mine, rival = timing_at(winner, batch), fastest_at(baselines, batch)
+        theirs = timing_at(rival, batch) if rival else None
+        if mine is None or (theirs is not None and theirs.step_ms.p50 < mine.step_ms.p50):
+            candidates = [t for t in trials if not t.plan.quantized or t.plan == winner.plan]
+            serving[batch] = fastest_at(candidates, batch) or winner
+    return serving
+
+
+def _note(ratio: Estimate, rival: Plan, batch: int) -> str:
+    if ratio.lo95 >= 1.0:
+        return ""
+    if ratio.hi95 < 1.0:
+        return f"slower than {rival.title} at batch {batch}: {ratio.p50:.2f}x"
+    return f"not told apart from {rival.title} at batch {batch}"
+
+
+def _open(trial: Trial, setting: Setting) -> Worker:
+    worker = Worker(
+        _TRIAL_HOST,
+        {
+            "program": str(setting.program),
+            "plan": codec.to_json(trial.plan),
+            "folder": str(setting.builds / trial.build_dir),
+            "verification": str(setting.verification),
+            "backend_modules": list(setting.backend_modules),
+        },
+    )
+    try:
+        if not (setting.builds / trial.build_dir).exists():
+            worker.call("build", timeout_s=_CALL_S)
+        worker.call("open", timeout_s=_CALL_S)
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
+def _contender(worker: Worker, batch: int) -> Contender:
+    def run(calls: int) -> list[float]:
+        times: list[float] = worker.call("block", timeout_s=_CALL_S, batch=batch, calls=calls)
+        return times
+
+    return Contender(run=run, pause=worker.pause, resume=worker.resume)

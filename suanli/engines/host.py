@@ -1,0 +1,227 @@
+"""What runs inside a trial's own process: build a plan, check it, time it.
+
+Targets of `suanli.measure.isolation.Worker`; arguments and answers are JSON.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suanli.base import codec
+from suanli.base.plan import Plan
+from suanli.base.trial import ValueCheck
+from suanli.devices import device
+from suanli.engines.backend import Runner
+from suanli.engines.backends import backends
+from suanli.engines.engine import Engine
+from suanli.engines.program import Program
+from suanli.engines.verification import VerificationSet, predict, read_samples
+from suanli.measure.timing import measure, timed_calls
+from suanli.measure.values import check_runner, compare
+
+Flat = Sequence[torch.Tensor]
+
+
+class _Host:
+    """Checks and times something that takes and gives flat tensors."""
+
+    def __init__(self, program: Program, verification: str, device_name: str) -> None:
+        self._program = program
+        self._set = VerificationSet(Path(verification), program)
+        self._device = device(device_name)
+
+    def _run(self, flat: Flat) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def _place(self, flat: Flat) -> list[torch.Tensor]:
+        return [tensor.to(self._device.info.name) for tensor in flat]
+
+    def check_values(self, precision: str, batches: Sequence[int], k: float) -> dict[str, Any]:
+        """Hold the outputs at several batch sizes against the float64 reference.
+
+        Every verification sample goes through at the first batch size; the others see as many
+        whole batches as the set fills at least once.
+
+        Args:
+            precision: Whose eager error is the allowance.
+            batches: Batch sizes, the asked one first.
+            k: How many times eager's error is allowed.
+        """
+        reference, eager = self._set.reference(), self._set.eager(precision)
+        check: ValueCheck | None = None
+        for batch in dict.fromkeys(batches):
+            found = self._check_at(batch, reference, eager, k)
+            if check is None or not found.ok:
+                check = found
+            if not found.ok:
+                break
+        assert check is not None
+        done = tuple(dict.fromkeys(batches))
+        result: dict[str, Any] = codec.to_json(
+            ValueCheck(
+                ok=check.ok, k=k, outputs=check.outputs, batches=done, reason=check.reason
+            )
+        )
+        return result
+
+    def _check_at(self, batch: int, reference: Flat, eager: Flat, k: float) -> ValueCheck:
+        n = self._set.samples
+        calls = [self._set.batch(batch, start) for start in range(0, n, batch)]
+        order = torch.arange(len(calls) * batch) % n
+        results = check_runner(
+            lambda flat: self._to_cpu(self._run(self._place(flat))), calls
+        )
+        specs = self._program.signature.outputs
+        joined = [
+            torch.cat([result[i] for result in results]) if spec.batched else results[0][i]
+            for i, spec in enumerate(specs)
+        ]
+
+        def wanted(tensors: Flat) -> list[torch.Tensor]:
+            return [t[order] if s.batched else t for t, s in zip(tensors, specs, strict=True)]
+
+        found = compare(
+            joined, wanted(reference), wanted(eager), k=k, names=[spec.name for spec in specs]
+        )
+        if found.ok:
+            return found
+        reason = f"{found.reason} (batch {batch})"
+        return ValueCheck(ok=False, k=k, outputs=found.outputs, reason=reason)
+
+    def relative_error(self, batches: Sequence[int]) -> float | None:
+        """Largest relative RMS error over outputs and batch sizes; None if not finite.
+
+        Relative to the RMS of the float64 reference of that output.
+        """
+        worst = 0.0
+        reference, specs = self._set.reference(), self._program.signature.outputs
+        for batch in dict.fromkeys(batches):
+            n = self._set.samples
+            calls = [self._set.batch(batch, start) for start in range(0, n, batch)]
+            order = torch.arange(len(calls) * batch) % n
+            results = check_runner(lambda flat: self._to_cpu(self._run(self._place(flat))), calls)
+            for i, spec in enumerate(specs):
+                if not spec.batched:
+                    continue
+                wanted = reference[i][order]
+                error = torch.cat([result[i] for result in results]).double() - wanted
+                worst = max(worst, float(error.square().mean().sqrt() / wanted.square().mean().sqrt()))
+        return worst if math.isfinite(worst) else None
+
+    def _to_cpu(self, flat: Flat) -> list[torch.Tensor]:
+        return [tensor.cpu() for tensor in flat]
+
+    def time(self, batch: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
+        """Time one call on a batch."""
+        call = self._call_on(batch)
+        timing = measure(
+            call,
+            batch=batch,
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+            sync=self._device.synchronize,
+        )
+        result: dict[str, Any] = codec.to_json(timing)
+        return result
+
+    def block(self, batch: int, calls: int) -> list[float]:
+        """Milliseconds of each of `calls` calls."""
+        return timed_calls(self._call_on(batch), calls, sync=self._device.synchronize)
+
+    def _call_on(self, batch: int) -> Callable[[], object]:
+        flat = self._place(self._set.batch(batch))
+
+        def call() -> object:
+            with torch.inference_mode():
+                return self._run(flat)
+
+        return call
+
+    def predict(self, samples: str, out: str, batch: int) -> None:
+        """Write the outputs on labelled samples."""
+        with torch.inference_mode():
+            predict(
+                lambda flat: self._to_cpu(self._run(self._place(flat))),
+                read_samples(Path(samples)),
+                Path(out),
+                batch,
+            )
+
+
+class TrialHost(_Host):
+    """One plan of one backend.
+
+    Args:
+        program: Folder of the program.
+        plan: The plan, as JSON.
+        folder: Where the build is written, or was.
+        verification: Folder of the verification set.
+        backend_modules: Rows added to the backend table, see `backends`.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        plan: dict[str, Any],
+        folder: str,
+        verification: str,
+        backend_modules: Sequence[str] = (),
+    ) -> None:
+        self._plan = codec.from_json(Plan, plan)
+        super().__init__(Program(Path(program)), verification, self._plan.device)
+        self._folder = Path(folder)
+        self._backend = backends(tuple(backend_modules))[self._plan.backend]
+        self._runner: Runner | None = None
+
+    def build(self, calibration: str | None = None, samples: int = 0) -> dict[str, Any]:
+        """Build into the folder; gives the build note.
+
+        Args:
+            calibration: File of samples for plans with calibrated activations.
+            samples: How many of them to use.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        batches = None
+        if calibration is not None and self._plan.quantized:
+            kept = read_samples(Path(calibration))
+            count = min(samples or len(kept), len(kept))
+            batches = [tuple(t[i : i + 1] for t in kept.inputs) for i in range(count)]
+        note = self._backend.build(self._program, self._plan, self._folder, batches)
+        self._plan = note.plan
+        result: dict[str, Any] = codec.to_json(note)
+        return result
+
+    def open(self) -> None:
+        """Load what was built."""
+        self._runner = self._backend.load(self._program, self._plan, self._folder)
+
+    def _run(self, flat: Flat) -> list[torch.Tensor]:
+        assert self._runner is not None
+        return self._runner(flat)
+
+
+class EngineHost(_Host):
+    """A finished engine, opened as its user opens it.
+
+    Args:
+        engine: The engine's folder.
+        verification: Folder of the verification set.
+        backend_modules: Rows added to the backend table.
+    """
+
+    def __init__(
+        self, engine: str, verification: str, backend_modules: Sequence[str] = ()
+    ) -> None:
+        self._engine = Engine.load(Path(engine), backends_extra=tuple(backend_modules))
+        program = Program(Path(engine) / "program")
+        super().__init__(program, verification, self._engine.plan.device)
+
+    def state(self) -> dict[str, Any]:
+        """Whether the engine runs as it was measured here."""
+        return {"portable": self._engine.portable, "differences": list(self._engine.differences)}
+
+    def _run(self, flat: Flat) -> list[torch.Tensor]:
+        return self._engine.call_flat(flat)

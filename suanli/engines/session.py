@@ -1,0 +1,288 @@
+"""What one search works on: the captured program, the verification set and eager's answers."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from suanli.base import units
+from suanli.base.errors import BadInputError, CaptureError
+from suanli.base.events import Event, Listener
+from suanli.base.files import cache_dir
+from suanli.engines.evaluate import Labelled, Setting, reference_setup
+from suanli.engines.program import Program, capture, flatten_call
+from suanli.engines.verification import how_many, vary, write_inputs, write_samples
+from suanli.measure.isolation import Worker
+from suanli.workloads.record import Data, Inputs, Workload
+
+_REFERENCE_HOST = "suanli.engines.verification:ReferenceHost"
+_CALIBRATION_SAMPLES = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the person asked for, as far as the session needs it.
+
+    Attributes:
+        batch: Samples in the step that decides.
+        max_batch: Largest batch of the engine.
+        budget: Largest drop of quality, as a fraction.
+        tolerance: Largest relative error of quantised plans without labels.
+        device: "cpu", "cuda:0", …
+        backend_modules: Rows added to the backend table.
+    """
+
+    batch: int
+    max_batch: int
+    budget: float = 0.005
+    tolerance: float | None = None
+    device: str = "cpu"
+    backend_modules: tuple[str, ...] = ()
+
+
+class Session:
+    """Captures a workload and keeps what its trials need in a scratch folder."""
+
+    def __init__(
+        self, workload: Workload, model: nn.Module, wish: Wish, scratch: Path, listener: Listener
+    ) -> None:
+        """Capture the model and write the verification inputs.
+
+        Raises:
+            CaptureError: The model does not run on its example inputs.
+            BadInputError: The disk has no room.
+        """
+        self.workload, self.wish, self.scratch = workload, wish, scratch
+        self._listener = listener
+        self._reference_worker: Worker | None = None
+        self._allowances: set[str] = set()
+        _check_room(model, scratch)
+        self._say("capturing the model")
+        self.program = self._capture(model)
+        self.batches = self._batch_sizes()
+        self.eager_ms = _quick_ms(model, self._example(model))
+        self.data = self._load_data()
+        self._write_verification()
+        self.setting = self._setting()
+
+    def reference(self, *, timeout_s: float = 600.0) -> str:
+        """Compute the reference in a process of its own.
+
+        Returns:
+            Why it is not float64; "" if it is.
+
+        Raises:
+            SuanliError: The model's own answer is not finite.
+            TrialFailedError: The process crashed, hung or outgrew the memory.
+        """
+        self._say("computing the float64 reference")
+        worker = self._references()
+        info = worker.call("reference", timeout_s=timeout_s)
+        if self.data is not None:
+            self._predict_eager("search", timeout_s)
+        return str(info["note"])
+
+    def allowance(self, precision: str) -> None:
+        """Make sure that eager's own outputs at a precision are there."""
+        if precision not in self._allowances:
+            self._references().call("eager", timeout_s=600.0, precision=precision)
+            self._allowances.add(precision)
+
+    def acceptance(self, *, timeout_s: float = 600.0) -> Labelled | None:
+        """Labelled samples that no trial has seen, with eager fp32's outputs on them."""
+        if self.data is None:
+            return None
+        return self._predict_eager("acceptance", timeout_s)
+
+    def close(self) -> None:
+        """End the reference process."""
+        if self._reference_worker is not None:
+            self._reference_worker.close()
+            self._reference_worker = None
+
+    def _say(self, text: str) -> None:
+        self._listener(Event(kind="step", text=text))
+
+    def _capture(self, model: nn.Module) -> Program:
+        workload = self.workload
+        dynamic = workload.dynamic_batch and self.wish.max_batch > 1
+        size = 2 if dynamic else self.wish.batch
+        return capture(
+            model,
+            workload.make_inputs(size),
+            folder=self.scratch / "program",
+            name=workload.name,
+            ref=workload.ref,
+            max_batch=self.wish.max_batch,
+            dynamic=dynamic,
+        )
+
+    def _batch_sizes(self) -> tuple[int, ...]:
+        """The asked batch first, then the others that are promised."""
+        signature = self.program.signature
+        if not signature.dynamic:
+            if self.wish.batch != signature.max_batch:
+                raise CaptureError(
+                    f"{self.workload.name} can only be captured at the batch of its example inputs "
+                    f"({signature.max_batch}), not at {self.wish.batch}",
+                    next_step=f"--batch {signature.max_batch}",
+                )
+            return (signature.max_batch,)
+        return tuple(dict.fromkeys((self.wish.batch, 1, self.wish.max_batch)))
+
+    def _example(self, model: nn.Module) -> Inputs:
+        return self.workload.make_inputs(2 if self.program.signature.dynamic else self.wish.batch)
+
+    def _load_data(self) -> Data | None:
+        if self.workload.data is None or self.workload.metric is None or self.workload.untrained:
+            return None
+        self._say("loading the labelled data")
+        return self.workload.data()
+
+    def _write_verification(self) -> None:
+        samples = how_many(self.program, self.eager_ms)
+        signature = self.program.signature
+        if not signature.dynamic:
+            samples = signature.max_batch
+        if self.data is not None and len(self.data.search) >= samples:
+            flat = [t[:samples] for t in self.data.search.inputs]
+        else:
+            inputs = self.workload.make_inputs(samples)
+            flat = flatten_call(signature, inputs.args, dict(inputs.kwargs)) if (
+                signature.dynamic
+            ) else self.program.inputs(samples)
+            given = min((t.shape[0] for t in flat if t.dim()), default=samples)
+            if signature.dynamic and given < samples:
+                flat = vary(self.program, flat, samples)
+        write_inputs(self.scratch / "verification", flat)
+
+    def _setting(self) -> Setting:
+        calibration, search = None, None
+        if self.data is not None:
+            calibration = self.scratch / "search" / "calibration.safetensors"
+            train = self.data.train
+            count = min(_CALIBRATION_SAMPLES, len(train))
+            write_samples(
+                calibration,
+                replace(
+                    train,
+                    inputs=tuple(t[:count] for t in train.inputs),
+                    labels=None if train.labels is None else train.labels[:count],
+                ),
+            )
+            search = self._labelled("search")
+            write_samples(search.samples, self.data.search)
+        elif self.wish.tolerance is not None:
+            calibration = self._unlabelled_calibration()
+        return Setting(
+            program=self.program.folder,
+            verification=self.scratch / "verification",
+            builds=self.scratch / "builds",
+            batch=self.batches[0],
+            other_batches=self.batches[1:],
+            budget=self.wish.budget,
+            tolerance=self.wish.tolerance,
+            calibration=calibration,
+            search=search,
+            backend_modules=self.wish.backend_modules,
+        )
+
+    def _unlabelled_calibration(self) -> Path:
+        """Calibration samples from the example inputs, for a tolerance without labels."""
+        from suanli.engines.verification import VerificationSet
+        from suanli.workloads.record import Samples
+
+        kept = VerificationSet(self.scratch / "verification", self.program)
+        path = self.scratch / "search" / "calibration.safetensors"
+        write_samples(path, Samples(inputs=tuple(kept.inputs)))
+        return path
+
+    def _labelled(self, part: str) -> Labelled:
+        assert self.data is not None
+        assert self.workload.metric is not None
+        folder = self.scratch / part
+        return Labelled(
+            samples=folder / "samples.safetensors",
+            reference=folder / "eager.safetensors",
+            metric=self.workload.metric,
+            classes=self.data.classes,
+        )
+
+    def _predict_eager(self, part: str, timeout_s: float) -> Labelled:
+        assert self.data is not None
+        labelled = self._labelled(part)
+        if not labelled.samples.exists():
+            write_samples(labelled.samples, getattr(self.data, part))
+        self._references().call(
+            "predict",
+            timeout_s=timeout_s,
+            samples=str(labelled.samples),
+            out=str(labelled.reference),
+            batch=self.setting.batch,
+        )
+        return labelled
+
+    def _references(self) -> Worker:
+        if self._reference_worker is None or not self._reference_worker.alive:
+            setup = reference_setup(self.setting, self.wish.device)
+            self._reference_worker = Worker(_REFERENCE_HOST, setup)
+        return self._reference_worker
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards; leftovers of killed processes are removed too.
+
+    Raises:
+        OSError: No folder can be made.
+    """
+    parent = cache_dir() / "scratch"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="suanli-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    for folder in parent.iterdir():
+        owner = folder.name.partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_room(model: nn.Module, scratch: Path) -> None:
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    needed = 4 * weights + 2**26
+    free = shutil.disk_usage(scratch).free
+    if free < needed:
+        raise BadInputError(
+            f"no disk space: {units.size(needed)} are needed in {scratch.parent}, "
+            f"{units.size(free)} are free",
+            next_step="set SUANLI_CACHE to a folder on another disk",
+        )
+
+
+@torch.inference_mode()
+def _quick_ms(model: nn.Module, inputs: Inputs) -> float:
+    """Milliseconds per sample of eager fp32, roughly: the better of two calls after one."""
+    model(*inputs.args, **inputs.kwargs)
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        model(*inputs.args, **inputs.kwargs)
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3 / 2

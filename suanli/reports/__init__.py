@@ -1,0 +1,1 @@
+"""Layer 6: records to text and pages."""
