@@ -58,6 +58,11 @@ class TrainingSettings:
 
     Attributes:
         optimizer: "sgd", "adam" or "adamw".
+        nesterov: Whether SGD looks ahead.
+        schedule: "constant", or "one_cycle": up in a quarter of the steps, then down to zero.
+        label_smoothing: Share of the target that is spread over all classes.
+        augmentation: Any of "shift2" (a random shift of up to two pixels) and "flip" (mirrored
+            left to right), applied to image batches.
         validation_split: Fraction of the training samples held out, at the end of the set.
     """
 
@@ -69,6 +74,10 @@ class TrainingSettings:
     epochs: int = 10
     validation_split: float = 0.0
     loader_workers: int = 0
+    nesterov: bool = False
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    label_smoothing: float = 0.0
+    augmentation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
