@@ -63,7 +63,8 @@ class Plan:
     @property
     def title(self) -> str:
         """One short line for a table, such as "openvino int8 2x1"."""
-        parts = [self.backend, self.precision]
+        scheme = self.quantization.scheme if self.quantization else self.precision
+        parts = [self.backend, scheme.removesuffix("-static")]
         if self.memory_layout == "channels_last":
             parts.append("nhwc")
         if self.streams > 1:
@@ -102,14 +103,22 @@ class BackendSpec:
         precisions: Float precisions it can be asked for, per device kind.
         quantizations: Schemes of `Quantization` it offers, per device kind.
         layouts: Memory layouts worth trying.
-        options: Name -> values worth trying; the product of all is its option space.
+        options: Name -> values worth trying; the product of all is its option space. The first value
+            is what the backend does where a plan does not name the option, and plans of the search
+            leave it out.
+        option_needs: Option name -> what it makes sense for: device kinds, precisions or schemes
+            (one of each sort that is named must hold). Without an entry it always does.
         build_s: Seconds that a build takes on two cores for a model of ResNet-50's size; the
             search uses it to order candidates and to see what no longer fits the budget.
-        promise: Rough step time relative to eager fp32 = 1, for ordering only.
-        streams: Whether several streams can share the machine.
+        promise: Rough step time relative to eager fp32 = 1, for ordering only: scheme or precision
+            -> figure; "cuda/bf16" stands before "bf16" on such a device.
+        streams: Whether several streams can share the machine, and a call can be split.
         needs_onnx: Whether the build starts from an ONNX file.
+        needs_export: Whether the build starts from the exported program; where it does not, the
+            backend's baselines run a model that cannot be exported.
         ships: Whether a built plan can be saved, or only built anew at load.
-        baseline: Plans of this backend that a person has without Suanli.
+        baselines: Plans of this backend that a person has without Suanli, in the order in which
+            to try them; the device's number is filled in.
     """
 
     name: str
@@ -120,9 +129,11 @@ class BackendSpec:
     quantizations: dict[str, tuple[str, ...]] = field(default_factory=dict)
     layouts: tuple[Literal["contiguous", "channels_last"], ...] = ("contiguous",)
     options: dict[str, tuple[Option, ...]] = field(default_factory=dict)
+    option_needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     build_s: float = 1.0
     promise: dict[str, float] = field(default_factory=dict)
     streams: bool = False
     needs_onnx: bool = False
+    needs_export: bool = True
     ships: bool = True
     baselines: tuple[Plan, ...] = ()
