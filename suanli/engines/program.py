@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from suanli.base import codec
 from suanli.base.errors import ArtefactError, CaptureError
+from suanli.base.lazy import present
 from suanli.base.signature import Signature, TensorSpec
 from suanli.workloads.record import Inputs
 
@@ -101,6 +102,7 @@ class Program:
             if name.startswith("const:")
         }
         text = (self.folder / _GRAPH).read_text(encoding="utf-8")
+        register_known_trees(self.signature.out_tree)
         return _deserialize(text, dict(self.weights), constants)
 
     def exported_module(self) -> nn.Module:
@@ -281,10 +283,20 @@ def unflatten_result(signature: Signature, flat: Sequence[torch.Tensor]) -> Any:
 
 
 def _fill(tree: str, static: dict[int, Any], flat: Sequence[torch.Tensor]) -> Any:
+    register_known_trees(tree)
     spec = pytree.treespec_loads(tree)
     tensors = iter(flat)
     leaves = [static[i] if i in static else next(tensors) for i in range(spec.num_leaves)]
     return pytree.tree_unflatten(leaves, spec)
+
+
+def register_known_trees(tree: str) -> None:
+    """Make torch know the result classes named in `tree`, for the one library that is trusted.
+
+    A name in an artefact must not decide what is imported, so this is a fixed list of one.
+    """
+    if "transformers.modeling_outputs" in tree and present("transformers"):
+        import transformers.modeling_outputs  # noqa: F401
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
