@@ -69,6 +69,8 @@ def from_json(record_type: type[Record], data: Any) -> Record:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top"
         raise ArtefactError(f"not a {record_type.__name__}: {first['msg']} at {where}") from None
+    except RecursionError:
+        raise ArtefactError(f"not a {record_type.__name__}: nested too deep") from None
     return record
 
 
