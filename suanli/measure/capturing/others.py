@@ -19,9 +19,9 @@ def _names(text: str) -> frozenset[str]:
 
 # Names are ATen's without namespace and overload, in-place marks ("add_") stripped.
 _FREE = _names(
-    """_unsafe_view _reshape_alias detach alias lift lift_fresh empty empty_like empty_strided
-    new_empty new_empty_strided empty_permuted resize resize_as set is_same_size view_as_real
-    view_as_complex _conj _neg_view sym_size sym_stride sym_numel sym_storage_offset
+    """_unsafe_view as_strided _reshape_alias detach alias lift lift_fresh empty empty_like
+    empty_strided new_empty new_empty_strided empty_permuted resize resize_as set is_same_size
+    view_as_real view_as_complex _conj _neg_view sym_size sym_stride sym_numel sym_storage_offset
     _assert_async _assert_scalar _assert_tensor_metadata _has_same_storage_numel"""
 )
 _MOVES = _names(
@@ -65,7 +65,9 @@ _BY_OUTPUT = _names(
     _prelu_kernel _prelu_kernel_backward masked_fill _euclidean_dist cross
     mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss
     huber_loss_backward binary_cross_entropy binary_cross_entropy_backward
-    binary_cross_entropy_with_logits _foreach_add _foreach_mul"""
+    binary_cross_entropy_with_logits hardtanh_backward softplus_backward softshrink_backward
+    hardshrink_backward elu_backward leaky_relu_backward hardswish_backward hardsigmoid_backward
+    floor_divide mish_backward log_sigmoid_backward rrelu_with_noise_backward silu_backward"""
 )
 # Passes over the elements of the input: sums, differences, exponentials, products.
 _PASSES = {
@@ -101,6 +103,8 @@ _PASSES = {
     "grid_sampler_2d": 8,
     "grid_sampler_3d": 16,
     "grid_sampler_2d_backward": 16,
+    "_weight_norm_interface": 4,
+    "_weight_norm_interface_backward": 8,
     "_thnn_fused_lstm_cell": 3,
     "_thnn_fused_lstm_cell_backward_impl": 6,
     "_thnn_fused_gru_cell": 3,
@@ -109,7 +113,7 @@ _PASSES = {
 _BY_OUTPUT_PASSES = {"upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d"}
 _POOLS = {"avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices"}
 _POOLS |= {"max_pool3d_with_indices", "max_pool2d", "mkldnn_max_pool2d", "quantized_max_pool2d"}
-# Operators that take rows of a table and leave the rest alone: argument with the table.
+# Operators that take rows of their first input and leave the rest of it alone.
 TAKES_ROWS = {"embedding", "index_select", "index", "gather", "_embedding_bag", "take"}
 TAKES_ROWS |= {"_embedding_bag_forward_only"}
 # Scales and shifts that a plan folds into the convolution before them.

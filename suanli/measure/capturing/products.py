@@ -49,9 +49,24 @@ def _batch_summed_product(arguments: Arguments, out: Any) -> Count:
 
 
 def _grouped_product(arguments: Arguments, out: Any) -> Count:
-    """Each row of the left matrix meets one group's weights, whatever the groups' sizes are."""
+    """Products with groups along one side: each element of that side meets one group only."""
     left, right = _shape(arguments["self"]), _shape(arguments["mat2"])
+    if len(left) == 3 and len(right) == 2:  # groups of columns of the right matrix
+        return _plain(2 * out.numel() * left[-1])
     return _plain(2 * prod(left) * right[-1])
+
+
+def grouped_shape(left: Any, right: Any, offsets: Any) -> tuple[int, ...]:
+    """Shape of a product with groups, for which torch's own rule refuses what its CPU computes.
+
+    Left [M, K] with right [G, K, N] gives [M, N]; left [G, M, K] with right [K, N] gives [M, N];
+    two matrices whose shared side is grouped give [G, M, N]; two batches multiply plainly.
+    """
+    rows, columns = left.shape[-2], right.shape[-1]
+    if left.dim() == right.dim():
+        groups = left.shape[0] if left.dim() == 3 else offsets.shape[0]
+        return int(groups), int(rows), int(columns)
+    return int(rows), int(columns)
 
 
 def valid_taps(  # noqa: PLR0913

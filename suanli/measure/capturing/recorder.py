@@ -14,7 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from suanli.base.work import Operator, Phase
 from suanli.measure.capturing import others, products
 from suanli.measure.capturing.places import Place, Places
-from suanli.measure.capturing.traffic import Parameters, dtype_name, moved_bytes, tensors_in
+from suanli.measure.capturing.traffic import (
+    Parameters,
+    dtype_name,
+    moved_bytes,
+    stored_elements,
+    tensors_in,
+)
 
 # Operators that run as one kernel somewhere, however this machine would take them apart.
 WHOLE = {"scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"}
@@ -74,8 +80,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if parts is not NotImplemented:
                 return parts
         self.last = name
-        out = func(*args, **kwargs)
-        self._record(func, name, formula, _named(func, args, kwargs), out)
+        arguments = _named(func, args, kwargs)
+        if name == "_grouped_mm":
+            left, right, offsets = (arguments[key] for key in ("self", "mat2", "offs"))
+            shape = products.grouped_shape(left, right, offsets)
+            out = left.new_empty(shape, dtype=arguments.get("out_dtype"))
+        else:
+            out = func(*args, **kwargs)
+        self._record(func, name, formula, arguments, out)
         return out
 
     def _record(
@@ -132,13 +144,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         read, written, of_parameters = 0, 0, 0
         if not free:
-            rows = name in others.TAKES_ROWS
             sources = inputs[1:] if mark in others.OVERWRITES else inputs
-            taken = max((o.numel() * o.element_size() for o in outputs), default=0)
-            read = moved_bytes(sources, table=inputs[0] if rows and inputs else None, taken=taken)
+            table, taken = _part_read(name, inputs, outputs)
+            read = moved_bytes(sources, table=table, taken=taken)
             written = moved_bytes(outputs)
-            forward = self.phase == "forward" and name not in others.FOLDED
-            of_parameters = self._parameters.touch(sources, table=rows, taken=taken, needed=forward)
+            needed = self.phase == "forward" and name not in others.FOLDED
+            of_parameters = self._parameters.touch(sources, table=table, taken=taken, needed=needed)
         main = next((x for x in inputs if x.is_floating_point()), inputs[0] if inputs else None)
         main = outputs[0] if main is None and outputs else main
         self.operators.append(
@@ -287,6 +298,22 @@ def run_whole(
 def _understood(kind: type) -> bool:
     """Whether a tensor type holds plain data: dense tensors, parameters and fakes."""
     return kind in (torch.Tensor, torch.nn.Parameter) or issubclass(kind, FakeTensor)
+
+
+def _part_read(
+    name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+) -> tuple[torch.Tensor | None, int]:
+    """The input of which an operator reads a part only, and the bytes of that part.
+
+    Which rows or experts are taken depends on the data; they are taken to be different ones.
+    """
+    if name in others.TAKES_ROWS and inputs:
+        return inputs[0], max(o.numel() * o.element_size() for o in outputs)
+    if name == "_grouped_mm" and inputs[1].dim() == 3 and inputs[0].dim() == 2:
+        groups, rows = int(inputs[1].shape[0]), int(inputs[0].shape[0])
+        whole = stored_elements(inputs[1]) * inputs[1].element_size()
+        return inputs[1], whole * min(groups, rows) // groups
+    return None, 0
 
 
 def _one_name(name: str) -> str:

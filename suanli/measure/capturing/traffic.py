@@ -83,23 +83,28 @@ class Parameters:
         return sum(elements * width for elements, width in self._sizes.values())
 
     def touch(
-        self, tensors: Iterable[torch.Tensor], *, table: bool, taken: int, needed: bool
+        self,
+        tensors: Iterable[torch.Tensor],
+        *,
+        table: torch.Tensor | None,
+        taken: int,
+        needed: bool,
     ) -> int:
         """Note that an operator reads these, and say how many bytes of them are parameters.
 
         Args:
             tensors: The operator's inputs.
-            table: Whether it takes rows of its first input.
-            taken: Bytes of those rows.
+            table: The one of which it reads a part only, or None.
+            taken: Bytes of that part.
             needed: Whether no plan can avoid this read.
         """
         total = 0
-        for index, tensor in enumerate(tensors):
+        for tensor in tensors:
             key = _storage(tensor)
             if key not in self._sizes:
                 continue
             elements, width = stored_elements(tensor), tensor.element_size()
-            if table and index == 0:
+            if tensor is table:
                 elements = min(elements, taken // width)
                 if needed:
                     self._taken[key] = self._taken.get(key, 0) + elements
