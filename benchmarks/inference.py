@@ -1,0 +1,285 @@
+"""Suanli beside its peers on inference, interleaved in one run.
+
+    python benchmarks/inference.py [--models resnet50,bert-base] [--seconds 60] [--out FILE]
+
+Every peer runs in a process of its own; the sides take short turns round and round, and the idle
+ones are stopped (SIGSTOP), so that a drift of the machine falls on all of them. Figures are medians
+over the turns; ratios come from turns of the same round. A peer's answer is held against eager fp32
+before it is timed; one that differs by more than 5 % of the answer's RMS is listed as wrong.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from suanli.base.lazy import present, version
+from suanli.measure.isolation import Worker
+from suanli.measure.timing import median_interval
+
+HERE = Path(__file__).parent
+_TURN_MS = 250.0
+
+# name: (workload, batch, objective, int8 allowed, data)
+CASES: dict[str, dict[str, Any]] = {
+    "resnet50-b1": {"workload": "resnet50", "batch": 1},
+    "resnet50-b32": {"workload": "resnet50", "batch": 32},
+    "bert-base-b1": {"workload": "bert-base", "batch": 1},
+    "digits-resnet-b1": {"workload": "digits-resnet", "batch": 1, "trained": True},
+    "digits-resnet-b32": {"workload": "digits-resnet", "batch": 32, "trained": True},
+    "resnet18-cifar-b1": {"workload": "resnet18-cifar", "batch": 1, "trained": True},
+    "resnet18-cifar-b128": {"workload": "resnet18-cifar", "batch": 128, "trained": True},
+}
+
+
+def peers(case: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> (class, settings) of everything that is compared with Suanli."""
+    batch = case["batch"]
+    found: dict[str, tuple[str, dict[str, Any]]] = {
+        "eager fp32": ("Eager", {}),
+        "eager bf16 autocast": ("Eager", {"autocast": True, "channels_last": _images(case)}),
+        "eager bf16 cast": ("Eager", {"cast": True, "channels_last": _images(case)}),
+        "torch.compile bf16": ("Eager", {"cast": True, "compile": True}),
+        "torch.compile autocast": ("Eager", {"autocast": True, "compile": True}),
+    }
+    if present("onnxruntime"):
+        found["ONNX Runtime fp32"] = ("OnnxRuntime", {})
+    if present("openvino"):
+        found["OpenVINO bf16 latency"] = ("OpenVino", {"hint": "LATENCY", "precision": "bf16"})
+        if batch > 1:
+            for streams in (1, 2):
+                found[f"OpenVINO bf16 {streams} streams"] = (
+                    "OpenVinoStreams",
+                    {"streams": streams, "precision": "bf16"},
+                )
+            found["OpenVINO bf16 2 streams 8 parts"] = (
+                "OpenVinoStreams",
+                {"streams": 2, "parts": 8, "precision": "bf16"},
+            )
+        if case.get("trained"):
+            found["OpenVINO int8"] = (
+                "OpenVino",
+                {"hint": "LATENCY", "precision": "bf16", "int8": True},
+            )
+            if batch > 1:
+                found["OpenVINO int8 2 streams"] = (
+                    "OpenVinoStreams",
+                    {"streams": 2, "precision": "bf16", "int8": True},
+                )
+    return found
+
+
+def _images(case: dict[str, Any]) -> bool:
+    return "bert" not in case["workload"] and "gpt" not in case["workload"]
+
+
+def build_engine(ref: str, case: dict[str, Any], folder: Path, budget: float) -> dict[str, Any]:
+    """Run `suanli optimize` as a person would."""
+    batch = case["batch"]
+    command = [
+        sys.executable, "-m", "suanli.cli", "optimize", ref,
+        "--for", "latency" if batch == 1 else "throughput",
+        "--batch", str(batch), "--max-batch", str(max(batch, 8)),
+        "--budget", str(budget), "-o", str(folder), "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stdout[-500:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def compare(ref: str, case: dict[str, Any], engine: Path, seconds: float) -> dict[str, Any]:
+    """Time all sides in turns; gives figures per side, with ratios to eager fp32 and to Suanli."""
+    sides = {**peers(case), "Suanli": ("Suanli", {"engine": str(engine)})}
+    workers: dict[str, Worker] = {}
+    failed: dict[str, str] = {}
+    for name, (kind, settings) in sides.items():
+        try:
+            workers[name] = Worker(
+                f"benchmarks.peers:{kind}",
+                {"workload": ref, "batch": case["batch"], **settings},
+                start_timeout_s=600,
+            )
+            workers[name].call("block", timeout_s=600, calls=3)
+            workers[name].pause()
+            print(f"    {name} ready", file=sys.stderr)
+        except Exception as error:
+            failed[name] = str(error)
+            print(f"    {name} failed: {error}", file=sys.stderr)
+    try:
+        errors = _errors(workers)
+        turns = _turns(workers, seconds)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return _figures(turns, errors, failed, case["batch"])
+
+
+def _errors(workers: dict[str, Worker]) -> dict[str, float]:
+    from safetensors.torch import load_file
+
+    outputs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, worker in workers.items():
+            path = Path(folder) / "output.safetensors"
+            worker.call("first_output", timeout_s=300, path=str(path))
+            worker.pause()
+            outputs[name] = load_file(path)["output"].double()
+    wanted = outputs["eager fp32"]
+    scale = float(wanted.square().mean().sqrt())
+    return {
+        name: float((output - wanted).square().mean().sqrt()) / scale
+        for name, output in outputs.items()
+    }
+
+
+def _turns(workers: dict[str, Worker], seconds: float) -> dict[str, list[float]]:
+    """Rounds of turns, forwards and backwards, until time is out; medians of each turn in ms."""
+    calls: dict[str, int] = {}
+    for name, worker in workers.items():
+        once = min(worker.call("block", timeout_s=300, calls=3))
+        calls[name] = max(1, min(500, int(_TURN_MS / once)))
+        worker.pause()
+    turns: dict[str, list[float]] = {name: [] for name in workers}
+    started, forwards = time.monotonic(), True
+    while time.monotonic() - started < seconds or len(turns["Suanli"]) < 6:
+        order = list(workers) if forwards else list(reversed(workers))
+        for name in order:
+            times = workers[name].call("block", timeout_s=300, calls=calls[name] + 1)
+            workers[name].pause()
+            turns[name].append(statistics.median(times[1:]))
+        forwards = not forwards
+    return turns
+
+
+def _figures(
+    turns: dict[str, list[float]], errors: dict[str, float], failed: dict[str, str], batch: int
+) -> dict[str, Any]:
+    rows = {}
+    for name, times in turns.items():
+        step = median_interval(times)
+        rows[name] = {
+            "step_ms": {"p50": step.p50, "lo95": step.lo95, "hi95": step.hi95},
+            "samples_per_s": batch / step.p50 * 1e3,
+            "relative_error": errors[name],
+            "over_eager_fp32": _ratio(turns["eager fp32"], times),
+            "suanli_over_it": _ratio(times, turns["Suanli"]),
+            "turns": len(times),
+        }
+    rows |= {name: {"failed": reason} for name, reason in failed.items()}
+    return rows
+
+
+def _ratio(a: list[float], b: list[float]) -> dict[str, float]:
+    logs = median_interval([math.log(x / y) for x, y in zip(a, b, strict=True)])
+    return {key: math.exp(getattr(logs, key)) for key in ("p50", "lo95", "hi95")}
+
+
+def _machine() -> dict[str, Any]:
+    from suanli.devices import cpu_info
+
+    cpu = cpu_info()
+    return {
+        "cpu": cpu.model,
+        "cores": cpu.usable_cores,
+        "features": list(cpu.features),
+        "memory_bytes": cpu.memory_bytes,
+        "python": platform.python_version(),
+        "libraries": {
+            name: version(name)
+            for name in ("torch", "openvino", "nncf", "onnxruntime", "transformers")
+        },
+        "load_average": os.getloadavg()[0],
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    machine = report["machine"]
+    lines = [
+        f"# Inference on {machine['cpu']}, {machine['cores']} cores",
+        "",
+        f"{machine['date']}; {', '.join(f'{k} {v}' for k, v in machine['libraries'].items() if v)}; "
+        f"load average at the start {machine['load_average']:.2f}. Made by "
+        "`python benchmarks/inference.py`.",
+    ]
+    for name, case in report["cases"].items():
+        result = case["optimize"]
+        sol = result["sol"] or {}
+        fraction = f"{sol['fraction'] * 100:.0f} %" if sol.get("fraction") else "unknown"
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"Chosen: `{case['plan']}`; share of the speed of light: {fraction}.",
+            "",
+            "| side | ms | samples/s | over eager fp32 | Suanli over it | relative error |",
+            "|---|---|---|---|---|---|",
+        ]
+        ordered = sorted(
+            case["sides"].items(), key=lambda item: item[1].get("step_ms", {}).get("p50", 1e9)
+        )
+        for side, row in ordered:
+            if "failed" in row:
+                lines.append(f"| {side} | failed: {row['failed'][:60]} | | | | |")
+                continue
+            over, mine = row["over_eager_fp32"], row["suanli_over_it"]
+            wrong = " **wrong**" if row["relative_error"] > 0.05 else ""
+            lines.append(
+                f"| {side} | {row['step_ms']['p50']:.3g} | {row['samples_per_s']:,.0f} "
+                f"| {over['p50']:.2f} ({over['lo95']:.2f}-{over['hi95']:.2f}) "
+                f"| {mine['p50']:.3f} ({mine['lo95']:.3f}-{mine['hi95']:.3f}) "
+                f"| {row['relative_error']:.2g}{wrong} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(CASES), help="names, with commas")
+    parser.add_argument("--seconds", type=float, default=40.0, help="turns per case")
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds per search")
+    parser.add_argument("--weights", action="append", default=[], help="WORKLOAD=weights file")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu" / "inference")
+    args = parser.parse_args()
+    weights = dict(item.split("=", 1) for item in args.weights)
+    report: dict[str, Any] = {"machine": _machine(), "cases": {}}
+    for name in args.cases.split(","):
+        case = CASES[name]
+        ref = case["workload"]
+        if ref in weights:
+            ref = f"{ref}:{weights[ref]}"
+        print(f"{name}: searching", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="suanli-bench-") as folder:
+            engine = Path(folder) / "engine"
+            result = build_engine(ref, case, engine, args.budget)
+            print(f"{name}: racing", file=sys.stderr)
+            sides = compare(ref, case, engine, args.seconds)
+        from suanli.base import codec
+        from suanli.base.plan import Plan
+
+        plan = codec.from_json(Plan, result["chosen"]["plan"])
+        kept = {key: result[key] for key in (
+            "chosen", "baseline", "speedup_vs_eager", "speedup_vs_best_baseline", "quality", "sol",
+            "seconds_spent",
+        )}  # fmt: skip
+        report["cases"][name] = {"plan": plan.title, "optimize": kept, "sides": sides}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(table(report))
+        print(table(report), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
