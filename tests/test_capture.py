@@ -403,6 +403,28 @@ def test_attention_inside_torch_modules(training):
         assert by_phase(work, "backward") == 2 * forward - 2 * tokens * 3 * 64
 
 
+def test_attention_with_a_mask_as_code_promises_nothing_to_a_bound():
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+
+    class Flexible(nn.Module):
+        def forward(self, x):
+            return flex.flex_attention(x, x, x)
+
+    work = capture(Flexible(), (heads(2, 128, 64),), batch=2)
+    (op,) = named(work, "flex_attention")
+    assert (op.flops, op.least_flops) == (2 * 2 * 4 * 128 * 128 * 64, 0)
+
+
+def test_a_branch_on_data_is_there_but_not_counted():
+    class Either(nn.Module):
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda x: x @ x, lambda x: x @ x + 1, (x,))
+
+    work = capture(Either(), (torch.randn(4, 4),), batch=4)
+    (op,) = named(work, "cond")
+    assert (op.counted, op.flops) == (False, 16)
+
+
 # Recurrent networks
 
 
