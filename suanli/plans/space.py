@@ -93,7 +93,7 @@ def candidates(
     Args:
         specs: Rows of the backend table.
         situation: Where the plans have to work.
-        eager_ms: Step time of eager fp32 at the batch, measured quickly or estimated.
+        eager_ms: Step time of eager fp32 at the batch, measured quickly or estimated; positive.
 
     Returns:
         Candidates with distinct plans. The first one is the reference (eager fp32) if any backend
