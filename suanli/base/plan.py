@@ -75,10 +75,11 @@ class Plan:
             parts.append(f"split{self.sub_batch}")
         if self.quantization and self.quantization.keep:
             parts.append(f"keep{len(self.quantization.keep)}")
+        words = {True: "", False: "no-"}
         parts += [
-            name if value is True else f"{name}={value}"
+            f"{words[value]}{name}" if isinstance(value, bool) else f"{name}={value}"
             for name, value in sorted(self.options.items())
-            if value is not False and value != ""
+            if value != ""
         ]
         return " ".join(parts)
 
