@@ -206,9 +206,9 @@ class TestCpuDevice:
     def test_fingerprint_changes_with_features_and_not_with_time(self, tmp_path: Path) -> None:
         one = plant(tmp_path / "a", {"proc/cpuinfo": SKYLAKE})
         two = plant(tmp_path / "b", {"proc/cpuinfo": SKYLAKE.replace(" avx512f", "")})
-        first = CpuDevice(one).info()
-        assert first == CpuDevice(one).info()
-        assert first.fingerprint != CpuDevice(two).info().fingerprint
+        first = CpuDevice(one).info
+        assert first == CpuDevice(one).info
+        assert first.fingerprint != CpuDevice(two).info.fingerprint
 
     def test_events_measure_and_refuse_what_was_not_recorded(self) -> None:
         cpu = CpuDevice()
@@ -365,7 +365,7 @@ class TestGpus:
         null.allocate(60)
         null.allocate(-20)
         assert (null.memory().used, null.memory().peak, null.memory().total) == (40, 60, 100)
-        assert null.info().name == "cuda:3"
+        assert null.info.name == "cuda:3"
 
 
 class TestCatalogue:

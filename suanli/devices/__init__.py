@@ -3,7 +3,7 @@
 from suanli.devices.catalogue import catalogue, derived_flops, sheet_for
 from suanli.devices.cpu import CpuDevice
 from suanli.devices.cpu_facts import cpu_info, request_amx
-from suanli.devices.device import Device, Event, MemoryUse
+from suanli.devices.device import Device, Event, GpuDevice, MemoryUse
 from suanli.devices.gpu_facts import gpu_infos
 from suanli.devices.lookup import device, device_names
 
@@ -11,6 +11,7 @@ __all__ = [
     "CpuDevice",
     "Device",
     "Event",
+    "GpuDevice",
     "MemoryUse",
     "catalogue",
     "cpu_info",

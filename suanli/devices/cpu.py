@@ -53,6 +53,7 @@ class CpuDevice:
         """The processor's facts, read once."""
         return cpu_info(self._root)
 
+    @property
     def info(self) -> DeviceInfo:
         """Identity; the fingerprint covers model, instruction sets, cores, caches and memory."""
         facts = self.facts

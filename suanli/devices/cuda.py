@@ -54,6 +54,7 @@ class CudaDevice:
         self._torch = torch
         self._nvml = nvml
 
+    @property
     def info(self) -> DeviceInfo:
         """Identity; the fingerprint covers name, capability, memory, driver and power limit."""
         gpu = self.gpu

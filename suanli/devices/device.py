@@ -2,9 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from suanli.base.hardware import DeviceInfo
+from suanli.base.hardware import DeviceInfo, GpuInfo
 
 Kind = Literal["cpu", "cuda"]
 
@@ -39,14 +39,15 @@ class Event(Protocol):
 class Device(Protocol):
     """A thing that computes.
 
-    `torch_device` is the name that torch knows it by. `memory_clock` figures and the like are not
-    here: what a device *is* stands in `CpuInfo` and `GpuInfo`.
+    `torch_device` is the name that torch knows it by. What a device *is* (cores, clocks, features)
+    is not asked here: that stands in `CpuInfo` and `GpuInfo`.
     """
 
     name: str
     kind: Kind
     torch_device: str
 
+    @property
     def info(self) -> DeviceInfo:
         """Name, title, memory, and a fingerprint that changes when it is another device."""
         ...
@@ -78,6 +79,13 @@ class Device(Protocol):
     def set_threads(self, threads: int) -> None:
         """Host threads that torch uses for one operator from now on."""
         ...
+
+
+@runtime_checkable
+class GpuDevice(Device, Protocol):
+    """A device that is a GPU; `gpu` holds its facts."""
+
+    gpu: GpuInfo
 
 
 def fingerprint(*facts: object) -> str:

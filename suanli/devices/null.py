@@ -81,6 +81,7 @@ class NullDevice:
         self.used_bytes += n_bytes
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
 
+    @property
     def info(self) -> DeviceInfo:
         """Identity made from what it claims to be."""
         return DeviceInfo(

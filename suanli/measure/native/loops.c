@@ -237,41 +237,40 @@ ARM_CHAIN(int8_dot, int32x4_t, int8x16_t, vdupq_n_s32, INT8_SEED, vdotq_s32, vge
 
 typedef int64_t words __attribute__((vector_size(WIDTH)));
 
-/* Reads `bytes` (a multiple of 1024, 64-byte aligned) `passes` times a block. */
-EXPORT long suanli_read(const void *data, long bytes, long passes, long most, double seconds,
+/* A block is `chunk` bytes: several passes over all data where it is larger than `bytes`, else the
+ * next part of it, from the start again behind the last whole part. `chunk` and `bytes` are
+ * multiples of 1024 and the data is aligned to 64 bytes. */
+#define WALK(body)                                                                           \
+    long done = 0, at = 0;                                                                   \
+    const long part = chunk < bytes ? chunk : bytes;                                         \
+    stamps[0] = now();                                                                       \
+    double end = stamps[0] + seconds;                                                        \
+    do {                                                                                     \
+        for (long left = chunk; left >= part; left -= part) {                                \
+            body;                                                                            \
+            __asm__ volatile("" ::: "memory");                                               \
+            at = at + 2 * part <= bytes ? at + part : 0;                                     \
+        }                                                                                    \
+        stamps[++done] = now();                                                              \
+    } while (done < most && stamps[done] < end)
+
+EXPORT long suanli_read(const char *data, long bytes, long chunk, long most, double seconds,
                         double *stamps) {
-    const long steps = bytes / (8 * WIDTH);
     words sum[8] = {{0}};
-    long done = 0;
-    stamps[0] = now();
-    double end = stamps[0] + seconds;
-    do {
-        for (long pass = 0; pass < passes; pass++) {
-            const words *from = (const words *)data;
-            for (long n = 0; n < steps; n++, from += 8) {
-                _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) sum[i] += from[i];
-            }
-            __asm__ volatile("" ::: "memory");
+    WALK({
+        const words *from = (const words *)(data + at);
+        for (long n = 0; n < part / (8 * WIDTH); n++, from += 8) {
+            _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) sum[i] += from[i];
         }
-        stamps[++done] = now();
-    } while (done < most && stamps[done] < end);
+    });
     for (int i = 1; i < 8; i++) sum[0] += sum[i];
     sink_int = (int32_t)sum[0][0];
     return done;
 }
 
-/* Copies `bytes` from the first to the second half of `data`, `passes` times a block. */
-EXPORT long suanli_copy(void *data, long bytes, long passes, long most, double seconds,
+/* The same for a copy of `bytes` from the start of `data` to behind them. */
+EXPORT long suanli_copy(char *data, long bytes, long chunk, long most, double seconds,
                         double *stamps) {
-    long done = 0;
-    stamps[0] = now();
-    double end = stamps[0] + seconds;
-    do {
-        for (long pass = 0; pass < passes; pass++) {
-            memcpy((char *)data + bytes, data, (size_t)bytes);
-            __asm__ volatile("" ::: "memory");
-        }
-        stamps[++done] = now();
-    } while (done < most && stamps[done] < end);
+    WALK(memcpy(data + bytes + at, data + at, (size_t)part));
     return done;
 }
