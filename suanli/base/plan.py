@@ -104,9 +104,9 @@ class BackendSpec:
         precisions: Float precisions it can be asked for, per device kind.
         quantizations: Schemes of `Quantization` it offers, per device kind.
         layouts: Memory layouts worth trying.
-        options: Name -> values worth trying; the product of all is its option space. The first value
-            is what the backend does where a plan does not name the option, and plans of the search
-            leave it out.
+        options: Name -> values worth trying; the product of all is its option space. The first
+            value is what the backend does where a plan does not name the option, and plans of the
+            search leave it out.
         option_needs: Option name -> what it makes sense for: device kinds, precisions or schemes
             (one of each sort that is named must hold). Without an entry it always does.
         build_s: Seconds that a build takes on two cores for a model of ResNet-50's size; the
