@@ -75,10 +75,12 @@ class Outlook:
 
     def learn(self, candidate: Candidate, trial: Trial, seconds: float) -> None:
         """Take in a finished trial that took `seconds` of wall time."""
-        self._learn_duration(candidate, trial, seconds)
-        if trial.step_ms is None:
-            return
-        step_ms = trial.step_ms.p50
+        step_ms = trial.step_ms.p50 if trial.step_ms is not None else math.nan
+        if not 0 < step_ms < math.inf:
+            return  # a trial that did not get so far says nothing about the time of a whole one
+        if seconds > 0:
+            expected = candidate.build_s + TRIAL_S
+            self._duration[candidate.plan.backend].append(math.log(seconds / expected))
         if candidate.coarse or candidate.baseline:
             slowness = math.log(step_ms / candidate.expected_ms)
             if not self._slowness:
@@ -134,12 +136,6 @@ class Outlook:
             if measured.candidate.plan.backend == backend
         ]
         return sorted(found, key=lambda measured: measured.step_ms)
-
-    def _learn_duration(self, candidate: Candidate, trial: Trial, seconds: float) -> None:
-        """What failed early says nothing about a whole trial; what ran long does."""
-        expected = candidate.build_s + TRIAL_S
-        if seconds > 0 and (trial.step_ms is not None or seconds > expected):
-            self._duration[candidate.plan.backend].append(math.log(seconds / expected))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -29,9 +29,10 @@ NEAR = 1.5  # variations are tried in families whose best is within this factor 
 HOPELESS = 3.0  # a plan whose sibling was this much slower than the best must be expected near it
 _LEAST_GAIN = 0.001  # of the best step: a variation expected to gain less is not worth a trial
 _BASELINE_SHARE = 0.5  # an optional baseline that needs more of what is left waits until the end
-_PATIENCE = 4.0  # a trial may take this many times what is expected of it
-_LEAST_LIMIT_S = 30.0
+_PATIENCE = 5.0  # a trial may take this many times what is expected of it
+_LEAST_LIMIT_S = 40.0
 _OPEN_LIMIT_S = 300.0  # the same for the reference, and where the budget is unlimited
+_REFUSED = 0.3  # chance, set by hand, that the acceptance samples refuse a quantised winner
 _STRIKES = 2  # families of one backend that fail before the others are left out
 
 
@@ -81,6 +82,9 @@ def search(
     the same backend was three times slower than the best and it is not expected to come near, or
     when two families of its backend have failed. With a budget of infinity only lower bounds are a
     reason, so every other plan is tried.
+
+    A quantised winner may still be refused on samples that the search never sees. So floating-point
+    plans are held to the best floating-point plan, and what they gain on it counts by that chance.
 
     An exception of `evaluate` is a failed trial. KeyboardInterrupt ends the search and keeps what
     was found.
@@ -167,32 +171,31 @@ class _Search:
 
     def _offers(self) -> Iterator[tuple[Candidate, float]]:
         """Candidates worth a trial, with their expected gain in milliseconds."""
-        best_ms = self._best_ms()
         for candidate in self._pending.values():
             if candidate.baseline:
                 continue
             if candidate.coarse or self._exhaustive:
-                yield candidate, self._gain(*self._outlook.step(candidate))
-            elif best_ms is not None and self._varies_a_good_plan(candidate, best_ms):
-                best = self._best_of[candidate.family]
-                gain = self._gain(*self._outlook.step_after(best, candidate))
-                if gain >= _LEAST_GAIN * best_ms and not self._above_bound(candidate, best_ms):
-                    yield candidate, gain
+                yield candidate, self._gain(candidate, *self._outlook.step(candidate))
+                continue
+            parent, rival_ms = self._best_of.get(candidate.family), self._rival_ms(candidate)
+            if parent is None or rival_ms is None or parent.step_ms > NEAR * rival_ms:
+                continue
+            if only_change(parent.candidate.plan, candidate.plan) is None:
+                continue
+            gain = self._gain(candidate, *self._outlook.step_after(parent, candidate))
+            if gain >= _LEAST_GAIN * rival_ms and not self._above_bound(candidate, rival_ms):
+                yield candidate, gain
 
-    def _gain(self, expected_ms: float, sigma: float) -> float:
-        best_ms = self._best_ms()
-        if best_ms is None:  # nothing works yet: the fastest first
+    def _gain(self, candidate: Candidate, expected_ms: float, sigma: float) -> float:
+        """Expected gain in milliseconds, over the best and over the best that is sure to stay."""
+        rival_ms = self._rival_ms(candidate)
+        if rival_ms is None:  # nothing works yet: the fastest first
             return 1 / expected_ms
-        return expected_gain(best_ms, expected_ms, sigma)
-
-    def _varies_a_good_plan(self, candidate: Candidate, best_ms: float) -> bool:
-        """Whether it is one decision away from the best of a family near the best."""
-        best = self._best_of.get(candidate.family)
-        return (
-            best is not None
-            and best.step_ms <= NEAR * best_ms
-            and only_change(best.candidate.plan, candidate.plan) is not None
-        )
+        best_ms = self._best_ms() or rival_ms
+        gain = expected_gain(best_ms, expected_ms, sigma)
+        if best_ms < rival_ms:
+            gain = max(gain, _REFUSED * expected_gain(rival_ms, expected_ms, sigma))
+        return gain
 
     def _pass_over_hopeless(self) -> None:
         for key, candidate in list(self._pending.items()):
@@ -204,12 +207,11 @@ class _Search:
                 self._skipped.append(_skip(candidate, reason))
 
     def _why_hopeless(self, candidate: Candidate) -> str:
-        best_ms = self._best_ms()
+        best_ms, best = self._rival_ms(candidate), self._rival_name(candidate)
         if best_ms is not None and self._above_bound(candidate, best_ms):
             bound_ms = self._bounds[candidate.plan.key]
             return (
-                f"its lower bound {milliseconds(bound_ms)} is above "
-                f"the best {milliseconds(best_ms)}"
+                f"its lower bound {milliseconds(bound_ms)} is above {best} {milliseconds(best_ms)}"
             )
         if self._exhaustive:
             return ""
@@ -225,7 +227,7 @@ class _Search:
         sibling = siblings[0]
         return (
             f"its sibling {sibling.candidate.plan.title} was {sibling.step_ms / best_ms:.1f}x "
-            f"slower than the best, so about {milliseconds(expected_ms)} is expected"
+            f"slower than {best}, so about {milliseconds(expected_ms)} is expected"
         )
 
     def _above_bound(self, candidate: Candidate, best_ms: float) -> bool:
@@ -300,22 +302,20 @@ class _Search:
                 self._skipped.append(_skip(candidate, self._no_time(candidate)))
             else:
                 variations[candidate.family].append(candidate)
-        best_ms = self._best_ms()
         for name, left_out in variations.items():
             best = self._best_of.get(name)
-            if best is not None and best_ms is not None:
-                reason = self._why_no_variations(best, left_out, best_ms)
+            if best is not None:
+                reason = self._why_no_variations(best, left_out)
                 self._skipped.append(_skip(left_out[0], reason))
 
-    def _why_no_variations(
-        self, best: Measured, left_out: Sequence[Candidate], best_ms: float
-    ) -> str:
+    def _why_no_variations(self, best: Measured, left_out: Sequence[Candidate]) -> str:
         many = f"{len(left_out)} variation{'s' if len(left_out) > 1 else ''} not tried: "
-        if best.step_ms > NEAR * best_ms:
-            ratio = best.step_ms / best_ms
-            return many + f"the family's best is {ratio:.1f}x slower than the best"
-        families = {best.candidate.family}
-        offered = [c for c, _ in self._offers() if c.family in families and not c.coarse]
+        ratio = best.step_ms / (self._rival_ms(best.candidate) or best.step_ms)
+        if ratio > NEAR:
+            rival = self._rival_name(best.candidate)
+            return many + f"the family's best is {ratio:.1f}x slower than {rival}"
+        name = best.candidate.family
+        offered = [c for c, _ in self._offers() if c.family == name and not c.coarse]
         if offered:
             return many + self._no_time(offered[0])
         return many + f"no change of {best.candidate.plan.title} is expected to gain"
@@ -349,6 +349,17 @@ class _Search:
 
     def _best_ms(self) -> float | None:
         return min((best.step_ms for best in self._best_of.values()), default=None)
+
+    def _rival_ms(self, candidate: Candidate) -> float | None:
+        """Step of the best plan that the candidate is held to."""
+        if candidate.plan.quantized:
+            return self._best_ms()
+        floats = [b.step_ms for b in self._best_of.values() if not b.candidate.plan.quantized]
+        return min(floats, default=None)
+
+    def _rival_name(self, candidate: Candidate) -> str:
+        same = self._rival_ms(candidate) == self._best_ms()
+        return "the best" if same else "the best floating-point plan"
 
     def _say(self, kind: str, text: str, trial: Trial | None = None) -> None:
         self.on_event(

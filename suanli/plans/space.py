@@ -28,8 +28,8 @@ _UNKNOWN_PROMISE = 0.7  # a backend that says nothing is expected to gain a litt
 # search replaces each figure by what it sees. Two one-core streams took 0.71 of the time of one
 # two-core stream (ResNet-50, int8, batch split).
 _STREAMS_THROUGHPUT = 0.85
-_STREAMS_LATENCY = 1.0
-_SUB_BATCH = 0.97
+_STREAMS_LATENCY = 0.92
+_SUB_BATCH = 1.0
 _OTHER_LAYOUT = 1.05
 _OPTION = 0.97
 _FEW_THREADS_TINY = 0.9  # below a millisecond, waking threads costs more than they give
