@@ -146,9 +146,7 @@ def confirm(
             best = race(side(rival, batch), engine.contender(batch), max_seconds=length)
             versus_eager = best
             if rival.plan != eager.plan:
-                versus_eager = race(
-                    side(eager, batch), engine.contender(batch), max_seconds=length
-                )
+                versus_eager = race(side(eager, batch), engine.contender(batch), max_seconds=length)
             itself = chosen == rival.plan
             found.append(
                 Confirmation(
@@ -189,6 +187,33 @@ def variants_for(
     return serving
 
 
+def shippable_baseline(
+    batch: int, confirmations: Sequence[Confirmation], trials: Sequence[Trial]
+) -> Trial | None:
+    """The trial that can ship in place of the baseline that won at a batch size.
+
+    A baseline that runs the user's own module cannot be saved; the same plan on the exported
+    program can.
+    """
+    rival = next(c.best_baseline for c in confirmations if c.batch == batch)
+    options = {name: value for name, value in rival.options.items() if name != "source"}
+    wanted = rival.with_(options=options)
+    return next(
+        (trial for trial in trials if trial.plan == wanted and trial.status == "verified"), None
+    )
+
+
+def build_folder(trial: Trial, setting: Setting) -> Path:
+    """Where the trial's plan was, or will be, built. A built plan may say more than the asked one."""
+    return setting.builds / (trial.build_dir or trial.plan.key)
+
+
+def ensure_built(trial: Trial, setting: Setting) -> None:
+    """Build a trial's plan anew where its folder is gone (a trial of an earlier search)."""
+    if not build_folder(trial, setting).exists():
+        _open(trial, setting).close()
+
+
 def _note(ratio: Estimate, rival: Plan, batch: int) -> str:
     if ratio.lo95 >= 1.0:
         return ""
@@ -203,19 +228,28 @@ def _open(trial: Trial, setting: Setting) -> Worker:
         {
             "program": str(setting.program),
             "plan": codec.to_json(trial.plan),
-            "folder": str(setting.builds / trial.build_dir),
+            "folder": str(build_folder(trial, setting)),
             "verification": str(setting.verification),
             "backend_modules": list(setting.backend_modules),
         },
     )
     try:
-        if not (setting.builds / trial.build_dir).exists():
-            worker.call("build", timeout_s=_CALL_S)
+        if not build_folder(trial, setting).exists():
+            worker.call(
+                "build",
+                timeout_s=_CALL_S,
+                calibration=str(setting.calibration) if setting.calibration else None,
+                samples=_calibration_samples(trial.plan),
+            )
         worker.call("open", timeout_s=_CALL_S)
     except BaseException:
         worker.close()
         raise
     return worker
+
+
+def _calibration_samples(plan: Plan) -> int:
+    return plan.quantization.calibration_samples if plan.quantization else 0
 
 
 def _contender(worker: Worker, batch: int) -> Contender:

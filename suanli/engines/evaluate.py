@@ -16,6 +16,7 @@ from suanli.base.trial import Quality, Trial, ValueCheck
 from suanli.engines.verification import VerificationSet, read_outputs, read_samples
 from suanli.measure.isolation import Worker
 from suanli.measure.quality import accuracy_ok, paired_quality, ranking_agreement_ok
+from suanli.plans.store import failed_within
 
 _HOST = "suanli.engines.host:TrialHost"
 _SEARCH_SECONDS = 1.0  # of timing at the asked batch
@@ -62,9 +63,7 @@ class Labelled:
         before, after = read_outputs(self.reference)[0], read_outputs(outputs)[0]
         if self.metric == "ranking_agreement":
             ok = ranking_agreement_ok(after.numpy(), before.numpy())
-            return paired_quality(
-                np.ones_like(ok), ok, budget=budget, metric=self.metric
-            )
+            return paired_quality(np.ones_like(ok), ok, budget=budget, metric=self.metric)
         assert kept.labels is not None
         labels = kept.labels.numpy()
         return paired_quality(
@@ -142,7 +141,8 @@ class Evaluator:
         except MissingBackendError as error:
             trial = replace(empty, status="skipped", reason=str(error))
         except TrialFailedError as error:
-            trial = replace(empty, reason=f"{error.kind}: {error}")
+            failed = replace(empty, reason=f"{error.kind}: {error}")
+            trial = failed_within(failed, error.kind, limits.seconds)
         except SuanliError as error:
             trial = replace(empty, reason=str(error))
         return replace(trial, seconds_spent=time.monotonic() - started)
@@ -235,9 +235,7 @@ class Evaluator:
             return replace(trial, status="rejected", reason=reason, quality=quality)
         return replace(trial, quality=quality)
 
-    def _judge_by_tolerance(
-        self, trial: Trial, worker: Worker, left: Callable[[], float]
-    ) -> Trial:
+    def _judge_by_tolerance(self, trial: Trial, worker: Worker, left: Callable[[], float]) -> Trial:
         tolerance = self._setting.tolerance
         if tolerance is None:
             reason = "quantised plans need labelled data or an explicit tolerance"

@@ -61,9 +61,7 @@ class _Host:
         assert check is not None
         done = tuple(dict.fromkeys(batches))
         result: dict[str, Any] = codec.to_json(
-            ValueCheck(
-                ok=check.ok, k=k, outputs=check.outputs, batches=done, reason=check.reason
-            )
+            ValueCheck(ok=check.ok, k=k, outputs=check.outputs, batches=done, reason=check.reason)
         )
         return result
 
@@ -71,9 +69,7 @@ class _Host:
         n = self._set.samples
         calls = [self._set.batch(batch, start) for start in range(0, n, batch)]
         order = torch.arange(len(calls) * batch) % n
-        results = check_runner(
-            lambda flat: self._to_cpu(self._run(self._place(flat))), calls
-        )
+        results = check_runner(lambda flat: self._to_cpu(self._run(self._place(flat))), calls)
         specs = self._program.signature.outputs
         joined = [
             torch.cat([result[i] for result in results]) if spec.batched else results[0][i]
@@ -108,7 +104,9 @@ class _Host:
                     continue
                 wanted = reference[i][order]
                 error = torch.cat([result[i] for result in results]).double() - wanted
-                worst = max(worst, float(error.square().mean().sqrt() / wanted.square().mean().sqrt()))
+                worst = max(
+                    worst, float(error.square().mean().sqrt() / wanted.square().mean().sqrt())
+                )
         return worst if math.isfinite(worst) else None
 
     def _to_cpu(self, flat: Flat) -> list[torch.Tensor]:
@@ -212,9 +210,7 @@ class EngineHost(_Host):
         backend_modules: Rows added to the backend table.
     """
 
-    def __init__(
-        self, engine: str, verification: str, backend_modules: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, engine: str, verification: str, backend_modules: Sequence[str] = ()) -> None:
         self._engine = Engine.load(Path(engine), backends_extra=tuple(backend_modules))
         program = Program(Path(engine) / "program")
         super().__init__(program, verification, self._engine.plan.device)

@@ -1,5 +1,6 @@
 """What one search works on: the captured program, the verification set and eager's answers."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -25,6 +26,13 @@ from suanli.workloads.record import Data, Inputs, Workload
 
 _REFERENCE_HOST = "suanli.engines.verification:ReferenceHost"
 _CALIBRATION_SAMPLES = 128
+_FINGERPRINTED = (
+    "graph.json",
+    "weights.safetensors",
+    "inputs.safetensors",
+    "samples.safetensors",
+    "calibration.safetensors",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,17 @@ class Session:
             return None
         return self._predict_eager("acceptance", timeout_s)
 
+    def fingerprint(self) -> str:
+        """Names the program, its weights and the samples that trials are judged on."""
+        digest = hashlib.sha256()
+        for folder in ("program", "verification", "search"):
+            for name in _FINGERPRINTED:
+                path = self.scratch / folder / name
+                if path.exists():
+                    with path.open("rb") as file:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
     def close(self) -> None:
         """End the reference process."""
         if self._reference_worker is not None:
@@ -156,9 +175,11 @@ class Session:
             flat = [t[:samples] for t in self.data.search.inputs]
         else:
             inputs = self.workload.make_inputs(samples)
-            flat = flatten_call(signature, inputs.args, dict(inputs.kwargs)) if (
-                signature.dynamic
-            ) else self.program.inputs(samples)
+            flat = (
+                flatten_call(signature, inputs.args, dict(inputs.kwargs))
+                if (signature.dynamic)
+                else self.program.inputs(samples)
+            )
             given = min((t.shape[0] for t in flat if t.dim()), default=samples)
             if signature.dynamic and given < samples:
                 flat = vary(self.program, flat, samples)

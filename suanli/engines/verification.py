@@ -55,9 +55,7 @@ def how_many(program: Program, eager_ms: float, seconds: float = 8.0) -> int:
         eager_ms: Eager fp32's milliseconds per sample.
         seconds: What the reference may cost; float64 takes about 2.5 times fp32.
     """
-    largest = max(
-        (_elements(spec.shape) for spec in program.signature.outputs), default=1
-    )
+    largest = max((_elements(spec.shape) for spec in program.signature.outputs), default=1)
     by_memory = _MOST_ELEMENTS // max(largest, 1)
     by_time = int(seconds * 1e3 / max(2.5 * eager_ms, 1e-6))
     return max(_LEAST_SAMPLES, min(_MOST_SAMPLES, by_memory, by_time))
@@ -226,7 +224,8 @@ class ReferenceHost:
             cast = [(t.to(dtype) if t.is_floating_point() else t).to(device) for t in flat]
             parts.append([t.cpu() for t in self._program.call(module, cast)])
         return [
-            torch.cat([part[i] for part in parts])[: self._set.samples] if spec.batched
+            torch.cat([part[i] for part in parts])[: self._set.samples]
+            if spec.batched
             else parts[0][i]
             for i, spec in enumerate(self._program.signature.outputs)
         ]
