@@ -40,10 +40,11 @@ def _gpu_unused(_cpu: CpuInfo, gpus: list[GpuInfo], facts: Facts) -> Iterator[Pr
         return
     name = gpus[0].name if gpus else "a GPU"
     newest = facts.driver_cuda
+    wheel = _wheel(newest, gpus[0].compute_capability if gpus else None)
     if facts.torch_cuda is None:
         yield Problem(
             what=f"{name} is here, but this torch ({facts.torch}) is built for the CPU only",
-            mend=f"pip install --force-reinstall torch --index-url {_INDEX}/{_wheel(newest)}",
+            mend=f"pip install --force-reinstall torch --index-url {_INDEX}/{wheel}",
         )
     elif facts.visible_devices is not None and facts.visible_devices.strip() in ("", "-1"):
         yield Problem(
@@ -54,7 +55,7 @@ def _gpu_unused(_cpu: CpuInfo, gpus: list[GpuInfo], facts: Facts) -> Iterator[Pr
         yield Problem(
             what=f"torch is built for CUDA {facts.torch_cuda}, the driver runs at most {newest}",
             mend=f"update the NVIDIA driver, or pip install --force-reinstall torch "
-            f"--index-url {_INDEX}/{_wheel(newest)}",
+            f"--index-url {_INDEX}/{wheel}",
         )
     elif newest is None:
         yield Problem(
@@ -94,8 +95,7 @@ def _architectures(_cpu: CpuInfo, gpus: list[GpuInfo], facts: Facts) -> Iterator
                 what=f"torch has no kernels for {gpu.name} (capability {capability}): it is "
                 f"compiled for {built}",
                 mend=f"pip install --force-reinstall torch --index-url "
-                f"{_INDEX}/{_wheel(facts.driver_cuda)}; cards that current builds have dropped "
-                "need an older torch than Suanli supports",
+                f"{_INDEX}/{_wheel(facts.driver_cuda, capability)}",
             )
 
 
@@ -232,12 +232,17 @@ def _numbers(text: str) -> tuple[int, int]:
     return (digits[0], digits[1]) if len(digits) == 2 else (digits[0] if digits else 0, 0)
 
 
-def _wheel(cuda: str | None) -> str:
-    """PyTorch's index for the newest CUDA build that a driver runs (PyTorch 2.11 to 2.13)."""
-    for built in ("13.0", "12.8", "12.6"):
-        if cuda is not None and _numbers(cuda) >= _numbers(built):
-            return "cu" + built.replace(".", "")
-    return "cu126"
+def _wheel(cuda: str | None, capability: str | None = None) -> str:
+    """PyTorch's index for a driver and a card.
+
+    Source: PyTorch's RELEASE.md, CUDA support matrix. 2.11 to 2.14 are all built for CUDA 12.6,
+    which still holds cards before Turing, and for CUDA 13.0, which holds Blackwell.
+    """
+    if capability is not None and _numbers(capability) < (7, 5):
+        return "cu126"
+    if capability is not None and _numbers(capability) >= (10, 0):
+        return "cu130"
+    return "cu130" if cuda is not None and _numbers(cuda) >= (13, 0) else "cu126"
 
 
 _RULES: tuple[Rule, ...] = (
