@@ -34,7 +34,7 @@ def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     fastest = verified[0]
     least = max((_rate(t) for t in verified if t.baseline), default=0.0)
     tied = [t for t in verified if _rate(t) >= least and _ties(t, fastest)]
-    winner = fastest if fastest.baseline else min(tied, key=_complexity)
+    winner = min(tied, key=_complexity)
     return (winner, *(t for t in verified if t is not winner))
 
 
