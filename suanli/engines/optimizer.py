@@ -16,7 +16,7 @@ from suanli.base.results import Confirmation, OptimizeResult, TimedPlan
 from suanli.base.trial import Quality, Trial
 from suanli.base.work import SpeedOfLight, Work
 from suanli.cost import estimate_ms, speed_of_light
-from suanli.devices import cpu_info, device
+from suanli.devices import cpu_info, gpu_infos
 from suanli.engines import confirm as confirming
 from suanli.engines.backends import backends, status
 from suanli.engines.engine import Engine, write_engine
@@ -26,7 +26,7 @@ from suanli.measure.capture import capture as capture_work
 from suanli.measure.ceilings import ceilings
 from suanli.measure.environment import environment
 from suanli.plans.search import SearchResult, search
-from suanli.plans.situation import Situation
+from suanli.plans.situation import Objective, Situation
 from suanli.plans.space import candidates
 from suanli.plans.store import TrialStore, store_key
 from suanli.workloads.record import Workload
@@ -50,7 +50,7 @@ class Request:
         fresh: Whether to forget earlier trials.
     """
 
-    objective: str
+    objective: Objective
     batch: int
     max_batch: int
     budget: float
@@ -155,11 +155,12 @@ class Optimizer:
             for name, backend in table.items()
             if not request.backends or name in (*request.backends, "eager")
         }
-        cpu = cpu_info()
+        found = [status(backend) for backend in table.values()]
         situation = Situation(
             device=request.device,
-            cores=cpu.usable_cores,
-            features=cpu.features,
+            cores=cpu_info().usable_cores,
+            features=cpu_info().features,
+            capability=_capability(request.device),
             objective=request.objective,
             batch=session.batches[0],
             max_batch=session.program.signature.max_batch,
@@ -167,8 +168,9 @@ class Optimizer:
             exported=session.program.meta.exported,
             images=any(len(spec.shape) == 4 for spec in session.program.signature.inputs),
             accepts_quantised=session.setting.search is not None or request.tolerance is not None,
-            calibration_samples=128 if session.setting.calibration else 0,
-            present=frozenset(n for n, b in table.items() if status(b).present),
+            calibration_samples=session.calibration_samples,
+            present=frozenset(row.name for row in found if row.present),
+            why_absent={row.name: row.reason for row in found if row.reason},
         )
         plans = candidates(tuple(usable.values()), situation, eager_ms=self._eager_ms(session))
         evaluate = Evaluator(
@@ -443,6 +445,14 @@ class _Confirmed:
     confirmations: tuple[Confirmation, ...]
     quality: Quality | None
     reopened: confirming.Reopened
+
+
+def _capability(device_name: str) -> str | None:
+    """Compute capability of a GPU, where it is known."""
+    kind, _, index = device_name.partition(":")
+    if kind != "cuda":
+        return None
+    return next((g.compute_capability for g in gpu_infos() if g.index == int(index or 0)), None)
 
 
 def memory_limit() -> int:

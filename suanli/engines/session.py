@@ -187,10 +187,11 @@ class Session:
 
     def _setting(self) -> Setting:
         calibration, search = None, None
+        self.calibration_samples = 0
         if self.data is not None:
             calibration = self.scratch / "search" / "calibration.safetensors"
             train = self.data.train
-            count = min(_CALIBRATION_SAMPLES, len(train))
+            count = self.calibration_samples = min(_CALIBRATION_SAMPLES, len(train))
             write_samples(
                 calibration,
                 replace(
@@ -222,6 +223,7 @@ class Session:
         from suanli.workloads.record import Samples
 
         kept = VerificationSet(self.scratch / "verification", self.program)
+        self.calibration_samples = kept.samples
         path = self.scratch / "search" / "calibration.safetensors"
         write_samples(path, Samples(inputs=tuple(kept.inputs)))
         return path
