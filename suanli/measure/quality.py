@@ -31,15 +31,16 @@ Flags = NDArray[np.bool_]
 def upper_bound(harmed: int, helped: int, n: int, *, confidence: float = 0.95) -> tuple[float, str]:
     """One-sided upper limit of the true drop p_harmed - p_helped, and the method that gave it.
 
-    **"exact"**, under 20 discordant samples. With e = 1 - confidence: the Clopper-Pearson upper limit
-    of p_harmed at 0.9 e minus the Clopper-Pearson lower limit of p_helped at 0.1 e; by the union
-    bound it fails with probability e at most. Without any helped sample the lower limit is 0 and
-    the upper one takes all of e. That choice looks at the data, and still keeps the confidence.
-    In the Poisson limit, with m = n p_helped: where k = 0 was seen the bound fails with probability
-    e at most, where k >= 1 with 0.9 e at most unless the lower limit L(k) exceeds m, and such k add
-    at most their probability times (L(k) - m) times the largest Poisson probability of the harmed
-    count (0.23, as no failure is possible under a mean of 3); this stays under the 0.1 e (1 -
-    exp(-m)) that the first two leave, for every m. For finite n the tests enumerate all outcomes.
+    **"exact"**, under 20 discordant samples. With e = 1 - confidence: the Clopper-Pearson upper
+    limit of p_harmed at 0.9 e minus the Clopper-Pearson lower limit of p_helped at 0.1 e; by the
+    union bound it fails with probability e at most. Without any helped sample the lower limit is 0
+    and the upper one takes all of e. That choice looks at the data, and still keeps the confidence:
+    in the Poisson limit, with m = n p_helped, the bound fails with probability e at most where no
+    helped sample was seen, and with 0.9 e at most where k were, unless the lower limit L(k) exceeds
+    m. Such k add at most their probability times (L(k) - m) times the largest Poisson probability
+    of the harmed count (0.23, as no failure is possible under a mean of 3); this stays under the
+    0.1 e (1 - exp(-m)) that the first two leave, for every m. For finite n the tests enumerate all
+    outcomes.
 
     **"score"**, from 20 on: Tango's score interval for the difference of paired proportions
     (Statistics in Medicine 17, 1998, 891-908), one-sided, with a continuity correction of half a
