@@ -9,6 +9,7 @@ from pathlib import Path
 
 from suanli.base.errors import BadInputError, CaptureError, MissingBackendError
 from suanli.measure.isolation import report_progress
+from suanli.measure.timing import timed_calls
 
 
 class Plain:
@@ -42,14 +43,8 @@ class Plain:
             time.sleep(delay_s)
         return steps
 
-    def spin_then_read(self, path: str, seconds: float) -> float:
-        """Processor seconds used while the wall clock ran."""
-        begin = time.process_time()
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            pass
-        Path(path).write_text("done")
-        return time.process_time() - begin
+    def timed(self, n: int) -> list[float]:
+        return timed_calls(lambda: sum(range(2000)), n)
 
 
 class Noisy:

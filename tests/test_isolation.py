@@ -19,6 +19,7 @@ from suanli.base.errors import (
     TrialFailedError,
 )
 from suanli.measure.isolation import Worker, call_isolated, report_progress
+from suanli.measure.timing import Contender, race
 
 _TESTS = str(Path(__file__).parent)
 _ROOT = str(Path(__file__).parent.parent)
@@ -350,6 +351,23 @@ def test_pausing_stops_all_of_its_processes_and_resuming_lets_them_go_on(tmp_pat
         assert math.isnan(worker.call("nan", timeout_s=20))
         worker.pause()
     assert _gone(child)
+
+
+def test_two_workers_race_and_the_idle_one_is_stopped():
+    with Worker("isolation_targets:Plain", {}) as a, Worker("isolation_targets:Plain", {}) as b:
+
+        def side(mine: Worker, other: Worker) -> Contender:
+            def run(n: int) -> list[float]:
+                assert psutil.Process(other.pid).status() == psutil.STATUS_STOPPED
+                times: list[float] = mine.call("timed", n=n, timeout_s=20)
+                return times
+
+            return Contender(run=run, pause=mine.pause, resume=mine.resume)
+
+        found = race(side(a, b), side(b, a), blocks=(2, 2), turn_seconds=0.02)
+    assert found.pairs == 4
+    assert found.ratio.lo95 <= found.ratio.p50 <= found.ratio.hi95
+    assert found.a_ms.p50 > 0
 
 
 def test_the_deadline_of_an_isolated_call_covers_the_start():

@@ -27,6 +27,7 @@ from suanli.measure._pipes import DeadlineError, EndedError, Pipes, ProtocolErro
 _MAIN = Path(__file__).with_name("worker_main.py")
 _GRACE_S = 3.0  # for an idle worker to end by itself
 _END_S = 10.0  # for the guardian to kill and reap what is left
+_STOP_S = 1.0  # for all threads to take in a stop
 _TAIL_BYTES = 8192
 _REASON_LENGTH = 300
 
@@ -131,6 +132,11 @@ class Worker:
         """
         self._paused = True
         self._signal_all(signal.SIGSTOP)
+        # The signal is taken in when a thread next comes round; what runs beside must not meet it.
+        deadline = time.monotonic() + _STOP_S
+        for process in self._watch.processes():
+            while _runs(process) and time.monotonic() < deadline:
+                time.sleep(0.0005)
 
     def resume(self) -> None:
         """Let a paused worker run again."""
@@ -380,6 +386,13 @@ def _spawn(pipes: Pipes, log: Path, env: dict[str, str]) -> "subprocess.Popen[by
         except BaseException:
             pipes.close()
             raise
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _new_log() -> Path:
