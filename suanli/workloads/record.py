@@ -60,9 +60,10 @@ class TrainingSettings:
         optimizer: "sgd", "adam" or "adamw".
         nesterov: Whether SGD looks ahead.
         schedule: "constant", or "one_cycle": up in a quarter of the steps, then down to zero.
-        label_smoothing: Share of the target that is spread over all classes.
-        augmentation: Any of "shift2" (a random shift of up to two pixels) and "flip" (mirrored
-            left to right), applied to image batches.
+        precision: What the matrix products run in; "bf16" means autocast with fp32 weights, and
+            holds only on a device with matrix units for it.
+        augmentation: Any of "shift2" (a random shift of up to so many pixels) and "flip"
+            (mirrored left to right), applied to image batches.
         validation_split: Fraction of the training samples held out, at the end of the set.
     """
 
@@ -76,7 +77,7 @@ class TrainingSettings:
     loader_workers: int = 0
     nesterov: bool = False
     schedule: Literal["constant", "one_cycle"] = "constant"
-    label_smoothing: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
     augmentation: tuple[str, ...] = ()
 
 

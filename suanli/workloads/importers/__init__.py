@@ -1,0 +1,1 @@
+"""Models of other origins as torch modules: ONNX, Keras, configurations of transformers."""

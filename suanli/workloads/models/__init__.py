@@ -1,0 +1,1 @@
+"""Network definitions of the built-in workloads, each for one device, plain torch."""
