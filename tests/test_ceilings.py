@@ -14,7 +14,7 @@ from suanli.base.hardware import Ceiling, Ceilings, GpuInfo
 from suanli.devices import CpuDevice, cpu_info, sheet_for
 from suanli.devices.null import NullDevice
 from suanli.measure import ceilings as module
-from suanli.measure import ceilings_cpu, ceilings_cuda
+from suanli.measure import ceilings_cpu, ceilings_cuda, ceilings_torch
 from suanli.measure.ceilings import cache_path, ceilings, measure_ceilings, measure_device
 from suanli.measure.ceilings_cpu import read_sizes
 from suanli.measure.ceilings_cuda import measure_gpu, timed
@@ -36,8 +36,8 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compil
 
 @pytest.fixture(scope="module")
 def measured() -> Ceilings:
-    """The processor's ceilings in a fifth of the usual time."""
-    return measure_ceilings("cpu", seconds=5)
+    """The processor's ceilings in a fraction of the usual time."""
+    return measure_ceilings("cpu", seconds=4)
 
 
 class TestLoops:
@@ -151,13 +151,16 @@ class TestProcessor:
 
     @needs_compiler
     def test_no_library_beats_the_registers(self, measured: Ceilings) -> None:
-        products = [item for item in measured.items if item.what == "matmul"]
-        # On a busy machine the last ones may have no time left for torch; the first has.
-        assert products[0].achieved is not None
-        for item in products:
+        products = {i.dtype: i for i in measured.items if i.what == "matmul"}
+        for dtype, item in products.items():
+            if item.how.startswith("no "):
+                continue  # computed in fp32, which has a figure of its own
+            # Asked again here: on a busy machine the whole measurement may have skipped it.
+            reached = ceilings_torch.matmul(str(dtype), 0.1)
+            assert reached is not None, dtype
             assert item.mark == "measured"
             assert item.hardware is not None
-            assert item.hardware >= (item.achieved or 0), item
+            assert item.hardware >= max(item.achieved or 0, reached.rate), (item, reached)
 
     def test_bound_on_reads_never_rises_with_size(self, measured: Ceilings) -> None:
         sizes = [2.0**n for n in range(10, 33)]
@@ -173,8 +176,6 @@ class TestProcessor:
 
     def test_torch_keeps_its_threads(self) -> None:
         import torch
-
-        from suanli.measure import ceilings_torch
 
         before = torch.get_num_threads()
         with ceilings_torch.threads(before + 1):
