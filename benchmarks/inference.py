@@ -259,7 +259,7 @@ def main() -> None:
         case = CASES[name]
         ref = case["workload"]
         if ref in weights:
-            ref = f"{ref}:{weights[ref]}"
+            ref = f"{ref}?weights={Path(weights[ref]).resolve()}"
         print(f"{name}: searching", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="suanli-bench-") as folder:
             engine = Path(folder) / "engine"

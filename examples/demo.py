@@ -7,15 +7,15 @@ downloaded. 720 of them are kept for acceptance, so that a drop of 1.0 point can
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
 from suanli import api
 from suanli.reports import text
-from suanli.training.fit import fit
+from suanli.training.fit import FitProgress, fit
 from suanli.workloads.resolve import resolve
+from suanli.workloads.weights import save_weights
 
 
 def main() -> None:
@@ -30,25 +30,29 @@ def main() -> None:
     print("1. Training a small residual CNN on 897 handwritten digits")
     started = time.monotonic()
     trained = fit(resolve("digits-resnet"), seed=args.seed, max_seconds=55, progress=_progress)
-    trained.save(weights)
-    accuracy = trained.acceptance * 100
+    save_weights(trained.model, weights, {"workload": "digits-resnet", "seed": str(args.seed)})
+    accuracy = trained.acceptance_accuracy * 100
     print(f"   {accuracy:.2f} % on 720 unseen digits after {time.monotonic() - started:.0f} s\n")
 
     print(f"2. Searching for the fastest plan that loses at most 1.0 point ({args.objective})")
     with text.Live() as live:
         result = api.optimize_workload(
-            f"digits-resnet:{weights}",
+            "digits-resnet",
             api.OptimizeOptions(
                 objective=args.objective, max_drop=1.0, budget_s=args.budget, out=args.out
             ),
+            weights=weights,
             on_event=live.event,
         )
     text.optimize(result)
 
 
-def _progress(line: str) -> None:
-    end = "\r" if sys.stderr.isatty() else os.linesep
-    sys.stderr.write(f"   {line}{end}")
+def _progress(at: FitProgress) -> None:
+    end = "\r" if sys.stderr.isatty() else "\n"
+    sys.stderr.write(
+        f"   epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, "
+        f"{at.samples_per_s:,.0f} images/s, {at.done * 100:.0f} %   {end}"
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from suanli.engines.engine import Engine
+    from suanli.plans.situation import Objective
     from suanli.workloads.record import Workload
 
 _DEFAULT_BATCH = {"latency": 1, "throughput": 32}
@@ -41,7 +42,7 @@ class OptimizeOptions:
         fresh: Whether to forget trials of earlier searches.
     """
 
-    objective: str = "latency"
+    objective: "Objective" = "latency"
     batch: int | None = None
     max_batch: int | None = None
     max_drop: float = 0.5
@@ -125,20 +126,38 @@ def optimize_workload(
     options: OptimizeOptions,
     *,
     data: Path | None = None,
-    input_shapes: Sequence[str] = (),
+    weights: Path | None = None,
+    input_shapes: str = "",
+    input_dtype: str = "",
     on_event: Listener = ignore,
 ) -> OptimizeResult:
     """`optimize` for a workload by name; the engine is in `result.engine_dir`.
+
+    Args:
+        ref: What `suanli optimize` takes.
+        options: What is asked.
+        data: Folder of the workload's labelled data.
+        weights: safetensors file to fill the model from.
+        input_shapes: One shape per input without the batch, such as "3x224x224,128".
+        input_dtype: torch's name of the inputs' type, such as "int64".
+        on_event: Told what is going on.
 
     Raises:
         BadInputError: The workload is unknown or cannot be used, or an option makes no sense.
     """
     from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.reference import parse_shapes
     from suanli.workloads.resolve import resolve
 
     asked = options.checked()
     on_event(Event(kind="step", text=f"loading {ref}"))
-    workload = resolve(ref, data=data, input_shapes=tuple(input_shapes))
+    workload = resolve(
+        ref,
+        data=data,
+        weights=weights,
+        input_shapes=parse_shapes(input_shapes),
+        input_dtype=input_dtype,
+    )
     optimizer = Optimizer(workload, workload.make_model(), _request(asked), on_event)
     engine = optimizer.run()
     result = engine.result
@@ -175,7 +194,7 @@ def run(
     Raises:
         ArtefactError: The engine is damaged, or the inputs do not fit it.
     """
-    from suanli.engines.engine import run_file
+    from suanli.engines.exchange import run_file
     from suanli.measure.environment import environment
 
     with load(folder, trust=trust) as engine:
@@ -243,7 +262,7 @@ def export(
     Returns:
         What was written.
     """
-    from suanli.engines.engine import export as export_engine
+    from suanli.engines.exchange import export as export_engine
 
     return export_engine(Path(folder), Path(out), kind=kind, trust=trust)
 
@@ -261,7 +280,11 @@ def doctor(
     started = time.monotonic()
     name = device_name(device)
     on_event(Event(kind="step", text=f"measuring the ceilings of {name} (up to 25 s)"))
-    found = ceilings(name, refresh=refresh)
+    found = ceilings(
+        name,
+        refresh=refresh,
+        progress=lambda text: on_event(Event(kind="step", text=text)),
+    )
     compiler = find_compiler()
     cpu, gpus = cpu_info(), gpu_infos()
     return DoctorResult(
@@ -282,9 +305,9 @@ def doctor(
 
 def workloads() -> tuple[WorkloadEntry, ...]:
     """The built-in workloads."""
-    from suanli.workloads.resolve import entries
+    from suanli.workloads.resolve import names, resolve
 
-    return tuple(WorkloadEntry(name=name, note=note) for name, note in entries())
+    return tuple(WorkloadEntry(name=name, note=resolve(name).note) for name in names())
 
 
 def device_name(wanted: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -62,7 +62,7 @@ def doctor(
 
 
 @app.command()
-def optimize(
+def optimize(  # noqa: PLR0913, PLR0917
     workload: Annotated[str, _WORKLOAD],
     objective: Annotated[
         str, typer.Option("--for", help="latency (batch 1) or throughput (batch 32).")
@@ -90,13 +90,13 @@ def optimize(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the workload's data.", show_default=False)
     ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Shape of one sample of an input, such as 3,224,224 or 128:int64; repeat for more.",
-            show_default=False,
-        ),
+    weights: Annotated[
+        Path | None, typer.Option(help="safetensors file for the model.", show_default=False)
     ] = None,
+    input_shape: Annotated[
+        str, typer.Option(help="Shape of one sample of each input, such as 3x224x224,128.")
+    ] = "",
+    input_dtype: Annotated[str, typer.Option(help="Type of the inputs, such as int64.")] = "",
     backend: Annotated[
         list[str] | None, typer.Option(help="Try only this backend; repeat for more.")
     ] = None,
@@ -115,7 +115,7 @@ def optimize(
         result = api.optimize_workload(
             workload,
             api.OptimizeOptions(
-                objective=objective,
+                objective=cast(Any, objective),
                 batch=batch,
                 max_batch=max_batch,
                 max_drop=max_drop,
@@ -127,7 +127,9 @@ def optimize(
                 fresh=fresh,
             ),
             data=data,
-            input_shapes=tuple(input_shape or ()),
+            weights=weights,
+            input_shapes=input_shape,
+            input_dtype=input_dtype,
             on_event=live.event,
         )
     _print(result, as_json, text.optimize)
@@ -239,7 +241,9 @@ def main() -> None:
     except BrokenPipeError:
         raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
-        typer.echo(f"suanli: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+        typer.echo(
+            f"suanli: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True
+        )
         raise SystemExit(EXIT_FAILED) from None
 
 

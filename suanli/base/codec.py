@@ -47,8 +47,8 @@ def _adapter(record_type: type) -> Any:
 @cache
 def _forbid_unknown_fields(record_type: Any) -> None:
     # pydantic takes a dataclass's settings from this attribute, nested ones from their own
-    if dataclasses.is_dataclass(record_type):
-        record_type.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    if isinstance(record_type, type) and dataclasses.is_dataclass(record_type):
+        setattr(record_type, "__pydantic_config__", {"extra": "forbid"})  # noqa: B010
         for hint in get_type_hints(record_type).values():
             _forbid_unknown_fields(hint)
     for part in get_args(record_type):

@@ -14,7 +14,8 @@ class Quantization:
     """How weights and activations become small integers or floats.
 
     Attributes:
-        scheme: "int8-static" (calibrated activations), "int8-dynamic", "int8-weight", "fp8-dynamic".
+        scheme: "int8-static" (calibrated activations), "int8-dynamic", "int8-weight" or
+            "fp8-dynamic".
         keep: Operators left in the plan's float precision because they broke the answer.
         calibration_samples: How many calibration samples were used; 0 for the schemes without.
     """
@@ -30,7 +31,7 @@ class Plan:
 
     Attributes:
         backend: A row of the backend table, such as "eager", "inductor", "openvino".
-        precision: What the matrix products run in; the inputs and outputs stay as the user has them.
+        precision: What the matrix products run in; inputs and outputs stay as the user has them.
         device: "cpu", "cuda:0", …
         memory_layout: "contiguous" or "channels_last".
         threads: CPU threads of one stream; 0 is all usable cores over the streams.

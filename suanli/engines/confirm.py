@@ -204,7 +204,7 @@ def shippable_baseline(
 
 
 def build_folder(trial: Trial, setting: Setting) -> Path:
-    """Where the trial's plan was, or will be, built. A built plan may say more than the asked one."""
+    """Where the trial's plan was, or will be, built; a built plan may say more than the asked."""
     return setting.builds / (trial.build_dir or trial.plan.key)
 
 

@@ -13,7 +13,7 @@ from suanli.base.errors import MissingBackendError, SuanliError, TrialFailedErro
 from suanli.base.plan import Plan
 from suanli.base.timing import Timing
 from suanli.base.trial import Quality, Trial, ValueCheck
-from suanli.engines.verification import VerificationSet, read_outputs, read_samples
+from suanli.engines.verification import read_outputs, read_samples
 from suanli.measure.isolation import Worker
 from suanli.measure.quality import accuracy_ok, paired_quality, ranking_agreement_ok
 from suanli.plans.store import failed_within
@@ -202,8 +202,9 @@ class Evaluator:
                 k=self._setting.k,
             )
             values = codec.from_json(ValueCheck, checked)
-            status = "verified" if values.ok else "rejected"
-            return replace(trial, values=values, status=status, reason=values.reason)
+            if values.ok:
+                return replace(trial, values=values)
+            return replace(trial, values=values, status="rejected", reason=values.reason)
         if self._setting.search is not None:
             return self._judge_by_labels(trial, worker, folder, left, self._setting.search)
         return self._judge_by_tolerance(trial, worker, left)

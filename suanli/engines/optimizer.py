@@ -1,5 +1,6 @@
 """From a workload to a verified engine: search, confirm, save."""
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,17 +11,21 @@ from torch import nn
 from suanli.base import schema
 from suanli.base.errors import BadInputError, CaptureError, SuanliError
 from suanli.base.events import Event, Listener
+from suanli.base.files import cache_dir
 from suanli.base.hardware import Ceilings
 from suanli.base.plan import Plan
 from suanli.base.results import Confirmation, OptimizeResult, TimedPlan
 from suanli.base.trial import Quality, Trial
 from suanli.base.work import SpeedOfLight, Work
-from suanli.cost import estimate_ms, speed_of_light
+from suanli.cost import speed_of_light
 from suanli.devices import cpu_info, gpu_infos
 from suanli.engines import confirm as confirming
+from suanli.engines.assembly import BuiltVariant, write_engine
 from suanli.engines.backends import backends, status
-from suanli.engines.engine import Engine, write_engine
+from suanli.engines.engine import Engine
 from suanli.engines.evaluate import Evaluator, TrialLimits
+from suanli.engines.manifest import Numbers
+from suanli.engines.program import unflatten_call
 from suanli.engines.session import Session, Wish, scratch_folder
 from suanli.measure.capture import capture as capture_work
 from suanli.measure.ceilings import ceilings
@@ -29,7 +34,8 @@ from suanli.plans.search import SearchResult, search
 from suanli.plans.situation import Objective, Situation
 from suanli.plans.space import candidates
 from suanli.plans.store import TrialStore, store_key
-from suanli.workloads.record import Workload
+from suanli.workloads.record import Inputs, Workload
+from suanli.workloads.resolve import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,8 @@ class Optimizer:
         self._listener = listener
         self._started = time.monotonic()
         self._notes: list[str] = []
+        self._work: Work
+        self._ceilings: Ceilings
 
     def run(self) -> Engine:
         """Search, confirm and save.
@@ -176,7 +184,7 @@ class Optimizer:
         evaluate = Evaluator(
             session.setting,
             allowance=session.allowance,
-            on_step=lambda step: self._say(step),
+            on_step=self._say,
         )
         memory = memory_limit()
         return search(
@@ -343,8 +351,8 @@ class Optimizer:
         write_engine(
             folder,
             program=session.program,
-            builds=[
-                Build(
+            variants=[
+                BuiltVariant(
                     plan=variants[index].plan,
                     folder=confirming.build_folder(variants[index], session.setting),
                     min_batch=first,
@@ -352,10 +360,10 @@ class Optimizer:
                 )
                 for first, last, index in ranges
             ],
-            workload=self._workload.ref,
-            device=self._ceilings.device,
+            device=self._request.device,
             numbers=numbers,
-            notes=tuple(self._notes),
+            notes=self._notes,
+            temporary=self._request.out is None,
         )
 
     def _write(
@@ -367,12 +375,16 @@ class Optimizer:
     ) -> Engine:
         """Write the engine with its numbers where it was asked for, open it, attach the result."""
         result = self._result(session, confirmed, trials, found)
-        target = self._request.out or temporary_engine_folder()
+        target = self._request.out or _temporary_folder()
         self._say(f"writing {target}")
         self._write_folder(
             session, target, confirmed.variants, confirmed.variant_of, _numbers(result)
         )
-        engine = Engine.load(target, backends_extra=self._request.backend_modules)
+        engine = Engine.load(
+            target,
+            backends_extra=self._request.backend_modules,
+            temporary=self._request.out is None,
+        )
         where = str(target) if self._request.out else None
         engine.result = replace(result, engine_dir=where, seconds_spent=self._spent())
         return engine
@@ -460,6 +472,62 @@ def memory_limit() -> int:
     return int(cpu_info().memory_available_bytes * _MEMORY_SHARE)
 
 
+def workload_of_engine(
+    engine: Engine, target: Path, budget_s: float
+) -> tuple[Workload, nn.Module, Request]:
+    """What is needed to make an engine anew from the program that it carries.
+
+    The weights are the engine's. Labelled data comes from the workload that it was made of, where
+    that can still be loaded; without it only floating-point plans are searched.
+    """
+    program, numbers = engine.program, engine.numbers
+    module = program.exported_module()
+
+    def make_inputs(batch: int) -> Inputs:
+        args, kwargs = unflatten_call(program.signature, program.inputs(batch))
+        return Inputs(args=args, kwargs=kwargs)
+
+    workload = Workload(
+        name=engine.name,
+        make_model=lambda: module,
+        make_inputs=make_inputs,
+        untrained=numbers.untrained,
+        dynamic_batch=program.signature.dynamic,
+    )
+    if engine.manifest.workload:
+        try:
+            origin = resolve(engine.manifest.workload)
+        except SuanliError:
+            origin = None
+        if origin is not None:
+            workload = replace(
+                workload, data=origin.data, metric=origin.metric, make_inputs=origin.make_inputs
+            )
+    kind = engine.manifest.device.name.partition(":")[0]
+    objective: Objective = "throughput" if numbers.objective == "throughput" else "latency"
+    request = Request(
+        objective=objective,
+        batch=numbers.batch,
+        max_batch=engine.max_batch,
+        budget=numbers.quality.budget if numbers.quality else 0.005,
+        tolerance=None,
+        budget_s=budget_s,
+        out=target,
+        device=engine.manifest.device.name if kind in ("cpu", "cuda") else "cpu",
+    )
+    return workload, module, request
+
+
+def _temporary_folder() -> Path:
+    """Where an engine lives that nobody asked to keep."""
+    parent = cache_dir() / "engines"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=parent, prefix="engine-"))
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="suanli-engine-"))
+
+
 def _finalists(found: SearchResult, trials: Sequence[Trial]) -> list[Trial]:
     """The winner, those behind it, and eager fp32 as exported, the last resort."""
     assert found.winner is not None
@@ -504,9 +572,9 @@ def _why_not(reopened: confirming.Reopened, tolerance: float | None, session: Se
         return f"wrong after reopening: {reopened.values.reason}"
     error = reopened.relative_error
     labelled = session.setting.search is not None
-    if not labelled and tolerance is not None and reopened.values is None:
-        if error is None or error > tolerance:
-            return f"relative error {error} after reopening, {tolerance:.3g} is allowed"
+    judged = not labelled and tolerance is not None and reopened.values is None
+    if judged and tolerance is not None and (error is None or error > tolerance):
+        return f"relative error {error} after reopening, {tolerance:.3g} is allowed"
     return ""
 
 

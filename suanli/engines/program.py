@@ -73,7 +73,7 @@ class Program:
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name, fp32 as the model had them."""
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for key, tensor in self._stored.items():
             kind, name = key.split(":", 1)
             if kind == "param":
@@ -435,7 +435,7 @@ def _serialize(exported: torch.export.ExportedProgram) -> tuple[str, dict[str, t
     )
 
     serialized = ExportedProgramSerializer().serialize(exported)
-    text = json.dumps(_dataclass_to_dict(serialized.exported_program), cls=EnumEncoder)
+    text = json.dumps(_dataclass_to_dict(serialized.exported_program), cls=EnumEncoder)  # type: ignore[no-untyped-call]
     constants = {
         name: value for name, value in exported.constants.items() if isinstance(value, torch.Tensor)
     }
@@ -449,7 +449,7 @@ def _deserialize(
     from torch._export.serde.serialize import ExportedProgramDeserializer, _dict_to_dataclass
 
     try:
-        graph = _dict_to_dataclass(Graph, json.loads(text))
+        graph = _dict_to_dataclass(Graph, json.loads(text))  # type: ignore[no-untyped-call]
         return ExportedProgramDeserializer().deserialize(graph, state, constants, None)
     except Exception as error:  # the reader raises whatever the broken part makes it raise
         raise ArtefactError(
