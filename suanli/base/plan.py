@@ -110,6 +110,8 @@ class BackendSpec:
             search leave it out.
         option_needs: Option name -> what it makes sense for: device kinds, precisions or schemes
             (one of each sort that is named must hold). Without an entry it always does.
+        batch_option: Name of the option that is given the batch asked for, in a backend that can
+            compile for one size; "" where there is none.
         build_s: Seconds that a build takes on two cores for a model of ResNet-50's size; the
             search uses it to order candidates and to see what no longer fits the budget.
         promise: Rough step time relative to eager fp32 = 1, for ordering only: scheme or precision
@@ -132,6 +134,7 @@ class BackendSpec:
     layouts: tuple[Literal["contiguous", "channels_last"], ...] = ("contiguous",)
     options: dict[str, tuple[Option, ...]] = field(default_factory=dict)
     option_needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    batch_option: str = ""
     build_s: float = 1.0
     promise: dict[str, float] = field(default_factory=dict)
     streams: bool = False
