@@ -24,6 +24,8 @@ from suanli.measure.values import check_runner, compare
 
 Flat = Sequence[torch.Tensor]
 
+_MOST_CALLS = 32
+
 
 class _Host:
     """Checks and times something that takes and gives flat tensors."""
@@ -42,8 +44,8 @@ class _Host:
     def check_values(self, precision: str, batches: Sequence[int], k: float) -> dict[str, Any]:
         """Hold the outputs at several batch sizes against the float64 reference.
 
-        Every verification sample goes through at the first batch size; the others see as many
-        whole batches as the set fills at least once.
+        At the largest batch size every verification sample goes through; at a smaller one as many
+        as fill `_MOST_CALLS` calls, because each is a call of its own.
 
         Args:
             precision: Whose eager error is the allowance.
@@ -66,9 +68,7 @@ class _Host:
         return result
 
     def _check_at(self, batch: int, reference: Flat, eager: Flat, k: float) -> ValueCheck:
-        n = self._set.samples
-        calls = [self._set.batch(batch, start) for start in range(0, n, batch)]
-        order = torch.arange(len(calls) * batch) % n
+        calls, order = self._calls(batch)
         results, stale = check_runner(self._run_on_cpu, calls)
         specs = self._program.signature.outputs
         if stale:
@@ -89,6 +89,16 @@ class _Host:
         reason = f"{found.reason} (batch {batch})"
         return ValueCheck(ok=False, k=k, outputs=found.outputs, reason=reason)
 
+    def _calls(self, batch: int) -> tuple[list[list[torch.Tensor]], torch.Tensor]:
+        """Calls at a batch size, at least two of different content, and their samples' indices."""
+        n = self._set.samples
+        count = max(2, min(_MOST_CALLS, -(-n // batch)))
+        if not self._program.signature.dynamic:
+            count = 1
+        starts = [i * batch for i in range(count)]
+        order = torch.cat([torch.arange(start, start + batch) % n for start in starts])
+        return [self._set.batch(batch, start) for start in starts], order
+
     def relative_error(self, batches: Sequence[int]) -> float | None:
         """Largest relative RMS error over outputs and batch sizes; None if not finite.
 
@@ -97,9 +107,7 @@ class _Host:
         worst = 0.0
         reference, specs = self._set.reference(), self._program.signature.outputs
         for batch in dict.fromkeys(batches):
-            n = self._set.samples
-            calls = [self._set.batch(batch, start) for start in range(0, n, batch)]
-            order = torch.arange(len(calls) * batch) % n
+            calls, order = self._calls(batch)
             results, stale = check_runner(self._run_on_cpu, calls)
             if stale:
                 return None

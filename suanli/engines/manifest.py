@@ -228,14 +228,18 @@ def _plain_tree(text: str) -> bool:
         while nodes:
             node = nodes.pop()
             keys = json.loads(node["context"]) if node["context"] is not None else None
-            if node["type"] not in _PLAIN_NODES or not (
-                keys is None or all(isinstance(key, str | int) for key in keys)
-            ):
+            if node["type"] not in _PLAIN_NODES or not _plain_keys(keys):
                 return False
             nodes += node["children_spec"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
     return True
+
+
+def _plain_keys(keys: object) -> bool:
+    return keys is None or (
+        isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
+    )
 
 
 def _parse(payload: bytes) -> Manifest:

@@ -193,7 +193,7 @@ class Optimizer:
             budget_s=max(1.0, request.budget_s - self._spent() - self._reserve()),
             lower_bound_ms=lambda plan: self._sol(plan).ms,
             store=TrialStore(self._store_key(session), fresh=request.fresh),
-            on_event=self._listener,
+            on_event=self._search_event,
         )
 
     def _eager_ms(self, session: Session) -> float:
@@ -441,6 +441,10 @@ class Optimizer:
     def _reserve(self) -> float:
         return min(_RESERVE * self._request.budget_s, _MOST_RESERVE_S)
 
+    def _search_event(self, event: Event) -> None:
+        """Pass an event of the search on with the time of the whole."""
+        self._listener(replace(event, spent_s=self._spent(), budget_s=self._request.budget_s))
+
     def _say(self, text: str) -> None:
         self._listener(
             Event(kind="step", text=text, spent_s=self._spent(), budget_s=self._request.budget_s)
@@ -531,9 +535,26 @@ def _temporary_folder() -> Path:
 def _finalists(found: SearchResult, trials: Sequence[Trial]) -> list[Trial]:
     """The winner, those behind it, and eager fp32 as exported, the last resort."""
     assert found.winner is not None
-    ordered = [found.winner, *found.runner_ups]
-    shippable = [trial for trial in ordered if not trial.plan.options.get("source")]
-    return shippable[:_FINALISTS]
+    ordered = [_shippable(trial) for trial in (found.winner, *found.runner_ups)]
+    eager = next(trial for trial in trials if trial.baseline and trial.status == "verified")
+    distinct: dict[str, Trial] = {}
+    for trial in ordered:
+        distinct.setdefault(trial.plan.key, trial)
+    best = list(distinct.values())[:_FINALISTS]
+    floats = [trial for trial in distinct.values() if not trial.plan.quantized][:2]
+    last = [*best, *floats, _shippable(eager)]
+    return list({trial.plan.key: trial for trial in last}.values())
+
+
+def _shippable(trial: Trial) -> Trial:
+    """The same plan on the exported program, for one that runs the user's own module.
+
+    It is built, verified and raced like any other finalist before anything is said of it.
+    """
+    if not trial.plan.options.get("source"):
+        return trial
+    options = {name: value for name, value in trial.plan.options.items() if name != "source"}
+    return replace(trial, plan=trial.plan.with_(options=options), build_dir="", baseline=False)
 
 
 def _variants(serving: dict[int, Trial]) -> tuple[list[Trial], dict[int, int]]:

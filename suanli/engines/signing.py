@@ -8,7 +8,6 @@ user trusts are files in `config_dir()/trusted_keys`.
 """
 
 import base64
-import binascii
 import contextlib
 import hashlib
 import os
@@ -91,6 +90,8 @@ def signer(message: bytes, signature_text: bytes) -> bytes:
         found = codec.loads(SignatureFile, signature_text.decode("utf-8"))
         public_key = base64.b64decode(found.public_key, validate=True)
         signature = base64.b64decode(found.signature, validate=True)
+        if codec.dumps(found).encode() != signature_text:  # one spelling, so that damage shows
+            raise ArtefactError("signature.json is damaged")
         if found.algorithm != "ed25519":
             raise ArtefactError("signature.json names an unknown algorithm")
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _PURPOSE + message)
@@ -145,7 +146,7 @@ def trusted_keys() -> set[bytes]:
     keys = set()
     with contextlib.suppress(OSError):
         for path in sorted(_trusted_folder().glob("*.pub")):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, BadInputError):
                 keys.add(parse_public_key(_read_limited(path).decode("ascii")))
     return keys
 
@@ -181,7 +182,7 @@ def parse_public_key(text: str) -> bytes:
     """
     try:
         public_key = base64.b64decode(text.strip(), validate=True)
-    except binascii.Error:
+    except ValueError:
         public_key = b""
     if len(public_key) != _KEY_BYTES:
         raise BadInputError("this is no public key (base64 of 32 bytes is needed)")

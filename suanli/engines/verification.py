@@ -217,8 +217,10 @@ class ReferenceHost:
     def _run(self, module: nn.Module, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
         module = module.to(device=device, dtype=dtype)
         parts = []
-        batched = self._program.signature.dynamic
-        step = min(_CHUNK, self._set.samples) if batched else self._program.signature.max_batch
+        signature = self._program.signature
+        step = signature.max_batch
+        if signature.dynamic:
+            step = min(_CHUNK, self._set.samples, step)
         for start in range(0, self._set.samples, step):
             flat = self._set.batch(step, start)
             cast = [(t.to(dtype) if t.is_floating_point() else t).to(device) for t in flat]
