@@ -136,3 +136,18 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+NET = Net().eval()
+
+
+def expected(batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        result: dict[str, torch.Tensor] = NET(*example(batch, seed))
+    return result
+
+
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)

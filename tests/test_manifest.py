@@ -27,9 +27,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 @pytest.fixture
 def engine(tmp_path: Path, program: Program) -> Path:
-    folder = tmp_path / "engine"
-    make_engine(folder, program, tmp_path)
-    return folder
+    """An engine to damage: a copy, because what is written shares its files with the program."""
+    make_engine(tmp_path / "first", program, tmp_path)
+    shutil.copytree(tmp_path / "first", tmp_path / "engine")
+    return tmp_path / "engine"
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -115,9 +116,7 @@ def test_a_linked_folder_is_refused(engine: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "signature.json"])
-def test_a_linked_manifest_or_signature_is_refused(
-    engine: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_linked_manifest_or_signature_is_refused(engine: Path, tmp_path: Path, name: str) -> None:
     shutil.move(engine / name, tmp_path / "elsewhere")
     (engine / name).symlink_to(tmp_path / "elsewhere")
     refused(engine)
@@ -313,7 +312,7 @@ def plain(manifest: Manifest, **files: str) -> Manifest:
     """The manifest of an engine that holds only these files."""
     entry = {"sha256": "0" * 64, "size_bytes": 1}
     data = codec.to_json(manifest)
-    data["files"] = {path: entry for path in files.values()}
+    data["files"] = dict.fromkeys(files.values(), entry)
     return codec.from_json(Manifest, data)
 
 

@@ -1,6 +1,6 @@
 """The model's own calling convention over an engine's flat tensors, cheap enough for every call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,16 @@ class Convention:
         self._keywords = tuple(kwargs.context) if kwargs.context else ()
         self._positional = args.num_children
         self._slot_names = self._names_of_slots(args)
-        self._plain_result = self._out_tree.is_leaf() and not signature.static_outputs
+        self._rebuild = _rebuilder(self._out_tree) if not signature.static_outputs else None
+        self._flat_call = (
+            not self._keywords
+            and not signature.static_inputs
+            and all(slot.is_leaf() for slot in _children(args))
+        )
+        self._expected = [
+            (getattr(torch, spec.dtype), spec.shape[1:] if spec.batched else spec.shape, spec)
+            for spec in signature.inputs
+        ]
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The leaves of a call that are inputs, in the signature's order, shapes not yet checked.
@@ -39,17 +48,23 @@ class Convention:
         Raises:
             ArtefactError: The call has other arguments than the captured one.
         """
+        if (
+            self._flat_call
+            and not kwargs
+            and len(args) == self._positional
+            and all(isinstance(argument, torch.Tensor) for argument in args)
+        ):
+            return list(args)
         args, kwargs = self._reordered(args, kwargs)
         leaves, tree = pytree.tree_flatten((args, kwargs))
-        static = self.signature.static_inputs
-        if tree != self._in_tree or static:
+        if tree != self._in_tree or self.signature.static_inputs:
             return list(flatten_call(self.signature, args, kwargs))  # its errors are the clear ones
         return leaves
 
     def unflatten(self, flat: list[torch.Tensor]) -> Any:
         """The user's result from the flat outputs."""
-        if self._plain_result:
-            return flat[0]
+        if self._rebuild is not None:
+            return self._rebuild(flat)
         tensors = iter(flat)
         static = self.signature.static_outputs
         leaves = [
@@ -64,12 +79,32 @@ class Convention:
             ArtefactError: A number, dtype or shape is wrong, or the program is of one fixed batch
                 and this is another.
         """
-        batch = check_inputs(self.signature, flat)
+        batch = self._batch_at_a_glance(flat)
+        if batch is None:
+            batch = check_inputs(self.signature, flat)  # its errors are the clear ones
         if not self.signature.dynamic and batch != self.signature.max_batch:
             raise ArtefactError(
                 f"this engine takes exactly {self.signature.max_batch} samples, {batch} were given"
             )
         return batch
+
+    def _batch_at_a_glance(self, flat: Sequence[Any]) -> int | None:
+        """What `check_inputs` gives, or None where anything is not plainly right."""
+        if len(flat) != len(self._expected):
+            return None
+        batch = -1
+        for tensor, (dtype, tail, spec) in zip(flat, self._expected, strict=True):
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype is not dtype:
+                return None
+            shape = tensor.shape
+            if not spec.batched:
+                if shape != tail:
+                    return None
+            elif not shape or shape[1:] != tail or batch not in (-1, shape[0]):
+                return None
+            else:
+                batch = shape[0]
+        return int(batch) if batch >= 0 else self.signature.max_batch
 
     def empty_result(self) -> list[torch.Tensor]:
         """Flat outputs for a batch of no samples.
@@ -129,6 +164,22 @@ class Convention:
 def _children(tree: pytree.TreeSpec) -> list[pytree.TreeSpec]:
     # a method in newer versions of torch, where the attribute of the older ones warns
     return tree.children() if hasattr(tree, "children") else list(tree.children_specs)
+
+
+def _rebuilder(tree: pytree.TreeSpec) -> Callable[[list[torch.Tensor]], Any]:
+    """Puts flat outputs into a tree; the commonest trees without a walk."""
+    children = _children(tree)
+    if tree.is_leaf():
+        return lambda flat: flat[0]
+    if all(child.is_leaf() for child in children):
+        if tree.type is tuple:
+            return tuple
+        if tree.type is list:
+            return list
+        if tree.type is dict:
+            keys = list(tree.context)
+            return lambda flat: dict(zip(keys, flat, strict=True))
+    return lambda flat: pytree.tree_unflatten(flat, tree)
 
 
 def _tree(text: str) -> pytree.TreeSpec:

@@ -57,6 +57,8 @@ class Engine:
         self._served = tuple(served)
         self._convention = Convention(manifest.signature)
         self._gate = _Gate(manifest.name)
+        self._device = manifest.device.name.partition(":")[0]
+        self._max_batch = manifest.max_batch
         self._temporary = temporary
         self._result: OptimizeResult | None = None
         self._release = weakref.finalize(self, _release, folder if temporary else None, served)
@@ -225,7 +227,7 @@ class Engine:
     @property
     def max_batch(self) -> int:
         """Largest batch that is computed in one part."""
-        return self.manifest.max_batch
+        return self._max_batch
 
     @property
     def portable(self) -> bool:
@@ -254,7 +256,11 @@ class Engine:
         raise BadInputError(f"no variant of {self.name} serves batch {batch}")
 
     def _ready(self, index: int, tensor: torch.Tensor) -> torch.Tensor:
-        device = self.manifest.device.name.partition(":")[0]
+        if tensor.is_cpu and tensor.layout is torch.strided:
+            if not tensor.requires_grad and tensor.is_contiguous():
+                return tensor
+            return tensor.detach().contiguous()
+        device = self._device
         if tensor.device.type not in ("cpu", device) or tensor.layout != torch.strided:
             raise BadInputError(
                 f"{self.signature.inputs[index].name} is a {tensor.layout} tensor on "

@@ -157,15 +157,14 @@ def _counted(arrays: list[np.ndarray[Any, Any]], names: list[str]) -> list[np.nd
 
 
 def _load(path: Path) -> np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any]]:
-    """Plain arrays only. A header that lies about its size is found before memory is taken."""
+    """Plain arrays only; an object array would be a pickle, which may run code."""
     try:
         with path.open("rb") as file:
-            packed = file.read(2) == b"PK"
-        if not packed:
-            array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-            return array
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded as archive:
+                return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise BadInputError(f"there is no file {path}") from None
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, KeyError) as error:
