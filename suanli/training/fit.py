@@ -115,7 +115,7 @@ def fit(
         ]
         validation = accuracy(model, held_out, device=device) if held_out else None
     return FitResult(
-        model=model.to("cpu", memory_format=torch.contiguous_format),
+        model=_arranged(model.to("cpu"), torch.contiguous_format),
         search_accuracy=accuracies[0],
         acceptance_accuracy=accuracies[1],
         validation_accuracy=validation,
@@ -187,7 +187,7 @@ class _Loop:
         self.images = all(part.dim() == 4 for part in train.inputs)
         self.model = model.to(device).train()
         if self.images:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = _arranged(self.model, torch.channels_last)
         self.optimizer = _optimizer(self.model, settings)
         self.autocast = settings.precision == "bf16" and _has_bf16_units(device)
         self.generator = torch.Generator().manual_seed(seed)
@@ -202,7 +202,7 @@ class _Loop:
             losses: list[torch.Tensor] = []
             reported = 0
             order = torch.randperm(len(self.train), generator=self.generator)
-            for rows in order.split(self.settings.batch):
+            for rows in torch.split(order, self.settings.batch):
                 now = time.monotonic()
                 done = self._done(now - start, max_seconds)
                 if done >= 1.0:
@@ -318,9 +318,14 @@ def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
     raise BadInputError(f"unknown optimizer {settings.optimizer!r}", next_step="sgd, adam, adamw")
 
 
+def _arranged(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    arranged: nn.Module = model.to(memory_format=layout)  # type: ignore[call-overload]
+    return arranged
+
+
 def _has_bf16_units(device: str) -> bool:
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(probe and probe())
 
