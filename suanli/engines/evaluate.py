@@ -198,7 +198,7 @@ class Evaluator:
                 "check_values",
                 timeout_s=left(),
                 precision=trial.plan.precision,
-                batches=self._batches(),
+                batches=self._batches() if _ships(trial.plan) else [self._setting.batch],
                 k=self._setting.k,
             )
             values = codec.from_json(ValueCheck, checked)
@@ -272,6 +272,11 @@ class Evaluator:
 
     def _batches(self) -> list[int]:
         return [self._setting.batch, *self._setting.other_batches]
+
+
+def _ships(plan: Plan) -> bool:
+    """Whether an engine may hold the plan; one that runs the user's own module never ships."""
+    return not plan.options.get("source")
 
 
 def reference_setup(setting: Setting, device: str) -> dict[str, Any]:

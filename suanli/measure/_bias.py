@@ -110,7 +110,7 @@ def _block(values: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def ratios(candidate: Moments, eager: Moments, k: float, epsilon: float) -> tuple[Tensor, Tensor]:
+def ratios(candidate: Moments, eager: Moments, k: float, floor: float) -> tuple[Tensor, Tensor]:
     """Bias and gain of each channel over what eager earns; a plan passes up to k. [channels] each.
 
     With b_c and g_c the mean error and the slope of channel c, s_c the reference's spread in it:
@@ -122,7 +122,8 @@ def ratios(candidate: Moments, eager: Moments, k: float, epsilon: float) -> tupl
     largest of that many normal values), and of half its relative rms error (all of it at one
     channel: one draw does not show how large a bias usually is). Eager's figures are freed of their
     noise (b^2 - SE(b)^2). G_c is the same for slopes, with 0.15 of the relative rms error. Neither
-    is below one ulp of the output's dtype. The noise terms come from the candidate's own scatter
+    is below `floor`, a few units in the last place of the channel's own size: what rounding to the
+    output's dtype alone can make, which eager in fp32 may undercut by luck. The noise terms come from the candidate's own scatter
     over rows, t being Student's quantile for an error of 0.001 shared by all channels and both
     tests (Bonferroni). The ratio is k times the left side over the right one. With under
     `LEAST_ROWS` rows both are 0.
@@ -144,8 +145,9 @@ def ratios(candidate: Moments, eager: Moments, k: float, epsilon: float) -> tupl
     least_bias = max(_BIAS_SHARE, channels**-0.5) * relative_rms
     earned = unit * _earned(eager.bias / unit, eager.bias_se / unit, varies, least_bias)
     # A channel that is constant in the reference has no spread to measure by: its own bias counts.
-    earned = torch.where(varies, earned, eager.bias.abs()).maximum(epsilon * eager.size)
-    slope = _earned(eager.gain, eager.gain_se, varies, max(_GAIN_SHARE * relative_rms, epsilon))
+    earned = torch.where(varies, earned, eager.bias.abs()).maximum(floor * eager.size)
+    slope = _earned(eager.gain, eager.gain_se, varies, _GAIN_SHARE * relative_rms)
+    slope = slope.maximum(floor * eager.size / unit)
     bias = _over(candidate.bias, k * earned, t * candidate.bias_se)
     gain = _over(candidate.gain, k * slope, t * candidate.gain_se)
     return k * bias, k * torch.where(varies, gain, torch.zeros_like(gain))

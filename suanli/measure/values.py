@@ -134,7 +134,7 @@ def _float_error(
     floor = FLOOR_ULPS * epsilon * float(eager.size.square().mean().sqrt())
     largest, eager_largest = _largest(mine, reference), _largest(theirs, reference)
     usual = math.sqrt(2 * math.log(2 * mine.numel())) * max(eager_rms, floor)
-    bias, gain = _bias.ratios(own, eager, k, epsilon)
+    bias, gain = _bias.ratios(own, eager, k, FLOOR_ULPS * epsilon)
     worst = int(torch.maximum(bias, gain).argmax())
     return OutputError(
         name=name,
