@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from suanli.base.errors import ArtefactError, BadInputError, SuanliError, UntrustedError
+from suanli.base.plan import Plan
 from suanli.engines import assembly
 from suanli.engines import engine as engines
+from suanli.engines.assembly import BuiltVariant, write_engine
+from suanli.engines.backends import backends
 from suanli.engines.engine import Engine, export, run_file
 from suanli.engines.manifest import check
-from suanli.engines.program import Program
+from suanli.engines.program import Program, capture
+from suanli.workloads.record import Inputs
 from tests.engine_parts import (
     OTHER,
     PLAN,
@@ -138,7 +142,7 @@ def test_without_a_home_an_engine_lives_for_this_process_only(
     with pytest.raises(SuanliError, match="SUANLI_KEY"):
         make_engine(tmp_path / "engine", program, tmp_path)
     make_engine(tmp_path / "engine", program, tmp_path, temporary=True)
-    with Engine.load(tmp_path / "engine", trust=True, temporary=True) as engine:
+    with Engine.load(tmp_path / "engine", temporary=True) as engine:
         assert_same(engine(*example(3)), expected(3))
         with pytest.raises(SuanliError, match="SUANLI_KEY"):
             engine.save(tmp_path / "kept")
@@ -392,3 +396,60 @@ def test_export_as_onnx_answers_the_same(folder: Path, tmp_path: Path) -> None:
         for array, value in zip(found, expected(batch).values(), strict=True):
             np.testing.assert_allclose(array, value.numpy(), rtol=1e-4, atol=1e-5)
     check(folder)
+
+
+# -- a real model through the real table of backends ----------------------------------------------
+
+_READER = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+from suanli.engines.engine import Engine
+
+with Engine.load(Path(sys.argv[1])) as engine:
+    assert not engine.portable and not engine.differences, engine.differences
+    kept = load_file(sys.argv[2])
+    found = engine(attention_mask=kept["mask"], input_ids=kept["ids"])
+    torch.testing.assert_close(found.last_hidden_state, kept["hidden"], rtol=1e-4, atol=1e-4)
+    print(type(found).__name__, engine.plan.title)
+"""
+
+
+def test_a_fresh_process_gets_the_models_own_result_class(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=50,
+    )
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
+    ids = torch.randint(0, 50, (3, 7))
+    mask = torch.ones(3, 7, dtype=torch.int64)
+    source = capture(
+        model,
+        Inputs(kwargs={"input_ids": ids, "attention_mask": mask}),
+        folder=tmp_path / "program",
+        name="bert",
+        max_batch=4,
+    )
+    plan = Plan(backend="eager")
+    (tmp_path / "build").mkdir()
+    note = backends()["eager"].build(source, plan, tmp_path / "build")
+    built = BuiltVariant(plan=note.plan, folder=tmp_path / "build", min_batch=1, max_batch=4)
+    write_engine(tmp_path / "engine", program=source, variants=[built])
+    with torch.no_grad():
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.contiguous()
+    save_file({"ids": ids, "mask": mask, "hidden": hidden}, tmp_path / "kept.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", _READER, tmp_path / "engine", tmp_path / "kept.safetensors"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["BaseModelOutputWithPoolingAndCrossAttentions", "eager", "fp32"]

@@ -154,8 +154,15 @@ def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("SUANLI_CONFIG", str(blocker / "config"))
     with pytest.raises(SuanliError, match="SUANLI_CONFIG"):
         signing.own_key()
-    throw_away = signing.own_key(keep=False)
-    assert not signing.trusted(throw_away.public_key)
+    passing = signing.own_key(keep=False).public_key
+    assert signing.own_key(keep=False).public_key == passing
+    assert signing.trusted(passing)
+    call = f"signing.trusted(bytes.fromhex({passing.hex()!r}))"
+    code = f"from suanli.engines import signing; print({call})"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert elsewhere.stdout.strip() == "False"
 
 
 def test_without_hard_links_the_key_is_still_made_once(

@@ -15,6 +15,7 @@ import stat
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from suanli.base import codec
@@ -25,6 +26,7 @@ _KEY_BYTES = 32
 _KEY_FILE_LIMIT = 4096
 _PURPOSE = b"suanli engine manifest 1\n"  # what the key signs here means nothing elsewhere
 _RACE_WAIT_S = 2.0
+_made_here: set[bytes] = set()  # public key of `_key_of_this_process`, once there is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +113,8 @@ def own_key(*, keep: bool = True) -> SigningKey:
     """The user's key; made and stored on first use.
 
     Args:
-        keep: Whether the key must last. If not, and none can be stored, a throw-away key is given:
-            what it signs opens in other processes only as anybody else's would.
+        keep: Whether the key must last. If not, and none can be stored, a key of this process is
+            given: in others, what it signs opens only as a stranger's would.
 
     Raises:
         BadInputError: `SUANLI_KEY` or the stored key cannot be used.
@@ -128,7 +130,7 @@ def own_key(*, keep: bool = True) -> SigningKey:
         return SigningKey(_read_own(path))
     except OSError as error:
         if not keep:
-            return SigningKey(os.urandom(_KEY_BYTES))
+            return _key_of_this_process()
         raise SuanliError(
             f"no signing key can be kept at {path}: {error.strerror or error}",
             next_step="set SUANLI_CONFIG to a folder that can be written, "
@@ -136,8 +138,16 @@ def own_key(*, keep: bool = True) -> SigningKey:
         ) from None
 
 
+@cache
+def _key_of_this_process() -> SigningKey:
+    _made_here.add((key := SigningKey(os.urandom(_KEY_BYTES))).public_key)
+    return key
+
+
 def trusted(public_key: bytes) -> bool:
     """Whether the key is the user's own or stands in `trusted_keys`. Makes no key."""
+    if public_key in _made_here:
+        return True
     return public_key in _own_public_keys() or public_key in trusted_keys()
 
 
