@@ -88,7 +88,11 @@ class OptimizeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorResult:
-    """What `suanli doctor` found."""
+    """What `suanli doctor` found.
+
+    Attributes:
+        measured_at: When the ceilings were measured (ISO 8601, UTC); "" where they were not.
+    """
 
     schema: SchemaName
     verb: str
@@ -102,6 +106,7 @@ class DoctorResult:
     ceilings: tuple[Ceiling, ...]
     compiler: str | None = None
     seconds_spent: float = 0.0
+    measured_at: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
