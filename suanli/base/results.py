@@ -39,7 +39,8 @@ class Confirmation:
     """The race at one batch size, on timings that the search did not use.
 
     Attributes:
-        speedup_vs_eager: Eager fp32's step over the chosen one's.
+        speedup_vs_eager: Eager fp32's step over the chosen one's; None where only the best baseline
+            was raced, which is so at the batch sizes that were not asked for.
         speedup_vs_best_baseline: The best verified baseline's step over the chosen one's.
         variant: Which of the engine's plans serves this batch size.
         note: What is said when the plan does not win here; "" where it does.
@@ -48,7 +49,7 @@ class Confirmation:
     batch: int
     step_ms: Estimate
     samples_per_s: float
-    speedup_vs_eager: Estimate
+    speedup_vs_eager: Estimate | None
     speedup_vs_best_baseline: Estimate
     best_baseline: Plan
     variant: int = 0

@@ -127,9 +127,9 @@ def confirm(
     verified = [trial for trial in baselines if trial.status == "verified"]
     eager = next(t for t in verified if t.plan.backend == "eager" and t.plan.precision == "fp32")
     rivals = {b: fastest_at(verified, b) or eager for b in batches}
-    races = sum(1 if rivals[b].plan == eager.plan else 2 for b in batches)
-    # the asked batch carries the published figures, so it gets a double share
-    share = seconds / (races + (1 if rivals[batches[0]].plan == eager.plan else 2))
+    # the asked batch carries the published figures, so its races get a double share
+    shares = 2 * (1 if rivals[batches[0]].plan == eager.plan else 2) + len(batches) - 1
+    share = seconds / shares
     found = []
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -142,18 +142,25 @@ def confirm(
 
         for batch in batches:
             rival = rivals[batch]
-            length = share * (2 if batch == setting.batch else 1)
-            best = race(side(rival, batch), engine.contender(batch), max_seconds=length)
-            versus_eager = best
+            asked = batch == setting.batch
+            length = share * (2 if asked else 1)
+            blocks = (4, 24) if asked else (3, 12)
+            best = race(
+                side(rival, batch), engine.contender(batch), blocks=blocks, max_seconds=length
+            )
+            versus_eager: Estimate | None = best.ratio
             if rival.plan != eager.plan:
-                versus_eager = race(side(eager, batch), engine.contender(batch), max_seconds=length)
+                versus_eager = None
+                if asked:
+                    mine = engine.contender(batch)
+                    versus_eager = race(side(eager, batch), mine, max_seconds=length).ratio
             itself = chosen == rival.plan
             found.append(
                 Confirmation(
                     batch=batch,
                     step_ms=best.b_ms,
                     samples_per_s=batch / best.b_ms.p50 * 1e3,
-                    speedup_vs_eager=versus_eager.ratio,
+                    speedup_vs_eager=versus_eager,
                     speedup_vs_best_baseline=_UNITY if itself else best.ratio,
                     best_baseline=rival.plan,
                     variant=variant_of.get(batch, 0),

@@ -274,6 +274,18 @@ class Evaluator:
         return [self._setting.batch, *self._setting.other_batches]
 
 
+def steps_per_check(batches: Sequence[int]) -> float:
+    """About how many steps of the asked batch the checks of one trial cost.
+
+    Each batch size gets two passes over at most some 32 calls; larger batches cost more per call.
+
+    Args:
+        batches: The asked one first.
+    """
+    samples = {batch: max(2 * batch, min(32 * batch, 64)) for batch in batches}
+    return 2 * sum(samples.values()) / batches[0]
+
+
 def _ships(plan: Plan) -> bool:
     """Whether an engine may hold the plan; one that runs the user's own module never ships."""
     return not plan.options.get("source")

@@ -23,7 +23,7 @@ from suanli.engines import confirm as confirming
 from suanli.engines.assembly import BuiltVariant, write_engine
 from suanli.engines.backends import backends, status
 from suanli.engines.engine import Engine
-from suanli.engines.evaluate import Evaluator, TrialLimits
+from suanli.engines.evaluate import Evaluator, TrialLimits, steps_per_check
 from suanli.engines.manifest import Numbers
 from suanli.engines.program import unflatten_call
 from suanli.engines.session import Session, Wish, scratch_folder
@@ -191,6 +191,7 @@ class Optimizer:
             plans,
             lambda plan, seconds: evaluate(plan, TrialLimits(seconds=seconds, memory_bytes=memory)),
             budget_s=max(1.0, request.budget_s - self._spent() - self._reserve()),
+            steps_per_trial=steps_per_check(session.batches),
             lower_bound_ms=lambda plan: self._sol(plan).ms,
             store=TrialStore(self._store_key(session), fresh=request.fresh),
             on_event=self._search_event,
@@ -401,6 +402,7 @@ class Optimizer:
         rival_ms = first.step_ms.p50 * first.speedup_vs_best_baseline.p50
         rival = next(t for t in trials if t.plan == first.best_baseline)
         assert rival.step_ms is not None
+        assert first.speedup_vs_eager is not None
         baseline_step = rival.step_ms.scaled(rival_ms / rival.step_ms.p50)
         notes = [*self._notes, *(c.note for c in confirmed.confirmations if c.note)]
         return OptimizeResult(

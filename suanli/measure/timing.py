@@ -28,6 +28,7 @@ _MOST_SAMPLES = 20_000
 # Warm-up ends when a window of calls is no longer faster than the best before it by this part.
 _STEADY = 0.02
 _WINDOW = 5
+_LONG_CALL_TURNS = 3.0
 _LEAST_MS = 1e-6
 
 Call = Callable[[], object]
@@ -270,7 +271,8 @@ def race(
         a: One side.
         b: The other side.
         blocks: Fewest and most blocks.
-        turn_seconds: Length of one turn; at least one call, and one more to settle, is made.
+        turn_seconds: Length of one turn; at least one call is made, and one more to settle
+            unless a call is several times as long as a turn.
         max_seconds: Wall time, but for one block's length.
         width: Width of the ratio's interval over the ratio.
 
@@ -314,15 +316,16 @@ class _Side:
         self._contender = contender
         self._turn_ms = turn_seconds * 1e3
         self._calls = 1
+        self._settling = 1
         self._known = False
 
     def turn(self) -> float:
-        """Run one turn; the median call in ms. The first call of a turn settles and is dropped."""
+        """Run one turn; the median call in ms. The first of several calls settles and is dropped."""
         self._contender.resume()
         try:
             if not self._known:
                 self._learn()
-            times = self._run(self._calls + 1)[1:]
+            times = self._run(self._calls + self._settling)[self._settling :]
         finally:
             self._contender.pause()
         return median(times)
@@ -334,6 +337,8 @@ class _Side:
             calls = max(2, min(50, int(self._turn_ms / 2 / call_ms)))
             call_ms = median(self._run(calls))
         self._calls = max(1, min(2000, int(self._turn_ms / call_ms)))
+        # caches fill in a small part of so long a call
+        self._settling = 0 if call_ms > _LONG_CALL_TURNS * self._turn_ms else 1
         self._known = True
 
     def _run(self, n: int) -> list[float]:

@@ -66,7 +66,14 @@ class Outlook:
     did to the step in the families where it was tried.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps_per_trial: float = 0.0) -> None:
+        """Start without knowledge.
+
+        Args:
+            steps_per_trial: Steps that a trial computes while it is checked, so that a trial of a
+                slow plan takes long for that and not because its build is slow.
+        """
+        self._steps_s = steps_per_trial / 1e3
         self._duration: defaultdict[str, list[float]] = defaultdict(list)
         self._slowness: defaultdict[str, list[float]] = defaultdict(list)
         self._first_slowness = 0.0
@@ -80,7 +87,8 @@ class Outlook:
             return  # a trial that did not get so far says nothing about the time of a whole one
         if seconds > 0:
             expected = candidate.build_s + TRIAL_S
-            self._duration[candidate.plan.backend].append(math.log(seconds / expected))
+            building = max(seconds - self._steps_s * step_ms, seconds / 4)
+            self._duration[candidate.plan.backend].append(math.log(building / expected))
         if candidate.coarse or candidate.baseline:
             slowness = math.log(step_ms / candidate.expected_ms)
             if not self._slowness:
@@ -100,7 +108,8 @@ class Outlook:
         known = self._duration.get(candidate.plan.backend)
         if not known:
             known = [_mean(values) for values in self._duration.values()]
-        return (candidate.build_s + TRIAL_S) * math.exp(_mean(known))
+        building = (candidate.build_s + TRIAL_S) * math.exp(_mean(known))
+        return building + self._steps_s * self.step(candidate)[0]
 
     def step(self, candidate: Candidate) -> tuple[float, float]:
         """Expected step of a plan in a family not yet measured.

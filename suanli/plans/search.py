@@ -69,6 +69,7 @@ def search(
     *,
     budget_s: float,
     reserve_s: float = 0.0,
+    steps_per_trial: float = 0.0,
     lower_bound_ms: Callable[[Plan], float] | None = None,
     store: TrialStore | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -95,6 +96,7 @@ def search(
             one asked for, such as operators kept in fp32.
         budget_s: Seconds for everything; infinity tries all there is.
         reserve_s: The part of the budget that is left for confirming the winner.
+        steps_per_trial: Steps that a trial computes while it is checked, for its duration.
         lower_bound_ms: Least step time that the ceilings allow a plan.
         store: Earlier trials, taken over without evaluating; new ones are put there.
         clock: Seconds, for tests.
@@ -102,6 +104,7 @@ def search(
     """
     work = _Search(candidates, evaluate, budget_s - reserve_s, store, clock)
     work.lower_bound_ms = lower_bound_ms
+    work.expect(steps_per_trial)
     work.on_event = on_event
     return work.run()
 
@@ -129,6 +132,10 @@ class _Search:
         self._best_of: dict[str, Measured] = {}
         self._failed: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._bounds: dict[str, float] = {}
+
+    def expect(self, steps_per_trial: float) -> None:
+        """Say how many steps a trial computes."""
+        self._outlook = Outlook(steps_per_trial)
 
     def run(self) -> SearchResult:
         interrupted = False
