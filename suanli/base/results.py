@@ -142,3 +142,22 @@ class WorkloadEntry:
 
     name: str
     note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorResult:
+    """What a verb prints with `--json` when it fails.
+
+    Attributes:
+        error: One line.
+        kind: Name of the error's class.
+        next_step: What the person can do about it, or "".
+        exit_code: 2 where what was given cannot be used, else 1.
+    """
+
+    schema: SchemaName
+    verb: str
+    error: str
+    kind: str
+    next_step: str
+    exit_code: int

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
-from suanli.base.results import DoctorResult, OptimizeResult, RunResult, SchemaName
+from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
 RECORDS: dict[str, type] = {
     "doctor": DoctorResult,
+    "error": ErrorResult,
     "optimize": OptimizeResult,
     "plan": Plan,
     "run": RunResult,
