@@ -70,8 +70,8 @@ def resolve(
         from suanli.workloads.userfile import from_file
 
         workload = from_file(Path(match["path"]), match["name"], options)
-        return _with_weights(workload, options)
-    return _imported(base, options)
+        return _with_data(_with_weights(workload, options), options)
+    return _with_data(_imported(base, options), options)
 
 
 def _builtin(name: str, options: Options) -> Workload:
@@ -131,6 +131,14 @@ def _with_weights(workload: Workload, options: Options) -> Workload:
     filled = _Filled(workload.make_model, path)
     note = "; ".join(part for part in (workload.note, f"weights from {path.name}") if part)
     return replace(workload, make_model=filled, untrained=False, note=note)
+
+
+def _with_data(workload: Workload, options: Options) -> Workload:
+    if options.root is None or workload.data is not None:
+        return workload
+    from suanli.workloads.labelled import with_labelled_data
+
+    return with_labelled_data(workload, options.root)
 
 
 class _Filled:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from suanli.workloads.record import Inputs, Workload
-from suanli.workloads.seeding import pictures, random_weights, values
+from suanli.workloads.seeding import pictures, random_weights, seeded, values
 
 
 def net_2_3_1(_root: Path | None) -> Workload:
@@ -70,7 +70,8 @@ class _Recurrent(nn.Module):
 
 def _fixed(widths: tuple[int, int, int]) -> nn.Module:
     """Weight j of unit i is (i + j + 1) / 10, negative where i + j is odd; biases are 0.1."""
-    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+    with seeded():
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
     with torch.no_grad():
         for layer in layers:
             for i in range(layer.out_features):

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from suanli.base.errors import BadInputError, CaptureError, MissingBackendError
 from suanli.base.lazy import need
 from suanli.workloads import reference
 from suanli.workloads.examples import example_tensor
+from suanli.workloads.importers.naming import with_inputs
 from suanli.workloads.record import Inputs, Workload
 from suanli.workloads.reference import Options
 from suanli.workloads.seeding import INPUT_SEED
@@ -52,7 +54,7 @@ def from_keras(path: Path, options: Options) -> Workload:
         MissingBackendError: Keras is absent.
     """
     path = path.resolve()
-    model = _load(path)
+    model: Any = _load(path).inner
     specs = model.inputs
     shapes = options.shapes or tuple(tuple(spec.shape[1:]) for spec in specs)
     if len(shapes) != len(specs) or any(size is None for shape in shapes for size in shape):
@@ -70,7 +72,22 @@ def from_keras(path: Path, options: Options) -> Workload:
     )
 
 
-def _load(path: Path) -> Any:
+class KerasModule(nn.Module):
+    """A Keras model that takes its inputs one by one.
+
+    Make it with `with_inputs`, which gives `forward` the model's own input names.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def run(self, *inputs: torch.Tensor) -> Any:
+        """The model's output."""
+        return self.inner(inputs[0] if len(inputs) == 1 else list(inputs))
+
+
+def _load(path: Path) -> KerasModule:
     _refuse_code(path)
     keras = need_keras()
     try:
@@ -81,7 +98,9 @@ def _load(path: Path) -> Any:
         raise BadInputError(f"{path.name} is no readable Keras model: {lines[0]}") from None
     if not isinstance(model, nn.Module) or not getattr(model, "inputs", None):
         raise BadInputError(f"{path.name} was saved before it was built: its inputs are not known")
-    return model.eval()
+    specs: Any = model.inputs
+    names = [str(spec.name) for spec in specs]
+    return with_inputs(KerasModule, names)(model).eval()
 
 
 def _refuse_code(path: Path) -> None:
@@ -131,5 +150,4 @@ def _make_inputs(
         example_tensor(batch, shape, kind, vocabulary=vocabulary, seed=INPUT_SEED + index)
         for index, (shape, kind) in enumerate(zip(shapes, kinds, strict=True))
     ]
-    # a model of several inputs takes them as one list
-    return Inputs(args=(tensors[0],) if len(tensors) == 1 else (tensors,))
+    return Inputs(args=tuple(tensors))

@@ -1,8 +1,5 @@
 """An ONNX graph as a torch module: weights as parameters, operators run in the file's order."""
 
-import inspect
-import re
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from suanli.workloads.importers.naming import identifier, with_inputs
 from suanli.workloads.importers.onnx_operators import apply
 from suanli.workloads.importers.onnx_value import HOST_LIMIT, Call, Node, Value, host_array
 
@@ -43,7 +41,7 @@ class OnnxModule(nn.Module):
             self._host[name] = Value(host=numbers, dtype=tensor.dtype)
             if array.ndim == 0 or array.size == 0 or not tensor.is_floating_point():
                 return  # a number or a shape, no weight
-        attribute = _identifier(name, set(self._attributes.values()))
+        attribute = identifier(name, set(self._attributes.values()))
         self._attributes[name] = attribute
         if tensor.is_floating_point():
             self.register_parameter(attribute, nn.Parameter(tensor))
@@ -92,19 +90,7 @@ def onnx_module(
     Returns:
         The module, in evaluation mode.
     """
-    names: list[str] = []
-    for name in inputs:
-        names.append(_identifier(name, set(names)))
-
-    def forward(self: OnnxModule, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
-        missing = names[len(args) :]
-        return self.run(*args, *(kwargs[name] for name in missing))
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in ["self", *names]]
-    cast(Any, forward).__signature__ = inspect.Signature(parameters)
-    made = type("OnnxGraph", (OnnxModule,), {"forward": forward})
-    build: Callable[..., OnnxModule] = made
+    build = with_inputs(OnnxModule, inputs)
     return build(nodes, constants, inputs, outputs).eval()
 
 
@@ -119,16 +105,6 @@ def _tensor_of(array: NDArray[Any]) -> torch.Tensor:
     if array.dtype in (np.uint16, np.uint32, np.uint64):
         array = array.astype(np.int64)
     return torch.from_numpy(np.array(array, copy=True, order="C"))
-
-
-def _identifier(name: str, taken: set[str]) -> str:
-    base = re.sub(r"\W", "_", name) or "value"
-    if base[0].isdigit() or hasattr(nn.Module, base) or base in ("self", "run"):
-        base = f"x_{base}"
-    unique, count = base, 1
-    while unique in taken:
-        unique, count = f"{base}_{count}", count + 1
-    return unique
 
 
 def _last_uses(nodes: list[Node], outputs: list[str]) -> dict[int, list[str]]:

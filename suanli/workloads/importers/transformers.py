@@ -6,6 +6,7 @@ weights are loaded and no code that comes with a configuration is run.
 
 import difflib
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,21 +99,17 @@ def make_model(config: Any, kind: str = "AutoModel") -> nn.Module:
     transformers = need("transformers", _INSTALL)
     build = partial(getattr(transformers, kind).from_config, config, dtype=torch.float32)
     try:
-        try:
-            return random_weights(partial(build, attn_implementation="sdpa"))
-        except ValueError as error:
-            if "scaled_dot_product" not in str(error) and "batch norm" not in str(error):
-                raise
-            return random_weights(build) if "scaled" in str(error) else _with_norms(build, config)
+        return random_weights(build, _probe(config))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise BadInputError(f"{config.model_type} cannot be built: {_line(error)}") from None
 
 
-def _with_norms(build: Any, config: Any) -> nn.Module:
-    probe = _input_maker(config)(8)
-    if len(probe.kwargs) != 1:
-        raise ValueError("batch norm with several inputs")
-    return random_weights(build, next(iter(probe.kwargs.values())))
+def _probe(config: Any) -> torch.Tensor | None:
+    """A batch for the statistics of batch norm, which only networks for pictures have."""
+    if _main_input(config) != "pixel_values" or hasattr(config, "text_config"):
+        return None
+    pixels: torch.Tensor = _input_maker(config)(4).kwargs["pixel_values"]
+    return pixels
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -129,24 +126,42 @@ def _read(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _input_maker(config: Any) -> Any:
-    inner = getattr(config, "text_config", config)
+def _input_maker(config: Any) -> Callable[[int], Inputs]:
     name = _main_input(config)
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        parts = (_text_maker(config.text_config, False), _pixel_maker(config.vision_config))
+        return partial(_joined, parts)
     if name == "input_ids":
-        most = getattr(inner, "max_position_embeddings", None) or _LENGTH
-        length = min(_LENGTH, int(most) - 2) if most <= _LENGTH else _LENGTH
         both = bool(getattr(config, "is_encoder_decoder", False))
-        return partial(_token_inputs, int(inner.vocab_size), length, both)
+        return _text_maker(getattr(config, "text_config", config), both)
     if name == "pixel_values":
-        side = getattr(config, "image_size", None) or 224
-        side = side if isinstance(side, int) else side[0]
-        return partial(_pixel_inputs, int(getattr(config, "num_channels", 3)), int(side))
+        return _pixel_maker(config)
     if name == "input_values":
         return partial(_sound_inputs, 16_000)
     raise BadInputError(
         f"no example inputs are known for {config.model_type}, which takes {name}",
         next_step="make it in a Python file and give file.py:name",
     )
+
+
+def _joined(parts: tuple[Callable[[int], Inputs], ...], batch: int) -> Inputs:
+    kwargs: dict[str, Any] = {}
+    for part in parts:
+        kwargs |= part(batch).kwargs
+    return Inputs(kwargs=kwargs)
+
+
+def _text_maker(config: Any, both: bool) -> Callable[[int], Inputs]:
+    most = int(getattr(config, "max_position_embeddings", None) or 2 * _LENGTH)
+    # some architectures start counting positions at two
+    length = _LENGTH if most > _LENGTH + 2 else max(1, most - 2)
+    return partial(_token_inputs, int(config.vocab_size), length, both)
+
+
+def _pixel_maker(config: Any) -> Callable[[int], Inputs]:
+    side = getattr(config, "image_size", None) or 224
+    side = side if isinstance(side, int) else side[0]
+    return partial(_pixel_inputs, int(getattr(config, "num_channels", 3)), int(side))
 
 
 def _main_input(config: Any) -> str:
