@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from suanli.base import schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
-from suanli.base.hardware import DeviceInfo
+from suanli.base.hardware import BackendStatus, Ceilings, DeviceInfo
 from suanli.base.results import DoctorResult, OptimizeResult, RunResult, WorkloadEntry
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from suanli.workloads.record import Workload
 
 _DEFAULT_BATCH = {"latency": 1, "throughput": 32}
+_NO_ROWS: tuple[BackendStatus, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,44 +271,77 @@ def export(
 def doctor(
     *, device: str = "auto", refresh: bool = False, on_event: Listener = ignore
 ) -> DoctorResult:
-    """Say what is here, what is missing, and what this machine can do at most."""
+    """Say what is here, what is missing, and what this machine can do at most.
+
+    Where torch is broken there are no ceilings and no backends, and the first problem says so.
+
+    Args:
+        device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
+        refresh: Measure the ceilings again, which takes up to 25 s.
+        on_event: Told what is being measured.
+
+    Raises:
+        BadInputError: There is no such device.
+    """
     from suanli.base.compiler import find_compiler
     from suanli.devices import cpu_info, gpu_infos
-    from suanli.engines.backends import backends, status
-    from suanli.measure.ceilings import ceilings
     from suanli.measure.environment import environment, problems
+    from suanli.measure.facts import gather_facts
 
     started = time.monotonic()
-    name = device_name(device)
-    on_event(Event(kind="step", text=f"measuring the ceilings of {name} (up to 25 s)"))
-    found = ceilings(
-        name,
-        refresh=refresh,
-        progress=lambda text: on_event(Event(kind="step", text=text)),
-    )
-    compiler = find_compiler()
+
+    def say(text: str) -> None:
+        on_event(Event(kind="step", text=text, spent_s=time.monotonic() - started))
+
+    say("looking at hardware and libraries")
+    # before anything is measured: its own load is no problem of the environment
+    facts, here = gather_facts(), environment()
     cpu, gpus = cpu_info(), gpu_infos()
+    found, rows = _nothing_measured(), _NO_ROWS
+    if not facts.torch_error:
+        found = _ceilings(device_name(device), refresh, say)
+        rows = _backend_rows()
+    compiler = find_compiler()
     return DoctorResult(
         schema=schema.name("doctor"),
         verb="doctor",
         workload=None,
         device=found.device,
-        environment=environment(),
+        environment=here,
         cpu=cpu,
         gpus=tuple(gpus),
-        backends=tuple(status(backend) for backend in backends().values()),
-        problems=tuple(problems(cpu=cpu, gpus=gpus)),
+        backends=rows,
+        problems=tuple(problems(cpu=cpu, gpus=gpus, facts=facts)),
         ceilings=found.items,
         compiler=str(compiler) if compiler else None,
         seconds_spent=time.monotonic() - started,
+        measured_at=found.measured_at,
     )
+
+
+def _ceilings(name: str, refresh: bool, say: Callable[[str], None]) -> Ceilings:
+    from suanli.measure.ceilings import ceilings
+
+    return ceilings(
+        name, refresh, progress=lambda text: say(f"measuring {name}, up to 25 s: {text}")
+    )
+
+
+def _nothing_measured() -> Ceilings:
+    return Ceilings(device=_device_info("cpu"), items=(), threads=0, measured_at="")
+
+
+def _backend_rows() -> tuple[BackendStatus, ...]:
+    from suanli.engines.backends import backends, status
+
+    return tuple(status(backend) for backend in backends().values())
 
 
 def workloads() -> tuple[WorkloadEntry, ...]:
     """The built-in workloads."""
-    from suanli.workloads.resolve import names, resolve
+    from suanli.workloads.catalogue import entries
 
-    return tuple(WorkloadEntry(name=name, note=resolve(name).note) for name in names())
+    return entries()
 
 
 def device_name(wanted: str) -> str:

@@ -1,28 +1,49 @@
 """Arguments to verbs. No logic here: every command calls `suanli.api` and prints what came back."""
 
+import io
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from suanli import __version__
-from suanli.base.errors import EXIT_FAILED, SuanliError
+from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
 
 app = typer.Typer(
     name="suanli",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Finds the fastest verified way to run a model on this machine, and proves that the "
     "answer stayed right.",
 )
 
+_EXIT_STOPPED = 130  # what a shell gives for a command that Ctrl-C ended
+# typer brings its own copy of click since 0.26, so the base of its errors has no fixed home
+_UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
+
+
+def _examples(*lines: str) -> str:
+    """Text below a command's options. Its first character keeps the lines as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 _WORKLOAD = typer.Argument(
-    help="A built-in name, file.py:name, model.onnx, model.keras, or hf:CONFIG.", show_default=False
+    metavar="WORKLOAD",
+    help="A built-in name, file.py:name, model.onnx, model.keras, or hf:CONFIG.",
+    show_default=False,
 )
+Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="Folder of an engine.")]
+Budget = Annotated[float, typer.Option(metavar="SECONDS", help="Time for all of it.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0 and so on, or auto.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run code of an engine made by somebody else.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -32,26 +53,35 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    invoke_without_command=True,
+    epilog=_examples(
+        "suanli doctor", "suanli optimize resnet50", "suanli optimize my.py:model -o my-engine"
+    ),
+)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Root options."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-@app.command()
+@app.command(epilog=_examples("suanli doctor", "suanli doctor --refresh --json"))
 def doctor(
-    as_json: Json = False,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Measure the ceilings anew (about 20 s).")
+        bool, typer.Option("--refresh", help="Measure the ceilings anew (up to 25 s).")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, … or auto.")] = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
-    """Say what is here, what is missing, and what this machine can do at most.
+    """Say what is here, and what this machine can do at most.
 
-    Example: suanli doctor --refresh
+    Hardware, libraries, backends with the command that installs a missing one, problems with their
+    mend, and the ceilings: measured on the first call and kept.
     """
     from suanli import api
     from suanli.reports import text
@@ -61,52 +91,78 @@ def doctor(
     _print(result, as_json, text.doctor)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "suanli optimize resnet50",
+        "suanli optimize my.py:model --for throughput --batch 32 -o my-engine",
+        "suanli optimize model.onnx --max-drop 1 --data pictures --budget 600",
+    )
+)
 def optimize(  # noqa: PLR0913, PLR0917
     workload: Annotated[str, _WORKLOAD],
     objective: Annotated[
-        str, typer.Option("--for", help="latency (batch 1) or throughput (batch 32).")
+        str,
+        typer.Option("--for", metavar="WHAT", help="latency (batch 1) or throughput (batch 32)."),
     ] = "latency",
     batch: Annotated[
-        int | None, typer.Option(help="Samples in a step.", show_default=False)
+        int | None, typer.Option(metavar="N", help="Samples in a step.", show_default=False)
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(help="Largest batch the engine takes.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="Largest batch the engine takes.", show_default=False),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="Largest drop of quality in percentage points.")
+        float, typer.Option(metavar="POINTS", help="Largest drop of quality in percentage points.")
     ] = 0.5,
     tolerance: Annotated[
         float | None,
         typer.Option(
+            metavar="ERROR",
             help="Accept quantised plans without labels up to this relative error.",
             show_default=False,
         ),
     ] = None,
-    budget: Annotated[float, typer.Option(help="Seconds to search.")] = 120.0,
+    budget: Budget = 120.0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for the engine.", show_default=False)
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Folder for the engine.", show_default=False
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the workload's data.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the workload's data.", show_default=False),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="safetensors file for the model.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="safetensors file for the model.", show_default=False),
     ] = None,
     input_shape: Annotated[
-        str, typer.Option(help="Shape of one sample of each input, such as 3x224x224,128.")
+        str,
+        typer.Option(
+            metavar="SHAPES",
+            help="Shape of one sample of each input, such as 3x224x224,128.",
+            show_default=False,
+        ),
     ] = "",
-    input_dtype: Annotated[str, typer.Option(help="Type of the inputs, such as int64.")] = "",
+    input_dtype: Annotated[
+        str,
+        typer.Option(metavar="TYPE", help="Type of the inputs, such as int64.", show_default=False),
+    ] = "",
     backend: Annotated[
-        list[str] | None, typer.Option(help="Try only this backend; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Try only this backend; repeat for more.", show_default=False
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, … or auto.")] = "auto",
+    device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the fastest verified engine for inference.
 
-    Example: suanli optimize resnet50 --for throughput --batch 32 -o resnet50-engine
+    Tries plans within the budget, each in a process of its own, holds their answers to the model's
+    own, and races the fastest one that is right against what PyTorch does without it.
     """
     from suanli import api
     from suanli.reports import text
@@ -133,31 +189,32 @@ def optimize(  # noqa: PLR0913, PLR0917
             on_event=live.event,
         )
     _print(result, as_json, text.optimize)
-    if result.engine_dir is None and not result.interrupted and out is not None:
-        raise typer.Exit(2)
     if result.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(_EXIT_STOPPED)
 
 
-@app.command()
+@app.command(epilog=_examples("suanli run my-engine --input images.npy --output logits.npy"))
 def run(
-    engine: Annotated[Path, typer.Argument(help="Folder of an engine.")],
+    engine: Engine,
     input_: Annotated[
         list[Path],
-        typer.Option("--input", "-i", help=".npy of one input, or .npz of all; repeat in order."),
+        typer.Option(
+            "-i",
+            "--input",
+            metavar="FILE",
+            help=".npy of one input, or .npz of all; repeat in order.",
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help=".npy or .npz to write.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help=".npy or .npz to write.", show_default=False
+        ),
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run code of an engine made by somebody else.")
-    ] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Call an engine on a file.
-
-    Example: suanli run resnet50-engine --input images.npy --output logits.npy
-    """
+    """Call an engine on a file."""
     from suanli import api
     from suanli.reports import text
 
@@ -165,40 +222,34 @@ def run(
     _print(result, as_json, text.run)
 
 
-@app.command()
+@app.command(epilog=_examples("suanli rebuild my-engine"))
 def rebuild(
-    engine: Annotated[Path, typer.Argument(help="Folder of an engine.")],
-    budget: Annotated[float, typer.Option(help="Seconds to search.")] = 120.0,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run code of an engine made by somebody else.")
-    ] = False,
+    engine: Engine,
+    budget: Budget = 120.0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Make an engine anew on this machine, from the program that it carries.
-
-    Example: suanli rebuild resnet50-engine
-    """
+    """Make an engine anew on this machine, from what it carries."""
     from suanli import api
     from suanli.reports import text
 
     with text.Live(quiet=as_json) as live:
         result = api.rebuild(engine, budget_s=budget, trust=trust, on_event=live.event)
     _print(result, as_json, text.optimize)
+    if result.interrupted:
+        raise typer.Exit(_EXIT_STOPPED)
 
 
-@app.command()
+@app.command(epilog=_examples("suanli export my-engine --onnx -o model.onnx"))
 def export(
-    engine: Annotated[Path, typer.Argument(help="Folder of an engine.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File or folder to write.")],
+    engine: Engine,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="PATH", help="File or folder to write.")
+    ],
     onnx: Annotated[bool, typer.Option("--onnx", help="As plain ONNX, in fp32.")] = False,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run code of an engine made by somebody else.")
-    ] = False,
+    trust: Trust = False,
 ) -> None:
-    """Give an engine out: plain ONNX, or safetensors with the plan.
-
-    Example: suanli export resnet50-engine --onnx -o resnet50.onnx
-    """
+    """Give an engine out: plain ONNX, or safetensors and plan."""
     from suanli import api
 
     path = api.export(engine, out, kind="onnx" if onnx else "safetensors", trust=trust)
@@ -207,10 +258,7 @@ def export(
 
 @app.command()
 def workloads(as_json: Json = False) -> None:
-    """List the built-in workloads.
-
-    Example: suanli workloads
-    """
+    """List the built-in workloads."""
     from suanli import api
     from suanli.reports import text
 
@@ -218,33 +266,102 @@ def workloads(as_json: Json = False) -> None:
 
 
 def _print(result: Any, as_json: bool, render: Any) -> None:
-    from suanli.base import codec
-
     if as_json:
-        sys.stdout.write(codec.dumps(result))
+        _write_json(result)
     else:
         render(result)
 
 
-def main() -> None:
-    """Entry point of the command: a foreseen failure is one line and an exit code."""
+def _write_json(record: Any) -> None:
+    from suanli.base import codec
+
+    text = codec.dumps(record)
     try:
-        app(standalone_mode=True)
-    except SuanliError as error:
-        if "--json" in sys.argv:
-            sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
-        typer.echo(f"suanli: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("suanli: stopped", err=True)
-        raise SystemExit(130) from None
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # the locale lacks a character: escapes say the same
+        text = json.dumps(codec.to_json(record), indent=2, allow_nan=False) + "\n"
+    sys.stdout.write(text)
+
+
+def main() -> None:
+    """Entry point of the command: every failure is one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # nothing ends over a character
+    code = 0
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except OSError as error:  # the output itself: its reader has gone, or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError) and code == 0:
+            typer.echo(f"suanli: {error.strerror}: standard output", err=True)
+        code = EXIT_FAILED
+    raise SystemExit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command line, after saying what went wrong."""
+    code: Any
+    try:
+        # typer's own way out would print usage over several lines, and 1 for Ctrl-C
+        code = typer.main.get_command(app).main(arguments, "suanli", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _EXIT_STOPPED
     except BrokenPipeError:
-        raise SystemExit(EXIT_FAILED) from None
-    except OSError as error:
-        typer.echo(
-            f"suanli: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True
+        raise
+    except Exception as error:
+        return _failed(error, arguments)
+    if code == _EXIT_STOPPED:
+        typer.echo("suanli: stopped", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception, arguments: list[str]) -> int:
+    """Say in one line what went wrong; the traceback only where SUANLI_DEBUG asks for it."""
+    code, next_step = EXIT_FAILED, ""
+    if isinstance(error, SuanliError):
+        words, code, next_step = str(error), error.exit_code, error.next_step
+    elif isinstance(error, _UsageError):
+        command = error.ctx.command_path if error.ctx else "suanli"
+        code, next_step = EXIT_BAD_INPUT, f"see {command} --help"
+        words = f"{error.format_message().rstrip('.')}; {next_step}"
+        words = words[:1].lower() + words[1:]
+    elif isinstance(error, OSError) and error.strerror:
+        words = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
+    elif isinstance(error, ImportError):
+        next_step = "suanli doctor says what is wrong"
+        words = f"a library does not import: {error} ({next_step})"
+    else:
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        next_step = "run with SUANLI_DEBUG=1 for the traceback"
+        words = f"internal error: {what}; {next_step}"
+    words = " ".join(words.split())
+    if os.environ.get("SUANLI_DEBUG"):
+        traceback.print_exception(error)
+    if "--json" in arguments:
+        _write_error(words, error, next_step, code, arguments)
+    typer.echo(f"suanli: {words}", err=True)
+    return code
+
+
+def _write_error(
+    words: str, error: Exception, next_step: str, code: int, arguments: list[str]
+) -> None:
+    from suanli.base import schema
+    from suanli.base.results import ErrorResult
+
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    _write_json(
+        ErrorResult(
+            schema=schema.name("error"),
+            verb=verb,
+            error=words,
+            kind=type(error).__name__,
+            next_step=next_step,
+            exit_code=code,
         )
-        raise SystemExit(EXIT_FAILED) from None
+    )
 
 
 if __name__ == "__main__":

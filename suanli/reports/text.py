@@ -1,142 +1,200 @@
-"""Results as text for a terminal of 80 columns, and the live view of long work."""
+"""Results as text for a terminal, made to fit 80 columns."""
 
-import sys
-import time
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.status import Status
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from suanli.base import units
-from suanli.base.events import Event
-from suanli.base.hardware import Ceiling
+from suanli.base.hardware import Ceiling, DeviceInfo, GpuInfo
+from suanli.base.plan import Plan
 from suanli.base.results import DoctorResult, OptimizeResult, RunResult, WorkloadEntry
 from suanli.base.timing import Estimate
-from suanli.base.trial import Quality, Trial
+from suanli.base.trial import Quality, Trial, ValueCheck
+from suanli.base.work import SpeedOfLight
+from suanli.reports.live import STYLES, Live
 
-_STYLES = {"verified": "green", "rejected": "yellow", "failed": "red", "skipped": "dim"}
+__all__ = ["Live", "doctor", "optimize", "ratio", "run", "workloads"]
 
+_WIDEST = 110  # columns; longer lines are hard to read
+_LABEL = 10  # columns of the names on the left
+_MOST_SKIPPED = 12  # lines; the rest is counted
+_MOST_NAMES = 4  # names in a line; the rest is counted
+_BUSY = 0.5  # spread of a ceiling from which on something else must have run beside it
 
-class Live:
-    """Shows events on standard error as they come: a line per trial, the present step below.
-
-    Where standard error is no terminal every step is a line, so that a log shows progress too.
-    """
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False)
-        self._status: Status | None = None
-        self._started = time.monotonic()
-        self._last = ""
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._quiet:
-            self._status = self._console.status("starting")
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def event(self, event: Event) -> None:
-        """Show one event."""
-        if self._quiet:
-            return
-        if event.trial is not None:
-            self._console.print(trial_line(event.trial), soft_wrap=True)
-        elif event.kind == "note":
-            self._console.print(f"[yellow]note:[/] {escape(event.text)}", soft_wrap=True)
-        elif self._status is not None:
-            self._status.update(escape(_clock(event, self._started)))
-        elif event.text != self._last:
-            self._console.print(escape(_clock(event, self._started)), soft_wrap=True)
-        self._last = event.text
+Line = tuple[str, str | Text]
 
 
-def _clock(event: Event, started: float) -> str:
-    spent = time.monotonic() - started if event.spent_s is None else event.spent_s
-    total = f"/{event.budget_s:.0f}" if event.budget_s else ""
-    return f"{spent:4.0f}{total} s  {event.text}"
+# -- suanli optimize ------------------------------------------------------------------------------
 
 
-def trial_line(trial: Trial) -> str:
-    """One trial as one line of markup."""
-    style = _STYLES[trial.status]
-    title = trial.plan.title[:38]
-    when = f"{trial.seconds_spent:4.0f} s" if trial.seconds_spent >= 0.5 else "      "
-    figure = units.milliseconds(trial.step_ms.p50) if trial.step_ms else ""
-    line = f"  {escape(title):38} [{style}]{trial.status:8}[/] {figure:>9} {when}"
-    if trial.reason:
-        line += f"  [dim]{escape(trial.reason[:110])}[/]"
-    return line
-
-
-def optimize(result: OptimizeResult) -> None:
-    """Print what `suanli optimize` found."""
-    console = Console(highlight=False)
-    console.print()
-    console.print(_trials(result.trials))
-    chosen, plan = result.chosen, result.chosen.plan
-    console.print(f"[bold]{escape(result.workload)}[/], batch {result.batch}, {result.objective}")
-    console.print(f"  plan         [bold]{escape(plan.title)}[/]  ({plan.key})")
-    step = units.milliseconds(chosen.step_ms.p50)
-    console.print(f"  step         {step}, {chosen.samples_per_s:,.0f} samples/s")
-    console.print(f"  speed-up     [bold]{ratio(result.speedup_vs_eager)}[/] over eager fp32")
-    console.print(
-        f"               {ratio(result.speedup_vs_best_baseline)} over the best baseline, "
-        f"{escape(result.baseline.plan.title)}"
-    )
-    for other in result.confirmations[1:]:
-        console.print(
-            f"  at batch {other.batch:<4}{ratio(other.speedup_vs_eager)} over eager fp32, "
-            f"{ratio(other.speedup_vs_best_baseline)} over {escape(other.best_baseline.title)}"
-        )
-    if result.sol is not None and result.sol.fraction is not None:
-        console.print(
-            f"  limit        {units.milliseconds(result.sol.ms)} ({result.sol.bound_by}); "
-            f"this is {result.sol.fraction * 100:.0f} % of the speed of light"
-        )
-    _print_correctness(console, result)
-    for note in result.notes:
-        console.print(f"  [yellow]note[/]         {escape(note)}")
+def optimize(result: OptimizeResult, console: Console | None = None) -> None:
+    """Print what `suanli optimize` found: the trials, the chosen plan, the proof."""
+    out = console or _console()
+    out.print(_trials(result, out.width))
+    about = "Timed by the search. The figures further down are from a race on new timings."
+    out.print(Text(f" {about}", "dim"))
+    skipped = [trial for trial in result.trials if trial.status == "skipped"]
+    if skipped:
+        out.print()
+        out.print(_lines(_skipped(skipped), out.width))
+    out.print()
+    title = f", batch {result.batch}, {result.objective}, on {result.device.title}"
+    out.print(Text.assemble((result.workload, "bold"), title))
+    out.print(_lines(_findings(result), out.width))
     if result.engine_dir:
-        console.print(f"\nThe engine is in [bold]{escape(result.engine_dir)}[/]. Call it with\n")
-        console.print("  import suanli", soft_wrap=True)
-        console.print(f'  engine = suanli.load("{escape(result.engine_dir)}")', soft_wrap=True)
-        console.print("  result = engine(inputs)\n")
+        _print_usage(out, result.engine_dir)
 
 
-def _print_correctness(console: Console, result: OptimizeResult) -> None:
-    if result.values is not None and result.values.outputs:
-        worst = max(result.values.outputs, key=lambda output: output.rms_ratio)
-        batches = ", ".join(str(batch) for batch in result.values.batches)
-        console.print(
-            f"  values       error {worst.rms_ratio:.2f}x eager's own at this "
-            f"precision ({result.values.k:g}x is allowed)\n"
-            f"               checked in a fresh process at batch {batches}"
+def _trials(result: OptimizeResult, width: int) -> Table:
+    """What was tried: the fastest verified plan first, then what was rejected and what failed."""
+    tried = [trial for trial in result.trials if trial.status != "skipped"]
+    # the search's own timings only: the race's belong to another moment of the machine
+    steps = [_step(t) for t in tried if t.baseline and t.status == "verified"]
+    best_baseline_ms = min(steps, default=float("nan"))
+    table = _table(width)
+    table.add_column("plan", ratio=5, overflow="fold")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("vs best\nbaseline", justify="right", no_wrap=True)
+    table.add_column("outcome", ratio=6, overflow="fold")
+    order = list(STYLES)
+    for trial in sorted(tried, key=lambda t: (order.index(t.status), _step(t))):
+        chosen = trial.status == "verified" and trial.plan == result.chosen.plan
+        table.add_row(
+            Text(trial.plan.title, "bold" if chosen else ""),
+            units.milliseconds(_step(trial)) if trial.step_ms else "",
+            f"{best_baseline_ms / _step(trial):.2f}x" if trial.step_ms and steps else "",
+            _outcome(trial, chosen),
+            style="" if trial.status == "verified" else "dim",
         )
+    return table
+
+
+def _step(trial: Trial) -> float:
+    return trial.step_ms.p50 if trial.step_ms else float("inf")
+
+
+def _outcome(trial: Trial, chosen: bool) -> Text:
+    words = Text(trial.status, STYLES[trial.status])
+    words.append(", baseline" if trial.baseline else "")
+    words.append(", chosen" if chosen else "", "bold")
+    words.append(f": {_joined(trial.reason)}" if trial.reason else "")
+    return words
+
+
+def _skipped(trials: Sequence[Trial]) -> list[Line]:
+    """One line per reason."""
+    groups: dict[str, list[str]] = {}
+    for trial in trials:
+        title = f"{trial.plan.title} (baseline)" if trial.baseline else trial.plan.title
+        groups.setdefault(_joined(trial.reason), []).append(title)
+    listed = [
+        ("skipped", Text.assemble(_names(titles), (f": {reason}", "dim")))
+        for reason, titles in groups.items()
+    ]
+    left_out = [t for titles in list(groups.values())[_MOST_SKIPPED:] for t in titles]
+    if left_out:
+        listed[_MOST_SKIPPED:] = [("", Text(f"and {len(left_out)} more: --json has them", "dim"))]
+    return [("" if index else name, words) for index, (name, words) in enumerate(listed)]
+
+
+def _names(names: Iterable[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    rest = len(distinct) - _MOST_NAMES
+    shown = ", ".join(distinct[:_MOST_NAMES] if rest > 0 else distinct)
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _findings(result: OptimizeResult) -> list[Line]:
+    chosen = result.chosen
+    best = result.baseline.plan.title
+    found: list[Line] = [
+        ("plan", Text.assemble((chosen.plan.title, "bold"), f"  ({chosen.plan.key})")),
+        *_kept(chosen.plan),
+        (
+            "step",
+            f"{units.milliseconds(chosen.step_ms.p50)}, {units.rate(chosen.samples_per_s)} "
+            f"samples/s; {best} {units.milliseconds(result.baseline.step_ms.p50)}",
+        ),
+        ("speed-up", Text.assemble((ratio(result.speedup_vs_eager), "bold"), " over eager fp32")),
+        ("", f"{ratio(result.speedup_vs_best_baseline)} over the best baseline, {best}"),
+    ]
+    for other in result.confirmations[1:]:
+        over = [f"{ratio(other.speedup_vs_best_baseline)} over {other.best_baseline.title}"]
+        if other.speedup_vs_eager is not None:
+            over.insert(0, f"{ratio(other.speedup_vs_eager)} over eager fp32")
+        found.append(("", f"at batch {other.batch}: {', '.join(over)}"))
+    found += _limit(result.sol)
+    found += _values(result.values)
     if result.quality is not None:
-        _print_quality(console, result.quality)
+        found += _quality(result.quality)
     elif result.untrained:
-        console.print("  quality      not judged: the weights are random")
+        found.append(("quality", "not judged: the weights are random"))
+    found += [("note", Text(_joined(note), "yellow")) for note in result.notes]
+    if result.interrupted:
+        found.append(("note", Text("stopped early: this is the best so far", "yellow")))
+    return [*found, ("search", _tally(result))]
 
 
-def _print_quality(console: Console, quality: Quality) -> None:
-    console.print(
-        f"  {quality.metric:12} {units.percent(quality.reference)} before, "
-        f"[bold]{units.percent(quality.value)}[/] after ({quality.n} unseen samples,\n"
-        f"               {quality.harmed} harmed, {quality.helped} helped); drop at most "
-        f"{quality.drop_upper95 * 100:.2f} points (95 %),\n"
-        f"               {quality.budget * 100:.2f} are allowed"
+def _kept(plan: Plan) -> list[Line]:
+    """The operators that a lower precision would break."""
+    found: list[Line] = []
+    if plan.quantization and plan.quantization.keep:
+        found.append(("", f"in {plan.precision}: {_names(plan.quantization.keep)}"))
+    if plan.float_operators:
+        found.append(("", f"in fp32: {_names(plan.float_operators)}"))
+    return found
+
+
+def _limit(sol: SpeedOfLight | None) -> list[Line]:
+    if sol is None or sol.fraction is None:
+        return []
+    poor = [mark for mark in sol.marks if mark != "measured"]
+    source = f", {' and '.join(poor)}" if poor else ""
+    return [
+        (
+            "limit",
+            f"{units.milliseconds(sol.ms)}{source} (bound by {sol.bound_by}): "
+            f"this is {units.share(sol.fraction)} of the speed of light",
+        )
+    ]
+
+
+def _values(values: ValueCheck | None) -> list[Line]:
+    if values is None or not values.outputs:
+        return []
+    worst = max(values.outputs, key=lambda output: output.rms_ratio)
+    batches = ", ".join(str(batch) for batch in values.batches)
+    return [
+        (
+            "values",
+            f"error {worst.rms_ratio:.2f}x eager's own at this precision ({values.k:g}x is "
+            f"allowed), checked in a fresh process at batch {batches}",
+        )
+    ]
+
+
+def _quality(quality: Quality) -> list[Line]:
+    words = Text.assemble(
+        f"{quality.metric.replace('_', ' ')} {units.percent(quality.reference)} before, ",
+        (units.percent(quality.value), "bold"),
+        f" after ({quality.n} unseen samples, {quality.harmed} harmed, {quality.helped} helped); "
+        f"drop at most {quality.drop_upper95 * 100:.2f} points (95 %), "
+        f"{quality.budget * 100:.2f} are allowed",
     )
-    for alarm in quality.alarms:
-        console.print(f"  [red]class[/]        {escape(alarm)}")
+    found: list[Line] = [("quality", words)]
+    return found + [("", Text(f"class {_joined(alarm)}", "red")) for alarm in quality.alarms]
+
+
+def _tally(result: OptimizeResult) -> str:
+    statuses = [trial.status for trial in result.trials]
+    counts = [f"{statuses.count(s)} {s}" for s in STYLES if s in statuses]
+    resumed = sum(trial.resumed for trial in result.trials)
+    earlier = f"; {resumed} from an earlier search" if resumed else ""
+    return f"{', '.join(counts)} in {result.seconds_spent:.0f} s{earlier}"
 
 
 def ratio(estimate: Estimate) -> str:
@@ -144,83 +202,145 @@ def ratio(estimate: Estimate) -> str:
     return f"{estimate.p50:.2f}x ({estimate.lo95:.2f} to {estimate.hi95:.2f})"
 
 
-def _trials(trials: Sequence[Trial]) -> Table:
-    # the search's own timings only: the race's belong to another moment of the machine
-    baselines = [_step(t) for t in trials if t.baseline and t.status == "verified" and t.step_ms]
-    best_baseline_ms = min(baselines, default=float("nan"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=80)
-    table.add_column("plan", ratio=5, overflow="fold")
-    table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("vs base", justify="right", no_wrap=True)
-    table.add_column("outcome", ratio=6, overflow="fold")
-    ran = sorted((t for t in trials if t.step_ms), key=_step)
-    rest = [t for t in trials if not t.step_ms]
-    for trial in [*ran, *rest]:
-        style = _STYLES[trial.status]
-        outcome = f"[{style}]{trial.status}[/]"
-        if trial.baseline:
-            outcome += " baseline"
-        if trial.reason:
-            outcome += f": {escape(trial.reason)}"
-        figure = units.milliseconds(_step(trial)) if trial.step_ms else ""
-        gain = f"{best_baseline_ms / _step(trial):.2f}x" if trial.step_ms else ""
-        table.add_row(escape(trial.plan.title), figure, gain, outcome)
-    return table
+def _print_usage(out: Console, folder: str) -> None:
+    """How to call the engine; lines to copy are never broken."""
+    # both kinds of quote, and a backslash, are legal in a path
+    quoted = repr(folder) if '"' in folder or "\\" in folder else f'"{folder}"'
+    out.print()
+    out.print(
+        Text.assemble("The engine is in ", (folder, "bold"), ". Call it with"), soft_wrap=True
+    )
+    out.print()
+    out.print("  import suanli")
+    out.print(Text(f"  engine = suanli.load({quoted})"), soft_wrap=True)
+    out.print("  result = engine(inputs)\n")
 
 
-def _step(trial: Trial) -> float:
-    assert trial.step_ms is not None
-    return trial.step_ms.p50
+# -- suanli doctor --------------------------------------------------------------------------------
 
 
-def doctor(result: DoctorResult) -> None:
-    """Print what `suanli doctor` found."""
-    console = Console(highlight=False)
-    cpu = result.cpu
-    console.print(f"\n[bold]{escape(cpu.model)}[/]")
-    cores = f"{cpu.usable_cores} usable of {cpu.logical_cores}"
-    console.print(f"  cores     {cores}, memory {units.size(cpu.memory_bytes)}")
-    console.print(f"  matrix    {escape(', '.join(cpu.features)) or 'none'}", soft_wrap=False)
-    console.print(f"  compiler  {escape(result.compiler or 'none')}")
-    for gpu in result.gpus:
-        console.print(
-            f"  {gpu.index}: {escape(gpu.name)}, {units.size(gpu.memory_bytes)}, "
-            f"compute capability {gpu.compute_capability or 'unknown'}, driver {gpu.driver or '?'}"
-        )
-    if not result.gpus:
-        console.print("  GPUs      none")
-    console.print(_ceilings(result.ceilings))
-    console.print(_backends(result))
+def doctor(result: DoctorResult, console: Console | None = None) -> None:
+    """Print what `suanli doctor` found: hardware, ceilings, backends, problems."""
+    out = console or _console()
+    out.print(Text(result.cpu.model, "bold"))
+    out.print(_lines(_hardware(result), out.width))
+    if result.ceilings:
+        _print_ceilings(out, result)
+    if result.backends:
+        out.print(_backends(result, out.width))
     for problem in result.problems:
-        console.print(f"[yellow]problem[/]  {escape(problem.what)}")
-        console.print(f"         [bold]{escape(problem.mend)}[/]")
+        lines: list[Line] = [
+            ("problem", Text(problem.what, "yellow")),
+            ("mend", Text(problem.mend, "bold")),
+        ]
+        out.print(_lines(lines, out.width))
     if not result.problems:
-        console.print("no problems found")
+        out.print(_lines([("problems", Text("none", "green"))], out.width))
 
 
-def _ceilings(ceilings: Sequence[Ceiling]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=80, title="Ceilings")
-    table.add_column("what", no_wrap=True)
-    table.add_column("hardware", justify="right", no_wrap=True)
-    table.add_column("achieved", justify="right", no_wrap=True)
-    table.add_column("spread", justify="right", no_wrap=True)
+def _hardware(result: DoctorResult) -> list[Line]:
+    cpu = result.cpu
+    caches = [f"{name} {units.size(n)}" for name, n in cpu.cache_bytes.items()]
+    versions = result.environment.libraries
+    found: list[Line] = [
+        (
+            "cores",
+            f"{cpu.usable_cores} usable of {cpu.logical_cores} ({cpu.physical_cores} physical), "
+            f"{cpu.architecture}",
+        ),
+        (
+            "memory",
+            f"{units.size(cpu.memory_bytes)}, {units.size(cpu.memory_available_bytes)} free",
+        ),
+        ("caches", ", ".join(caches) or "unknown"),
+        ("units", ", ".join(cpu.features) or "none that matter here"),
+        *(("GPU" if index == 0 else "", _gpu(gpu)) for index, gpu in enumerate(result.gpus)),
+        *([] if result.gpus else [("GPU", "none")]),
+        ("compiler", _compiler(result.compiler)),
+        (
+            "software",
+            f"suanli {result.environment.suanli}, Python {result.environment.python}, "
+            f"torch {versions.get('torch', 'absent')}, {result.environment.os}",
+        ),
+    ]
+    return found
+
+
+def _gpu(gpu: GpuInfo) -> str:
+    facts = [f"cuda:{gpu.index} {gpu.name}", units.size(gpu.memory_bytes)]
+    if gpu.compute_capability:
+        facts.append(f"compute capability {gpu.compute_capability}")
+    if gpu.multiprocessors:
+        facts.append(f"{gpu.multiprocessors} multiprocessors")
+    if gpu.clock_mhz:
+        facts.append(f"{gpu.clock_mhz} MHz")
+    if gpu.power_limit_w:
+        facts.append(f"{gpu.power_limit_w:.0f} W")
+    if gpu.links:
+        facts.append(f"{gpu.links} NVLinks")
+    facts.append(f"driver {gpu.driver or 'unknown'}")
+    return ", ".join(facts)
+
+
+def _compiler(named: str | None) -> str:
+    """`cc: cc (Debian) 12.2.0` says its name twice."""
+    name, _, version = (named or "none").partition(": ")
+    return version if version.startswith(name) else named or "none"
+
+
+def _print_ceilings(out: Console, result: DoctorResult) -> None:
+    out.print()
+    out.print(Text.assemble(("Ceilings", "bold"), f" of {_device(result.device)}"))
+    out.print(_ceilings(result.ceilings, out.width))
+    legend: list[Line] = [
+        ("hardware", "what the units do at most; achieved: the best of a library"),
+        ("spread", "distance of the quartiles over the median of repeated measurements"),
+    ]
+    if result.measured_at:
+        when = result.measured_at.replace("T", " ").replace("+00:00", " UTC")
+        legend.append(("measured", f"{when}; `suanli doctor --refresh` measures again"))
+    out.print(_lines(legend, out.width, style="dim"))
+    if any(item.spread > _BUSY for item in result.ceilings):
+        busy = "something else ran meanwhile: figures with a wide spread may be too low"
+        out.print(_lines([("note", Text(busy, "yellow"))], out.width))
+    out.print()
+
+
+def _device(device: DeviceInfo) -> str:
+    return f"{device.name} ({device.title})"
+
+
+def _ceilings(ceilings: Sequence[Ceiling], width: int) -> Table:
+    sheet = any(item.datasheet for item in ceilings)
+    table = _table(width)
+    table.add_column("what", no_wrap=True, ratio=1)
+    for heading in ("hardware", "achieved", "spread"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("mark", no_wrap=True)
-    table.add_column("of datasheet", justify="right", no_wrap=True)
-    for item in ceilings:
-        what = " ".join(part for part in (item.what.replace("_", " "), item.dtype) if part)
-        if item.working_set_bytes:
-            what += f" {units.size(item.working_set_bytes)}"
+    if sheet:
+        table.add_column("of data-\nsheet", justify="right", no_wrap=True)
+    for index, item in enumerate(ceilings):
+        last = index + 1 == len(ceilings) or ceilings[index + 1].what != item.what
         known = item.best
-        share = f"{known / item.datasheet * 100:.0f} %" if item.datasheet and known else ""
+        of_sheet = units.share(known / item.datasheet) if item.datasheet and known else ""
         table.add_row(
-            what,
+            _what(item),
             _rate(item.hardware, item),
             _rate(item.achieved, item),
-            f"{item.spread * 100:.1f} %",
-            item.mark,
-            share,
+            f"{item.spread * 100:.0f} %",
+            Text(item.mark, "" if item.mark == "measured" else "yellow"),
+            *([of_sheet] if sheet else []),
+            end_section=last and item.what in ("matmul", "read", "copy"),
         )
     return table
+
+
+def _what(item: Ceiling) -> str:
+    names = {"host_to_device": "host to device", "device_to_host": "device to host"}
+    parts = [names.get(item.what, item.what.replace("_", " ")), item.dtype]
+    if item.working_set_bytes:
+        parts.append(units.size(item.working_set_bytes))
+    return " ".join(part for part in parts if part)
 
 
 def _rate(value: float | None, item: Ceiling) -> str:
@@ -232,42 +352,80 @@ def _rate(value: float | None, item: Ceiling) -> str:
     return units.si(value, unit)
 
 
-def _backends(result: DoctorResult) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=80, title="Backends")
+def _backends(result: DoctorResult, width: int) -> Table:
+    table = _table(width)
     table.add_column("backend", no_wrap=True)
     table.add_column("version", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold", ratio=1)
     for backend in result.backends:
-        says = "" if backend.present else escape(backend.reason or backend.install)
-        version = backend.version or ("present" if backend.present else "absent")
-        table.add_row(escape(backend.name), escape(version), says)
+        if backend.present:
+            table.add_row(Text(backend.name), Text(backend.version or "present"), "")
+            continue
+        why = Text(f"{backend.reason}: " if backend.reason else "", "dim")
+        table.add_row(
+            Text(backend.name), Text("absent", "yellow"), why.append(backend.install, "bold")
+        )
     return table
 
 
-def run(result: RunResult) -> None:
+# -- the other verbs ------------------------------------------------------------------------------
+
+
+def run(result: RunResult, console: Console | None = None) -> None:
     """Print what `suanli run` computed."""
-    console = Console(highlight=False)
+    out = console or _console()
     for name, shape, dtype in zip(
         result.output_names, result.output_shapes, result.output_dtypes, strict=True
     ):
-        console.print(f"{name}: {list(shape)} {dtype}")
-    console.print(f"{units.milliseconds(result.call_ms)} in one call")
-    for line in result.differences:
-        console.print(f"[yellow]differs[/]  {escape(line)}")
+        out.print(Text(f"{name}: {list(shape)} {dtype}"))
+    who = "the portable plan" if result.portable else result.plan.title
+    out.print(Text(f"{units.milliseconds(result.call_ms)} in one call of {who}"))
+    differs: list[Line] = [("differs", Text(line, "yellow")) for line in result.differences]
+    if differs:
+        out.print(_lines(differs, out.width))
     if result.output:
-        console.print(f"wrote {escape(result.output)}", soft_wrap=True)
+        out.print(Text(f"wrote {result.output}"), soft_wrap=True)
 
 
-def workloads(entries: Sequence[WorkloadEntry]) -> None:
+def workloads(entries: Sequence[WorkloadEntry], console: Console | None = None) -> None:
     """Print the list of built-in workloads."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=80)
+    out = console or _console()
+    table = _table(out.width)
     table.add_column("workload", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold", ratio=1)
     for entry in entries:
-        table.add_row(entry.name, escape(entry.note))
-    Console(highlight=False).print(table)
+        table.add_row(Text(entry.name), Text(entry.note))
+    out.print(table)
+    legend: list[Line] = [
+        ("untrained", "random weights: speed and rounding are real, answers mean nothing;"),
+        ("", "--weights FILE gives it real ones"),
+        ("data", "SUANLI_DATA=DIR stands in for --data DIR"),
+    ]
+    out.print(_lines(legend, out.width, style="dim"))
 
 
-def line(text: Any) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"{text}\n")
+# -- layout ---------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False)
+
+
+def _table(width: int) -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, width=min(width, _WIDEST))
+
+
+def _lines(lines: Iterable[Line], width: int, style: str = "") -> Padding:
+    """Names on the left, words on the right that fold under themselves."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.width = min(width, _WIDEST) - 2
+    grid.add_column(width=_LABEL, no_wrap=True)
+    grid.add_column(ratio=1, overflow="fold")
+    for name, words in lines:
+        grid.add_row(Text(name), Text(words) if isinstance(words, str) else words, style=style)
+    return Padding(grid, (0, 0, 0, 2), expand=False)
+
+
+def _joined(text: str) -> str:
+    """One line, whatever stood in it."""
+    return " ".join(text.split())
