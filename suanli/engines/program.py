@@ -108,6 +108,13 @@ class Program:
     def exported_module(self) -> nn.Module:
         """A fresh evaluation-mode module of the exported graph, taking the user's arguments."""
         module = self.exported.module(check_guards=False)
+        # `Module.to` changes parameters in place: they must not be the program's own objects
+        own: dict[int, nn.Parameter] = {}
+        for part in module.modules():
+            for name, weight in part._parameters.items():
+                if weight is not None:
+                    fresh = nn.Parameter(weight.detach(), requires_grad=False)
+                    part._parameters[name] = own.setdefault(id(weight), fresh)
         return module
 
     def source_module(self) -> nn.Module:
