@@ -38,7 +38,7 @@ def from_config(ref: str) -> Workload:
     base, _, query = ref.removeprefix("hf:").partition("?")
     changes = {key: _value(text) for key, text in parse_qsl(query)}
     path = Path(base)
-    if path.is_dir():
+    if base and path.is_dir():
         path = path / "config.json"
     from_path = path.suffix == ".json"
     if from_path:

@@ -185,8 +185,8 @@ def _constant_of_shape(call: Call) -> Result:
     given = call.attribute("value")
     fill, kind = (0.0, torch.float32)
     if given is not None:
-        kind = torch.from_numpy(np.asarray(given)).dtype
-        fill = np.asarray(given).ravel()[0].item()
+        one = torch.from_numpy(np.array(given, copy=True)).ravel()[0]
+        kind, fill = one.dtype, one.item()
     sizes = call.numbers(0)
     if (
         len(sizes) <= 1
