@@ -20,6 +20,9 @@ from suanli.measure import _bias
 # Errors below this many ulps (of the output's dtype, at the output's own size) always pass, so that
 # an eager run which happens to be exact does not fail everybody else.
 FLOOR_ULPS = 4
+# The same for what all answers share. Folding a normalisation or another order of sums moves a
+# whole channel of a deep fp32 network by some units in the last place while its rms error falls.
+_SYSTEMATIC_ULPS = 16
 
 
 def compare(
@@ -134,7 +137,7 @@ def _float_error(
     floor = FLOOR_ULPS * epsilon * float(eager.size.square().mean().sqrt())
     largest, eager_largest = _largest(mine, reference), _largest(theirs, reference)
     usual = math.sqrt(2 * math.log(2 * mine.numel())) * max(eager_rms, floor)
-    bias, gain = _bias.ratios(own, eager, k, FLOOR_ULPS * epsilon)
+    bias, gain = _bias.ratios(own, eager, k, _SYSTEMATIC_ULPS * epsilon)
     worst = int(torch.maximum(bias, gain).argmax())
     return OutputError(
         name=name,

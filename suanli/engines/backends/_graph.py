@@ -146,7 +146,8 @@ def _fold_one(graph_module: fx.GraphModule, norm: fx.Node) -> bool:
         return False
 
     def value(node: Any) -> Any:
-        return None if node is None else attribute(graph_module, node.target).detach()
+        # in double: each rounding of a folded weight is an error that every answer shares
+        return None if node is None else attribute(graph_module, node.target).detach().double()
 
     scale, shift, mean, variance = (value(node) for node in statistics)
     if mean is None or variance is None:
@@ -155,8 +156,9 @@ def _fold_one(graph_module: fx.GraphModule, norm: fx.Node) -> bool:
         value(weight), value(bias), mean, variance, eps, scale, shift
     )
     name = f"folded_{conv.name}"
-    graph_module.register_parameter(f"{name}_weight", _frozen(new_weight))
-    graph_module.register_parameter(f"{name}_bias", _frozen(new_bias))
+    dtype = attribute(graph_module, weight.target).dtype
+    graph_module.register_parameter(f"{name}_weight", _frozen(new_weight.to(dtype)))
+    graph_module.register_parameter(f"{name}_bias", _frozen(new_bias.to(dtype)))
     with graph_module.graph.inserting_before(conv):
         weight_node = graph_module.graph.get_attr(f"{name}_weight")
         bias_node = graph_module.graph.get_attr(f"{name}_bias")
