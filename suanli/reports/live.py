@@ -97,16 +97,16 @@ class Live:
 class _Step:
     """What is being done now, and since when.
 
-    A search says "trying <plan>" and then what the trial is doing, so until the trial is done
-    the texts that follow are parts of it.
+    A step may have parts: "measuring: this" and "measuring: that" are one step. A search says
+    "trying <plan>" and then what the trial is doing, so until the trial is done the texts that
+    follow are parts of it.
     """
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._since = self._told = self._started
+        self._since = self._told = time.monotonic()
         self._spent_s = 0.0
         self._budget_s: float | None = None
-        self._trying = ""
+        self._whole, self._trying = "", False
         self.text, self.said = "starting", True
 
     def take(self, event: Event) -> None:
@@ -114,20 +114,21 @@ class _Step:
         if event.spent_s is not None:
             self._spent_s, self._told = event.spent_s, time.monotonic()
         self._budget_s = event.budget_s or self._budget_s
-        if event.kind == "note":
-            return
         if event.kind == "trial":
-            self._trying = text = ""
-        elif event.text.startswith("trying "):
-            self._trying = text = event.text
-        else:
-            text = f"{self._trying}: {event.text}" if self._trying else event.text
-        if text == self.text:
-            return
-        part = bool(self._trying) and self.text.startswith(self._trying)
-        self.text = text
-        if not part:  # one trial is one step, whatever it is doing just now
-            self._since, self.said = time.monotonic(), not text
+            self._trying = False
+            self._begin("", "")
+        elif event.kind == "step":
+            starts = event.text.startswith("trying ")
+            if self._trying and not starts:
+                self.text = f"{self._whole}: {event.text}"
+                return
+            self._trying = starts
+            self._begin(event.text if starts else event.text.partition(": ")[0], event.text)
+
+    def _begin(self, whole: str, text: str) -> None:
+        if whole != self._whole:
+            self._since, self.said = time.monotonic(), not whole
+        self._whole, self.text = whole, text
 
     def lasted_s(self) -> float:
         """Seconds since it began."""

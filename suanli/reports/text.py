@@ -23,6 +23,7 @@ _WIDEST = 110  # columns; longer lines are hard to read
 _LABEL = 10  # columns of the names on the left
 _MOST_SKIPPED = 12  # lines; the rest is counted
 _MOST_NAMES = 4  # names in a line; the rest is counted
+_MOST_REASON = 240  # characters of a reason; --json has all of it
 _BUSY = 0.5  # spread of a ceiling from which on something else must have run beside it
 
 Line = tuple[str, str | Text]
@@ -81,7 +82,7 @@ def _outcome(trial: Trial, chosen: bool) -> Text:
     words = Text(trial.status, STYLES[trial.status])
     words.append(", baseline" if trial.baseline else "")
     words.append(", chosen" if chosen else "", "bold")
-    words.append(f": {_joined(trial.reason)}" if trial.reason else "")
+    words.append(f": {_short(trial.reason)}" if trial.reason else "")
     return words
 
 
@@ -90,7 +91,7 @@ def _skipped(trials: Sequence[Trial]) -> list[Line]:
     groups: dict[str, list[str]] = {}
     for trial in trials:
         title = f"{trial.plan.title} (baseline)" if trial.baseline else trial.plan.title
-        groups.setdefault(_joined(trial.reason), []).append(title)
+        groups.setdefault(_short(trial.reason), []).append(title)
     listed = [
         ("skipped", Text.assemble(_names(titles), (f": {reason}", "dim")))
         for reason, titles in groups.items()
@@ -313,7 +314,7 @@ def _device(device: DeviceInfo) -> str:
 def _ceilings(ceilings: Sequence[Ceiling], width: int) -> Table:
     sheet = any(item.datasheet for item in ceilings)
     table = _table(width)
-    table.add_column("what", no_wrap=True, ratio=1)
+    table.add_column("what", overflow="fold", ratio=1)
     for heading in ("hardware", "achieved", "spread"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("mark", no_wrap=True)
@@ -338,7 +339,7 @@ def _ceilings(ceilings: Sequence[Ceiling], width: int) -> Table:
 def _what(item: Ceiling) -> str:
     names = {"host_to_device": "host to device", "device_to_host": "device to host"}
     parts = [names.get(item.what, item.what.replace("_", " ")), item.dtype]
-    if item.working_set_bytes:
+    if item.working_set_bytes and item.what in ("read", "copy"):
         parts.append(units.size(item.working_set_bytes))
     return " ".join(part for part in parts if part)
 
@@ -429,3 +430,8 @@ def _lines(lines: Iterable[Line], width: int, style: str = "") -> Padding:
 def _joined(text: str) -> str:
     """One line, whatever stood in it."""
     return " ".join(text.split())
+
+
+def _short(reason: str) -> str:
+    line = _joined(reason)
+    return line if len(line) <= _MOST_REASON else f"{line[:_MOST_REASON].rstrip()} ..."
