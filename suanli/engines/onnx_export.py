@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from suanli.engines.program import Program
 
 INSTALL = 'pip install "onnx>=1.18" "onnxscript>=0.5"'
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes a node's module path
 _FILE = "model.onnx"
 # protobuf refuses messages of 2 GiB; larger weights go into a file beside the graph
 _SINGLE_FILE_BYTES = 1_500_000_000
@@ -52,6 +53,7 @@ def export_onnx(program: "Program", path: Path) -> Path:
     if converted is None:
         raise CaptureError(f"{program.meta.name} cannot be written as ONNX: nothing came back")
     _rename(converted.model.graph, program.signature)
+    _strip(converted.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     large = sum(w.numel() * w.element_size() for w in program.weights.values()) > _SINGLE_FILE_BYTES
     with quiet():
@@ -103,7 +105,14 @@ def _rename(graph: Any, signature: "Signature") -> None:
             f"the ONNX graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, "
             f"the model {len(signature.inputs)} and {len(signature.outputs)}"
         )
-    taken = {spec.name for spec in (*signature.inputs, *signature.outputs)}
+    outputs = {spec.name for spec in signature.outputs}
+    taken = outputs | {spec.name for spec in signature.inputs}
+    clash = [spec.name for spec in signature.inputs if spec.name in outputs]
+    if clash:
+        raise CaptureError(
+            f"{clash[0]} is both an input and an output, which ONNX cannot say",
+            next_step="rename the argument of forward",
+        )
     ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
     for node in graph:
         for value in node.outputs:
@@ -143,6 +152,13 @@ def _name_batch(graph: Any, signature: "Signature", ir: Any) -> None:
         for axis, size in enumerate(value.shape):
             if not isinstance(size, int) and str(size) in symbols:
                 value.shape[axis] = ir.SymbolicDim("batch")
+
+
+def _strip(model: Any) -> None:
+    """Leave out the stack traces: they hold the paths and source lines of the user's machine."""
+    for owner in (model, model.graph, *model.graph):
+        for key in [key for key in owner.metadata_props if key != SCOPES]:
+            del owner.metadata_props[key]
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "openvino>=2026.1"'
 GRAPH = "model.xml"
 
+_SOURCE = "suanli_source"
 _ORIGIN = "origin:"  # prefix of the marks that survive the fusions below
 _PLAIN = frozenset({"Constant", "Parameter", "Result"})
 # what a person calls "the operator" of a module; the rest is glue around it
@@ -90,20 +91,26 @@ def convert(program: "Program") -> Any:
     program.exported  # noqa: B018 - a model without a graph fails here, with its own reason
     try:
         with quiet():
-            return _from_exported(program)
+            model = _from_exported(program)
+        model.set_rt_info("exported program", _SOURCE)
+        return model
     except Exception as error:  # the frontend raises whatever its operators raise
         first = error
     try:
         with quiet():
             model = openvino().convert_model(program_onnx(program))
             _shape(model, program.signature)
+        model.set_rt_info(f"onnx, because {_reason(first)}", _SOURCE)
         return model
     except Exception:
-        text = str(first).strip() or type(first).__name__
-        line = next((part for part in text.splitlines() if "No conversion" in part), text)
         raise CaptureError(
-            f"OpenVINO cannot convert {program.meta.name}: {line.splitlines()[0][:300]}"
+            f"OpenVINO cannot convert {program.meta.name}: {_reason(first)}"
         ) from first
+
+
+def source_of(model: Any) -> str:
+    """Which way a graph was converted: "exported program", or "onnx" with the reason."""
+    return str(model.get_rt_info(_SOURCE).astype(str)) if model.has_rt_info(_SOURCE) else ""
 
 
 def operator_names(model: Any) -> list[str]:
@@ -146,6 +153,12 @@ def mark_float(xml: Path, names: Sequence[str]) -> None:
     tree.write(xml, encoding="utf-8", xml_declaration=True)
 
 
+def _reason(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    line = next((part for part in text.splitlines() if "No conversion" in part), text)
+    return line.strip().splitlines()[0][:300]
+
+
 def _from_exported(program: "Program") -> Any:
     openvino()
     from openvino._offline_transformations import apply_moc_transformations
@@ -162,8 +175,7 @@ def _from_exported(program: "Program") -> Any:
     # fold before the user's modules give their names: a convolution takes its batch norm in
     apply_moc_transformations(model, cf=False, smart_reshape=False)
     nodes = {str(node.name): node for node in decoder.pt_module.graph.nodes}
-    placeholders = [node.name for node in nodes.values() if node.op == "placeholder"]
-    _name_ends(model, program.signature, placeholders)
+    _name_inputs(model, program.signature, [n for n in nodes.values() if n.op == "placeholder"])
     _shape(model, program.signature)
     _name_operators(model, lambda name: _module_path(nodes.get(name)))
     return model
@@ -213,15 +225,20 @@ def _origin(op: Any) -> str:
     return captured[0].partition("/")[0] if captured else kind
 
 
-def _name_ends(model: Any, signature: "Signature", placeholders: Sequence[str]) -> None:
+def _name_inputs(model: Any, signature: "Signature", placeholders: Sequence[Any]) -> None:
     """Give the signature's names to the parameters, told apart by the captured names."""
     if len(placeholders) != len(signature.inputs):
         raise SuanliError(
             f"the graph has {len(placeholders)} inputs, the model {len(signature.inputs)}"
         )
-    renamed = dict(zip(placeholders, (spec.name for spec in signature.inputs), strict=True))
+    renamed = {}
+    for node, spec in zip(placeholders, signature.inputs, strict=True):
+        # the frontend takes the one or the other, depending on torch
+        renamed[str(node.name)] = renamed[str(node.target)] = spec.name
     for port in model.inputs:
-        captured = next(name for name in port.get_names() if name in renamed)
+        captured = next((name for name in port.get_names() if name in renamed), None)
+        if captured is None:
+            raise SuanliError(f"no input was captured as {', '.join(port.get_names())}")
         port.set_names({renamed[captured]})
         port.get_node().set_friendly_name(renamed[captured])
 

@@ -1,7 +1,6 @@
 """Static int8 by NNCF, with the operators that break the answer put back and named."""
 
-import os
-import time
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from suanli.engines.openvino_graph import (
     openvino,
     operator_names,
     program_graph,
+    source_of,
 )
 from suanli.engines.sensitivity import PutBack, put_back
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from suanli.engines.program import Program
 
 INSTALL = 'pip install "openvino>=2026.1" "nncf>=3"'
-MAX_ERROR = 0.1  # of an output's standard deviation; trained networks mostly stay below 0.05
+MAX_ERROR = 0.1  # see `relative_error`
 
 Batch = list[np.ndarray]
 Run = Callable[[Batch], list[np.ndarray]]
@@ -91,22 +91,25 @@ def build_int8(
     ov = openvino()
     original = ov.Core().read_model(program_graph(program))
     keep = matching(operator_names(original), quantization.keep)
-    quantised = _quantise(original, batches, keep)
-    details = {"calibration_samples": str(sum(len(batch[0]) for batch in batches))}
-    if not keep:
-        judge = judge or _by_error(original, batches, float(plan.options.get("max_error") or 0))
-        found = _put_back(original, quantised, judge)
-        details |= {"int8_error": f"{found.before:.3g}", "int8_variants": str(found.measured)}
+    judge = judge or _by_error(original, batches, float(plan.options.get("max_error") or MAX_ERROR))
+    made = _quantise(original, batches, keep, judge)
+    details = {
+        "graph": source_of(original),
+        "calibration_batches": str(len(batches)),
+        "int8_error": f"{made.harm:.3g}",
+    }
+    if not keep and made.harm > judge.wish:
+        found = _put_back(original, made.graph, judge)
+        details["int8_variants"] = str(found.measured)
         if found.keep:
             keep = list(found.keep)
-            quantised = _quantise(original, batches, keep)
-            error = judge.harm(_runner(quantised))
-            details |= {"int8_error_kept": f"{error:.3g}", "kept": ", ".join(keep)}
-    names = quantised_operators(quantised)
+            made = _quantise(original, batches, keep, judge)
+            details |= {"int8_error_kept": f"{made.harm:.3g}", "kept": ", ".join(keep)}
+    names = quantised_operators(made.graph)
     if not names:
         raise SuanliError(f"nothing in {program.meta.name} can be quantised")
-    ov.save_model(quantised, folder / GRAPH, compress_to_fp16=False)
-    details["int8_operators"] = str(len(names))
+    ov.save_model(made.graph, folder / GRAPH, compress_to_fp16=False)
+    details |= {"int8_operators": str(len(names)), "int8_recipe": made.recipe}
     filled = replace(quantization, keep=tuple(keep))
     return BuildNote(plan=plan.with_(quantization=filled), details=details)
 
@@ -122,19 +125,27 @@ def quantised_operators(model: Any) -> list[str]:
 
 
 def relative_error(values: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
-    """RMS error over the reference's standard deviation, of the worst output.
+    """RMS error over what tells the samples apart, of the worst output.
 
-    Outputs that are not floating point are left out; a constant reference is measured by its own
-    size. Infinite where a value is not finite.
+    The scale is the RMS of the reference around its mean over the samples (the first dimension):
+    an offset that all samples share is no signal. Where samples do not differ it is the standard
+    deviation of the whole, and of a constant its size. Outputs that are not floating point are left
+    out. Infinite where a value is not finite.
     """
     worst = 0.0
     for value, wanted in zip(values, reference, strict=True):
         if wanted.dtype.kind != "f" or not wanted.size:
             continue
-        error = float(np.sqrt(np.mean((value.astype(np.float64) - wanted) ** 2)))
-        scale = float(np.std(wanted, dtype=np.float64)) or float(np.abs(wanted).max()) or 1.0
-        worst = max(worst, error / scale) if np.isfinite(error) else float("inf")
+        exact = wanted.astype(np.float64)
+        error = _rms(value - exact)
+        candidates = (_rms(exact - exact.mean(0)), float(np.std(exact)), float(np.abs(exact).max()))
+        scale = next((size for size in candidates if size > 1e-12), 1.0)
+        worst = max(worst, error / scale) if np.isfinite(error) else math.inf
     return worst
+
+
+def _rms(array: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(array))))
 
 
 def _batches(
@@ -168,25 +179,64 @@ def _batches(
     ]
 
 
-def _quantise(original: Any, batches: Sequence[Batch], keep: Sequence[str]) -> Any:
-    os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+@dataclass(frozen=True, kw_only=True)
+class _Quantised:
+    graph: Any
+    harm: float
+    recipe: str
+
+
+# How ranges of activations are found, and whether biases are shifted against the error that NNCF
+# expects, in the order in which they are tried. NNCF's own default (mean of each sample's range,
+# with correction) clips what few samples reach and overshoots on small networks: a classifier of
+# digits had an error of 0.13 and lost six points, against 0.02 and half a point with the full range
+# and no correction.
+_RECIPES = ("full range", "full range, bias corrected", "mean range, bias corrected")
+
+
+def _quantise(
+    original: Any, batches: Sequence[Batch], keep: Sequence[str], judge: Judge
+) -> _Quantised:
+    """Quantise by the first recipe that is clearly good enough, else by the best."""
     with quiet():
         nncf = need("nncf", INSTALL)
     kinds = {op.get_type_name() for op in original.get_ops()}
     attention = "ScaledDotProductAttention" in kinds or {"Softmax", "MVN"} <= kinds
     mixed = attention or bool(kinds & _SIGNED_ACTIVATIONS)
-    preset = nncf.QuantizationPreset
+    settings = {
+        "preset": nncf.QuantizationPreset.MIXED if mixed else nncf.QuantizationPreset.PERFORMANCE,
+        "model_type": nncf.ModelType.TRANSFORMER if attention else None,
+        "subset_size": len(batches),
+        "ignored_scope": nncf.IgnoredScope(names=list(keep)) if keep else None,
+    }
+    best: _Quantised | None = None
+    for recipe in _RECIPES:
+        advanced = {"advanced_parameters": _advanced(nncf, recipe)}
+        graph = _by_nncf(nncf, original, batches, settings | advanced)
+        made = _Quantised(graph=graph, harm=judge.harm(_runner(graph)), recipe=recipe)
+        if best is None or made.harm < best.harm:
+            best = made
+        if made.harm <= judge.wish / 2:
+            break
+    assert best is not None
+    return best
+
+
+def _advanced(nncf: Any, recipe: str) -> Any:
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    parameters = nncf.AdvancedQuantizationParameters(
+        disable_bias_correction="bias corrected" not in recipe
+    )
+    if recipe.startswith("full range"):
+        parameters.activations_range_estimator_params = RangeEstimatorParametersSet.MINMAX
+    return parameters
+
+
+def _by_nncf(nncf: Any, original: Any, batches: Sequence[Batch], settings: dict[str, Any]) -> Any:
     try:
         with quiet():
-            return nncf.quantize(
-                original.clone(),
-                nncf.Dataset(list(batches)),
-                preset=preset.MIXED if mixed else preset.PERFORMANCE,
-                model_type=nncf.ModelType.TRANSFORMER if attention else None,
-                subset_size=len(batches),
-                fast_bias_correction=True,
-                ignored_scope=nncf.IgnoredScope(names=list(keep)) if keep else None,
-            )
+            return nncf.quantize(original.clone(), nncf.Dataset(list(batches)), **settings)
     except Exception as error:  # NNCF raises whatever its passes raise
         text = str(error).strip() or type(error).__name__
         raise SuanliError(
@@ -202,7 +252,7 @@ def _by_error(original: Any, batches: Sequence[Batch], wish: float) -> Judge:
     def harm(candidate: Run) -> float:
         return relative_error(_joined([candidate(batch) for batch in judged]), reference)
 
-    return Judge(harm=harm, wish=wish or MAX_ERROR)
+    return Judge(harm=harm, wish=wish)
 
 
 def _joined(results: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
@@ -231,7 +281,6 @@ def _runner(model: Any) -> Run:
 
 def _put_back(original: Any, quantised: Any, judge: Judge) -> PutBack:
     floats = {op.get_friendly_name(): op for op in original.get_ops()}
-    started = time.monotonic()
 
     def harm(kept: frozenset[str]) -> float:
         variant = quantised
@@ -243,9 +292,7 @@ def _put_back(original: Any, quantised: Any, judge: Judge) -> PutBack:
         return judge.harm(_runner(variant))
 
     names = quantised_operators(quantised)
-    return put_back(
-        names, harm, wish=judge.wish, seconds=judge.seconds - (time.monotonic() - started)
-    )
+    return put_back(names, harm, wish=judge.wish, seconds=judge.seconds)
 
 
 def _quantiser(port: Any) -> Any:
@@ -265,7 +312,7 @@ def _revert(op: Any, floats: dict[str, Any]) -> None:
     source = floats.get(op.get_friendly_name())
     for index, port in enumerate(op.inputs()):
         quantiser = _quantiser(port)
-        if quantiser is not None and quantiser.input_value(0).get_node() is not None:
+        if quantiser is not None:
             _bypass(port, quantiser)
         elif source is not None and index < source.get_input_size():
             _original_constant(port, source.input_value(index), rescaled_stays=True)
@@ -278,10 +325,8 @@ def _revert(op: Any, floats: dict[str, Any]) -> None:
 
 
 def _bypass(port: Any, quantiser: Any) -> None:
+    """Take a value from before its quantiser, through the operators that carry it."""
     node = port.get_source_output().get_node()
-    if node == quantiser or node.get_type_name() == "FakeQuantize":
-        port.replace_source_output(quantiser.input_value(0))
-        return
     while node.get_type_name() in _CARRIERS:
         port = node.input(0)
         node = port.get_source_output().get_node()

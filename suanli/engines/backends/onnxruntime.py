@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from suanli.base.errors import MissingBackendError, SuanliError
-from suanli.base.lazy import need, present
+from suanli.base.lazy import need
 from suanli.base.plan import BackendSpec, Plan
 from suanli.devices.cpu_facts import usable_cores
 from suanli.engines._quiet import quiet
 from suanli.engines.backend import BuildNote, LayerTime, Runner
+from suanli.engines.backends._onnx_profile import Origins, layer_events
 from suanli.engines.backends._pieces import batch_of, check_split, fresh_outputs, pieces
 from suanli.engines.onnx_export import program_onnx
 
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
 _INSTALL = 'pip install "onnxruntime>=1.23" "onnx>=1.18" "onnxscript>=0.5"'
 _INSTALL_GPU = 'pip install "onnxruntime-gpu>=1.23" "onnx>=1.18" "onnxscript>=0.5"'
 _FILE = "model.onnx"
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes the module path
 _ERRORS_ONLY = 3
-_NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 
 
 class OnnxRuntimeBackend:
@@ -326,49 +325,7 @@ def _profiled(runtime: Any, plan: Plan, path: Path, feed: dict[str, np.ndarray])
         for _ in range(2):  # the first call also makes room
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return layer_events(events, _module_paths(path))
-
-
-def layer_events(events: Sequence[dict[str, Any]], paths: dict[str, str]) -> list[LayerTime]:
-    """Layers of the last call in a profile, in the order in which they ran.
-
-    Args:
-        events: The parsed profile.
-        paths: Node name -> module path.
-    """
-    layers: dict[str, LayerTime] = {}
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        name = event["name"].removesuffix("_kernel_time")
-        facts = event.get("args", {})
-        types = facts.get("input_type_shape") or [{}]
-        precision = _NAMES.get(next(iter(types[0]), ""), "")
-        origin = (paths[name],) if paths.get(name) else ()
-        layers[name] = LayerTime(
-            name=name,
-            kind=str(facts.get("op_name", "")),
-            time_ms=event["dur"] / 1000,
-            precision=precision,
-            origin=origin,
-        )
-    return list(layers.values())
-
-
-def _module_paths(path: Path) -> dict[str, str]:
-    """Node name -> path of the module that it comes from, as the exporter wrote it."""
-    if not present("onnx"):
-        return {}
-    import onnx
-
-    found = {}
-    for node in onnx.load(str(path), load_external_data=False).graph.node:
-        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
-        names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
-        modules = [name for name in names[:-1] if name]  # the last one is the node itself
-        if modules:
-            found[node.name] = modules[-1]
-    return found
+    return layer_events(events, Origins(path))
 
 
 def _write_half(source: Path, target: Path) -> None:

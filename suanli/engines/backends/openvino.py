@@ -25,6 +25,7 @@ from suanli.engines.openvino_graph import (
     openvino,
     operator_names,
     program_graph,
+    source_of,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class OpenVinoBackend:
         ov.save_model(model, folder / GRAPH, compress_to_fp16=False)
         if names:
             mark_float(folder / GRAPH, names)
-        return BuildNote(plan=plan)
+        return BuildNote(plan=plan, details={"graph": source_of(model)})
 
     def load(self, program: "Program", plan: Plan, folder: Path) -> Runner:
         """Open the IR; graphs compile on the first call that needs them."""
