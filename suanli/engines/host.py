@@ -78,16 +78,22 @@ class _Host:
             for i, spec in enumerate(specs)
         ]
 
-        def wanted(tensors: Flat) -> list[torch.Tensor]:
-            return [t[order] if s.batched else t for t, s in zip(tensors, specs, strict=True)]
-
-        found = compare(
-            joined, wanted(reference), wanted(eager), k=k, names=[spec.name for spec in specs]
-        )
-        if found.ok:
-            return found
-        reason = f"{found.reason} (batch {batch})"
-        return ValueCheck(ok=False, k=k, outputs=found.outputs, reason=reason)
+        found: ValueCheck | None = None
+        # each part holds a sample once: repeated rows would pass for independent evidence
+        for part in torch.arange(len(order)).split(self._set.samples):
+            mine = [t[part] if s.batched else t for t, s in zip(joined, specs, strict=True)]
+            rows = order[part]
+            theirs = [
+                [t[rows] if s.batched else t for t, s in zip(tensors, specs, strict=True)]
+                for tensors in (reference, eager)
+            ]
+            checked = compare(mine, *theirs, k=k, names=[spec.name for spec in specs])
+            if not checked.ok:
+                reason = f"{checked.reason} (batch {batch})"
+                return ValueCheck(ok=False, k=k, outputs=checked.outputs, reason=reason)
+            found = found or checked
+        assert found is not None
+        return found
 
     def _calls(self, batch: int) -> tuple[list[list[torch.Tensor]], torch.Tensor]:
         """Calls at a batch size, at least two of different content, and their samples' indices."""

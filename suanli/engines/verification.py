@@ -22,7 +22,8 @@ from suanli.workloads.record import Samples
 _INPUTS, _REFERENCE, _INFO = "inputs.safetensors", "reference.safetensors", "info.json"
 _MOST_ELEMENTS = 24_000_000  # of one output over all samples: 200 MB in float64
 _MOST_SAMPLES = 128
-_LEAST_SAMPLES = 4
+_LEAST_SAMPLES = 32  # fewer say little of a channel's mean error
+_FEWEST_SAMPLES = 2  # where one output is so large that no more fit the memory
 _CHUNK = 16
 _DTYPES = {
     "fp32": torch.float32,
@@ -58,7 +59,8 @@ def how_many(program: Program, eager_ms: float, seconds: float = 8.0) -> int:
     largest = max((_elements(spec.shape) for spec in program.signature.outputs), default=1)
     by_memory = _MOST_ELEMENTS // max(largest, 1)
     by_time = int(seconds * 1e3 / max(2.5 * eager_ms, 1e-6))
-    return max(_LEAST_SAMPLES, min(_MOST_SAMPLES, by_memory, by_time))
+    affordable = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, by_time))
+    return max(_FEWEST_SAMPLES, min(affordable, by_memory))
 
 
 def vary(program: Program, stored: Sequence[torch.Tensor], samples: int) -> list[torch.Tensor]:
