@@ -88,8 +88,17 @@ def test_skipped_plans_are_a_line_per_reason() -> None:
     table, _, below = shown.partition("Timed by")
     assert "skipped" not in table
     assert below.count("skipped") == 2  # the heading and the tally
-    # one reason for tensorrt and thirty for the others, of which eleven have a line
-    assert "and 19 more: --json has them" in shown
+    assert "about 1 to 30 s needed, 3 s of the search's budget left" in words(shown)
+    # two reasons are shared and thirty are not: ten of these have a line
+    assert "warp fp32 10t: the operator op10d is not known" in shown
+    assert "op11d" not in shown
+    assert "and 20 more: --json has them" in shown
+
+
+def test_only_figures_with_a_unit_are_merged() -> None:
+    reasons = ["its sibling int8 2x1 took 3 ms", "its sibling int8 2x1 took 12.5 ms"]
+    assert text._merged(reasons) == "its sibling int8 2x1 took 3 to 12.5 ms"
+    assert text._merged(["tensorrt 10 is not here"]) == "tensorrt 10 is not here"
 
 
 def test_all_is_said_of_the_chosen_plan() -> None:
@@ -105,7 +114,7 @@ def test_all_is_said_of_the_chosen_plan() -> None:
         "error 1.04x eager's own at this precision (2x is allowed)",
         "ranking agreement 98.61 % before, 98.33 % after (720 unseen samples, 3 harmed, 1 helped)",
         "drop at most 0.61 points (95 %), 1.00 are allowed",
-        "3 verified, 1 rejected, 1 failed, 37 skipped in 118 s; 1 from an earlier search",
+        "3 verified, 1 rejected, 1 failed, 67 skipped in 118 s; 1 from an earlier search",
     ):
         assert said in shown, said
 

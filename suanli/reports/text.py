@@ -1,5 +1,6 @@
 """Results as text for a terminal, made to fit 80 columns."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -25,6 +26,9 @@ _MOST_SKIPPED = 12  # lines; the rest is counted
 _MOST_NAMES = 4  # names in a line; the rest is counted
 _MOST_REASON = 240  # characters of a reason; --json has all of it
 _BUSY = 0.5  # spread of a ceiling from which on something else must have run beside it
+
+# a figure with its unit, in the reasons of a search
+_FIGURE = re.compile(r"(?<!\S)\d+(?:\.\d+)?(?= (?:s|ms|us|variations?)\b)")
 
 Line = tuple[str, str | Text]
 
@@ -87,19 +91,31 @@ def _outcome(trial: Trial, chosen: bool) -> Text:
 
 
 def _skipped(trials: Sequence[Trial]) -> list[Line]:
-    """One line per reason."""
-    groups: dict[str, list[str]] = {}
+    """One line per reason; reasons that differ in their figures only are one."""
+    groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        title = f"{trial.plan.title} (baseline)" if trial.baseline else trial.plan.title
-        groups.setdefault(_short(trial.reason), []).append(title)
-    listed = [
-        ("skipped", Text.assemble(_names(titles), (f": {reason}", "dim")))
-        for reason, titles in groups.items()
-    ]
-    left_out = [t for titles in list(groups.values())[_MOST_SKIPPED:] for t in titles]
+        groups.setdefault(_FIGURE.sub("#", _short(trial.reason)), []).append(trial)
+    listed: list[Line] = []
+    for alike in list(groups.values())[:_MOST_SKIPPED]:
+        names = _names(t.plan.title + (" (baseline)" if t.baseline else "") for t in alike)
+        reason = _merged([_short(trial.reason) for trial in alike])
+        listed.append(("", Text.assemble(names, (f": {reason}", "dim"))))
+    left_out = sum(map(len, list(groups.values())[_MOST_SKIPPED:]))
     if left_out:
-        listed[_MOST_SKIPPED:] = [("", Text(f"and {len(left_out)} more: --json has them", "dim"))]
-    return [("" if index else name, words) for index, (name, words) in enumerate(listed)]
+        listed.append(("", Text(f"and {left_out} more: --json has them", "dim")))
+    return [("skipped", listed[0][1]), *listed[1:]]
+
+
+def _merged(reasons: Sequence[str]) -> str:
+    """`about 3 s needed` and `about 40 s needed` are `about 3 to 40 s needed`."""
+    figures = zip(*(_FIGURE.findall(reason) for reason in reasons), strict=True)
+    ranges = iter([sorted(set(each), key=float) for each in figures])
+
+    def filled(_: object) -> str:
+        found = next(ranges)
+        return found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+    return _FIGURE.sub(filled, reasons[0])
 
 
 def _names(names: Iterable[str]) -> str:
