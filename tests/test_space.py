@@ -1,6 +1,7 @@
 """Which plans are listed, in which order, and why the others are not."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -193,6 +194,15 @@ def test_options_appear_where_they_make_sense_and_defaults_stay_unwritten() -> N
     fp32 = [c.plan.options for c in everything if c.family == "beta fp32" and not c.plan.threads]
     assert len(fp32) == 2 * 3
     assert {"pin": False, "level": 1} in fp32
+
+
+def test_a_backend_that_compiles_for_one_batch_is_told_which() -> None:
+    spec = replace(BETA, options={}, batch_option="size")
+    for plan in (c.plan for c in tryable(candidates([spec], situation(batch=8)))):
+        assert plan.options == {"size": 8}
+    assert any(c.coarse for c in candidates([spec], situation(batch=8)))
+    fixed = tryable(candidates([spec], situation(batch=8, dynamic=False)))
+    assert all(c.plan.options == {} for c in fixed)
 
 
 def test_streams_and_threads_divide_the_cores() -> None:

@@ -151,7 +151,8 @@ def _space(spec: BackendSpec, situation: Situation, eager_ms: float) -> Iterator
             if why_not:
                 yield _left_out(spec, situation, why_not, start)
             else:
-                yield from _variations(spec, start, _options(spec, start), situation, eager_ms)
+                options = _for_the_batch(spec, _options(spec, start), situation)
+                yield from _variations(spec, start, options, situation, eager_ms)
         return
     for baseline in _baselines([spec], situation, eager_ms):
         if not baseline.why_not:
@@ -264,6 +265,15 @@ def _options(spec: BackendSpec, plan: Plan) -> list[dict[str, Option]]:
         }
         for values in itertools.product(*choices)
     ]
+
+
+def _for_the_batch(
+    spec: BackendSpec, options: list[dict[str, Option]], situation: Situation
+) -> list[dict[str, Option]]:
+    """Tell a backend that compiles for one batch size which one is asked for."""
+    if not spec.batch_option or not situation.dynamic:
+        return options
+    return [{**chosen, spec.batch_option: situation.batch} for chosen in options]
 
 
 def _fits(needs: Sequence[str], plan: Plan) -> bool:
