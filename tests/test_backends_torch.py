@@ -97,6 +97,7 @@ def test_extra_row_may_not_replace(monkeypatch: pytest.MonkeyPatch) -> None:
         ("fp32", "contiguous", {}),
         ("fp32", "channels_last", {}),
         ("fp32", "contiguous", {"source": True}),
+        ("bf16", "contiguous", {"source": True}),
         ("bf16", "contiguous", {}),
         ("bf16", "channels_last", {}),
         ("bf16", "contiguous", {"autocast": True}),

@@ -193,6 +193,7 @@ def _move(graph_module: fx.GraphModule, device: str) -> None:
             value = attribute(graph_module, node.target)
             if isinstance(value, torch.Tensor) and value.device != target:
                 replace_tensor(graph_module, node.target, value.to(target))
+    graph_module.recompile()
 
 
 def convolves(graph_module: fx.GraphModule) -> bool:

@@ -177,11 +177,16 @@ def prepared_source(
 ) -> Prepared:
     """The user's own module, cast with `.to(dtype)`, called as its user calls it.
 
+    A module that cannot be built here stands in as its exported graph.
+
     Args:
         program: The captured model.
         plan: Its device, precision, layout and option "autocast" are used.
         compiled: What the user does with the module before calling it.
     """
+    if not program.meta.ref:
+        graph, ready = prepared_graph(program, plan)
+        return Prepared(compiled(graph), ready.owned, ready.constant)
     dtype = torch.float32 if plan.options.get("autocast") else DTYPES[plan.precision]
     module = program.source_module().to(plan.device).requires_grad_(False)
     if dtype != torch.float32:
@@ -228,7 +233,7 @@ def conditions(plan: Plan, threads: int, *, building: bool = False) -> Iterator[
     if before != threads:
         torch.set_num_threads(threads)
     try:
-        with torch.no_grad() if building else torch.inference_mode(), _tf32(plan), _autocast(plan):
+        with torch.no_grad() if building else torch.inference_mode(), _gpu(plan), _autocast(plan):
             yield
     finally:
         if before != threads:
@@ -242,8 +247,11 @@ def _autocast(plan: Plan) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _tf32(plan: Plan) -> Iterator[None]:
-    """TF32 exactly where the plan asks for it: torch allows it in convolutions by default."""
+def _gpu(plan: Plan) -> Iterator[None]:
+    """The plan's GPU, and TF32 exactly where it asks for it: in convolutions it is torch's default.
+
+    cuDNN measures its algorithms once per shape.
+    """
     if not plan.device.startswith("cuda"):
         yield
         return
@@ -252,7 +260,8 @@ def _tf32(plan: Plan) -> Iterator[None]:
     before = (matmul.allow_tf32, conv.allow_tf32, conv.benchmark)
     matmul.allow_tf32, conv.allow_tf32, conv.benchmark = wanted, wanted, True
     try:
-        yield
+        with torch.cuda.device(plan.device):
+            yield
     finally:
         matmul.allow_tf32, conv.allow_tf32, conv.benchmark = before
 
