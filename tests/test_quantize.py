@@ -177,6 +177,14 @@ def test_a_sick_operator_is_found_named_and_mended(outliers: Program, tmp_path: 
     assert precision["sick"] == "fp32"
     assert precision["stem"] == precision["well"] == "int8"
 
+    streams = note.plan.with_(streams=2, threads=1, quantization=INT8.quantization)
+    stamps = [p.stat().st_mtime_ns for p in sorted(outliers.folder.rglob("int8-*/*"))]
+    shared = BACKEND.build(outliers, streams, again, data)
+    assert shared.plan.quantization == note.plan.quantization
+    assert [p.stat().st_mtime_ns for p in sorted(outliers.folder.rglob("int8-*/*"))] == stamps, (
+        "a plan that differs in streams only is quantised again"
+    )
+
     rebuilt = BACKEND.build(outliers, note.plan, again, data)
     assert rebuilt.plan == note.plan
     assert "int8_variants" not in rebuilt.details, "a plan that names what to keep is not searched"
@@ -230,3 +238,4 @@ def test_what_cannot_be_quantised_is_said(tmp_path: Path) -> None:
         with pytest.raises(SuanliError, match=reason):
             BACKEND.build(program, plan, tmp_path, data)
     assert not (tmp_path / "model.xml").exists()
+    assert not [p.name for p in program.folder.iterdir() if "int8" in p.name]

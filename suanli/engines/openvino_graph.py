@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INSTALL = 'pip install "openvino>=2026.1"'
 GRAPH = "model.xml"
+WEIGHTS = "model.bin"
 
 _SOURCE = "suanli_source"
 _ORIGIN = "origin:"  # prefix of the marks that survive the fusions below

@@ -1,6 +1,10 @@
 """Static int8 by NNCF, with the operators that break the answer put back and named."""
 
+import hashlib
+import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from suanli.base import codec
 from suanli.base.errors import SuanliError
-from suanli.base.lazy import need
+from suanli.base.lazy import need, version
 from suanli.base.plan import Plan, Quantization
 from suanli.engines._quiet import quiet
+from suanli.engines._unquantise import quantised_operators, revert
 from suanli.engines.backend import BuildNote
+from suanli.engines.onnx_export import publish
 from suanli.engines.openvino_graph import (
     GRAPH,
+    WEIGHTS,
     matching,
     openvino,
     operator_names,
@@ -34,14 +42,13 @@ MAX_ERROR = 0.1  # see `relative_error`
 Batch = list[np.ndarray]
 Run = Callable[[Batch], list[np.ndarray]]
 
+_NOTE = "note.json"
 _RESTORE_SECONDS = 20.0
 _JUDGED_BATCHES = 16
 # activations with values below zero: zero points other than zero lose less of them
 _SIGNED_ACTIVATIONS = frozenset(
     ("Gelu", "Swish", "HSwish", "HardSwish", "Elu", "PRelu", "Selu", "Mish", "SoftPlus", "Tanh")
 )
-# operators that hand a quantised value on as it is, so the quantiser may stand before them
-_CARRIERS = frozenset(("Reshape", "Transpose", "MaxPool", "Squeeze", "Unsqueeze"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +95,56 @@ def build_int8(
     """
     quantization = plan.quantization or Quantization(scheme="int8-static")
     batches = _batches(program, calibration)
-    ov = openvino()
-    original = ov.Core().read_model(program_graph(program))
-    keep = matching(operator_names(original), quantization.keep)
-    judge = judge or _by_error(original, batches, float(plan.options.get("max_error") or MAX_ERROR))
+    wish = float(plan.options.get("max_error") or MAX_ERROR)
+    if judge is not None:
+        made = _make(program, quantization.keep, batches, judge, folder)
+    else:
+        cached = _cached(program, quantization.keep, batches, wish)
+        made = codec.read(_Made, cached / _NOTE)
+        for file in (GRAPH, WEIGHTS):
+            shutil.copyfile(cached / file, folder / file)
+    filled = replace(quantization, keep=made.keep)
+    return BuildNote(plan=plan.with_(quantization=filled), details=made.details)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What stands beside a quantised graph."""
+
+    keep: tuple[str, ...]
+    details: dict[str, str]
+
+
+def _cached(program: "Program", keep: Sequence[str], batches: Sequence[Batch], wish: float) -> Path:
+    """Folder of the quantised graph: plans that differ in streams or threads share it."""
+    versions = [str(version(name)) for name in ("openvino", "nncf")]
+    digest = hashlib.sha256(json.dumps([*versions, list(keep), wish]).encode())
+    for batch in batches:
+        for array in batch:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    target = program.folder / f"int8-{digest.hexdigest()[:16]}"
+    if not (target / _NOTE).is_file():
+        fresh = Path(tempfile.mkdtemp(dir=program.folder, prefix=".int8."))
+        try:
+            original = openvino().Core().read_model(program_graph(program))
+            made = _make(program, keep, batches, _by_error(original, batches, wish), fresh)
+            (fresh / _NOTE).write_text(codec.dumps(made), encoding="utf-8")
+            publish(fresh, target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def _make(
+    program: "Program",
+    wanted: Sequence[str],
+    batches: Sequence[Batch],
+    judge: Judge,
+    folder: Path,
+) -> _Made:
+    """Quantise, put back what is to be put back, and write the graph."""
+    original = openvino().Core().read_model(program_graph(program))
+    keep = matching(operator_names(original), wanted)
     made = _quantise(original, batches, keep, judge)
     details = {
         "graph": source_of(original),
@@ -108,20 +161,9 @@ def build_int8(
     names = quantised_operators(made.graph)
     if not names:
         raise SuanliError(f"nothing in {program.meta.name} can be quantised")
-    ov.save_model(made.graph, folder / GRAPH, compress_to_fp16=False)
+    openvino().save_model(made.graph, folder / GRAPH, compress_to_fp16=False)
     details |= {"int8_operators": str(len(names)), "int8_recipe": made.recipe}
-    filled = replace(quantization, keep=tuple(keep))
-    return BuildNote(plan=plan.with_(quantization=filled), details=details)
-
-
-def quantised_operators(model: Any) -> list[str]:
-    """Names of the operators that take a quantised activation, in execution order."""
-    return [
-        op.get_friendly_name()
-        for op in model.get_ordered_ops()
-        if op.get_type_name() not in {*_CARRIERS, "FakeQuantize", "Result"}
-        and any(_quantiser(port) is not None for port in op.inputs())
-    ]
+    return _Made(keep=tuple(keep), details=details)
 
 
 def relative_error(values: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
@@ -288,81 +330,8 @@ def _put_back(original: Any, quantised: Any, judge: Judge) -> PutBack:
             variant = quantised.clone()
             for op in variant.get_ordered_ops():
                 if op.get_friendly_name() in kept:
-                    _revert(op, floats)
+                    revert(op, floats)
         return judge.harm(_runner(variant))
 
     names = quantised_operators(quantised)
     return put_back(names, harm, wish=judge.wish, seconds=judge.seconds)
-
-
-def _quantiser(port: Any) -> Any:
-    """The quantiser that feeds an input port, also through operators that only carry; or None."""
-    node = port.get_source_output().get_node()
-    while node.get_type_name() in _CARRIERS:
-        node = node.input_value(0).get_node()
-    return node if node.get_type_name() == "FakeQuantize" else None
-
-
-def _revert(op: Any, floats: dict[str, Any]) -> None:
-    """Take the quantisers off an operator, for measuring what they do to the answer.
-
-    Weights are replaced by the original ones unless they were rescaled against the activations
-    (smoothing), and a bias that was shifted against the quantisation error gets its value back.
-    """
-    source = floats.get(op.get_friendly_name())
-    for index, port in enumerate(op.inputs()):
-        quantiser = _quantiser(port)
-        if quantiser is not None:
-            _bypass(port, quantiser)
-        elif source is not None and index < source.get_input_size():
-            _original_constant(port, source.input_value(index), rescaled_stays=True)
-    for target in op.output(0).get_target_inputs():
-        follower = target.get_node()
-        before = floats.get(follower.get_friendly_name())
-        if follower.get_type_name() == "Add" and before is not None:
-            for port, value in zip(follower.inputs(), before.input_values(), strict=True):
-                _original_constant(port, value, rescaled_stays=False)
-
-
-def _bypass(port: Any, quantiser: Any) -> None:
-    """Take a value from before its quantiser, through the operators that carry it."""
-    node = port.get_source_output().get_node()
-    while node.get_type_name() in _CARRIERS:
-        port = node.input(0)
-        node = port.get_source_output().get_node()
-    port.replace_source_output(quantiser.input_value(0))
-
-
-def _original_constant(port: Any, original: Any, *, rescaled_stays: bool) -> None:
-    node = original.get_node()
-    if node.get_type_name() != "Constant" or node.get_element_type().is_integral():
-        return
-    shape = port.get_partial_shape()
-    if shape.is_dynamic or list(shape.to_shape()) != list(node.get_output_shape(0)):
-        return
-    ov = openvino()
-    data = np.array(node.data)
-    if rescaled_stays:
-        now = _folded(port.get_source_output())
-        size = float(np.linalg.norm(data))
-        # int8 rounding moves weights by a percent or two, smoothing by its factors
-        if now is None or not size or float(np.linalg.norm(now - data)) / size > 0.3:
-            return
-    constant = ov.opset13.constant(data)
-    port.replace_source_output(constant.output(0))
-
-
-def _folded(output: Any) -> np.ndarray | None:
-    """Value of a weight that is stored as integers with a scale."""
-    node = output.get_node()
-    kind = node.get_type_name()
-    if kind == "Constant":
-        return np.asarray(node.data).astype(np.float64)
-    if kind == "Convert":
-        return _folded(node.input_value(0))
-    if kind not in ("Multiply", "Subtract"):
-        return None
-    first, second = (_folded(value) for value in node.input_values())
-    if first is None or second is None:
-        return None
-    return np.asarray(first * second if kind == "Multiply" else first - second)
