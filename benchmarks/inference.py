@@ -210,7 +210,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"# Inference on {machine['cpu']}, {machine['cores']} cores",
         "",
-        f"{machine['date']}; {', '.join(f'{k} {v}' for k, v in machine['libraries'].items() if v)}; "
+        f"{machine['date']}; {', '.join(f'{k} {v}' for k, v in machine['libraries'].items())}; "
         f"load average at the start {machine['load_average']:.2f}. Made by "
         "`python benchmarks/inference.py`.",
     ]

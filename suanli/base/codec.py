@@ -37,7 +37,7 @@ def dumps(value: Any) -> str:
 
 
 @cache
-def _adapter(record_type: type) -> Any:
+def _adapter(record_type: Any) -> Any:
     from pydantic import TypeAdapter
 
     _forbid_unknown_fields(record_type)

@@ -12,7 +12,7 @@ WINOGRAD_SAVING = 4.0
 _SHORT = 6
 
 
-def speed_of_light(  # noqa: PLR0913
+def speed_of_light(
     work: Work,
     ceilings: Ceilings,
     *,

@@ -80,7 +80,8 @@ class _Host:
 
         found: ValueCheck | None = None
         # each part holds a sample once: repeated rows would pass for independent evidence
-        for part in torch.arange(len(order)).split(self._set.samples):
+        for start in range(0, len(order), self._set.samples):
+            part = slice(start, start + self._set.samples)
             mine = [t[part] if s.batched else t for t, s in zip(joined, specs, strict=True)]
             rows = order[part]
             theirs = [

@@ -35,7 +35,7 @@ Loss = Callable[..., torch.Tensor]
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
-def capture(  # noqa: PLR0913
+def capture(
     model: nn.Module | ExportedProgram,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,

@@ -320,7 +320,7 @@ class _Side:
         self._known = False
 
     def turn(self) -> float:
-        """Run one turn; the median call in ms. The first of several calls settles and is dropped."""
+        """Run one turn; the median call in ms, without a first one that settles."""
         self._contender.resume()
         try:
             if not self._known:

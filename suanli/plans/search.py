@@ -63,7 +63,7 @@ class SearchResult:
         return max(found, key=lambda trial: trial.samples_per_s or 0.0, default=None)
 
 
-def search(
+def search(  # noqa: PLR0913
     candidates: Sequence[Candidate],
     evaluate: Evaluate,
     *,

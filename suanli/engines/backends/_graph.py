@@ -156,7 +156,8 @@ def _fold_one(graph_module: fx.GraphModule, norm: fx.Node) -> bool:
         value(weight), value(bias), mean, variance, eps, scale, shift
     )
     name = f"folded_{conv.name}"
-    dtype = attribute(graph_module, weight.target).dtype
+    assert isinstance(weight, fx.Node)
+    dtype = attribute(graph_module, str(weight.target)).dtype
     graph_module.register_parameter(f"{name}_weight", _frozen(new_weight.to(dtype)))
     graph_module.register_parameter(f"{name}_bias", _frozen(new_bias.to(dtype)))
     with graph_module.graph.inserting_before(conv):

@@ -69,9 +69,7 @@ def grouped_shape(left: Any, right: Any, offsets: Any) -> tuple[int, ...]:
     return int(rows), int(columns)
 
 
-def valid_taps(  # noqa: PLR0913
-    positions: int, taps: int, other: int, *, stride: int, pad: int, step: int
-) -> int:
+def valid_taps(positions: int, taps: int, other: int, *, stride: int, pad: int, step: int) -> int:
     """Pairs (position, tap) of one dimension of a convolution that fall inside the other side.
 
     Position p and tap t meet the element p * stride - pad + t * step of a side of length `other`;
