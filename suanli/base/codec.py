@@ -9,7 +9,7 @@ import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from suanli.base.errors import ArtefactError
 
@@ -64,7 +64,7 @@ def from_json(record_type: type[Record], data: Any) -> Record:
     from pydantic import ValidationError
 
     try:
-        record: Record = _adapter(record_type).validate_json(json.dumps(data))
+        record: Record = _adapter(cast(Any, record_type)).validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top"

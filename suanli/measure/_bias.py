@@ -123,11 +123,10 @@ def ratios(candidate: Moments, eager: Moments, k: float, floor: float) -> tuple[
     channel: one draw does not show how large a bias usually is). Eager's figures are freed of their
     noise (b^2 - SE(b)^2). G_c is the same for slopes, with 0.15 of the relative rms error. Neither
     is below `floor`, a few units in the last place of the channel's own size: what rounding to the
-    output's dtype alone can make, which eager in fp32 may undercut by luck. The noise
-    terms come from the candidate's own scatter over rows, t being Student's quantile for an error of 0.001 shared by all channels and both
-    tests (Bonferroni). The ratio is k times the left side over the right one. With under
-    `LEAST_ROWS` rows both are 0.
-
+    output's dtype alone can make, which eager in fp32 may undercut by luck. The noise terms come
+    from the candidate's own scatter over rows, t being Student's quantile for an error of 0.001
+    shared by all channels and both tests (Bonferroni). The ratio is k times the left side over the
+    right one. With under `LEAST_ROWS` rows both are 0.
     Measured on random perceptrons, convolutional nets with batch norm and transformers (60 networks
     for each number of channels, 64 and 512 samples, six honest bf16 variants: autocast, rounding
     after each layer, the same with another order of sums, batch norm folded): no false rejection in
