@@ -134,7 +134,7 @@ class OpenVino(Peer):
             raise ValueError("several requests are the business of OpenVinoStreams")
 
     def call(self) -> Any:
-        return self.requests[0].infer(self.arrays, share_inputs=True)
+        return list(self.requests[0].infer(self.arrays, share_inputs=True).values())
 
 
 class OpenVinoStreams(OpenVino):

@@ -238,7 +238,8 @@ def rebuild(
         ArtefactError: The engine is damaged.
         UntrustedError: It was made by somebody whose key is not trusted here.
     """
-    from suanli.engines.optimizer import Optimizer, workload_of_engine
+    from suanli.engines.optimizer import Optimizer
+    from suanli.engines.request import workload_of_engine
 
     target = Path(folder)
     with load(target, trust=trust) as engine:
@@ -367,7 +368,7 @@ def _device_info(name: str) -> DeviceInfo:
 
 
 def _request(options: OptimizeOptions) -> Any:
-    from suanli.engines.optimizer import Request
+    from suanli.engines.request import Request
 
     batch = options.step_batch
     return Request(

@@ -17,7 +17,7 @@ from suanli.base import codec, schema
 from suanli.base.errors import BadInputError, CaptureError
 from suanli.base.events import Event
 from suanli.base.results import OptimizeResult
-from suanli.engines.optimizer import batch_ranges
+from suanli.engines.finalists import batch_ranges
 
 QUICK: dict[str, Any] = {"budget_s": 20.0, "max_batch": 4, "backends": ("eager",)}
 

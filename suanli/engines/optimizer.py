@@ -24,57 +24,24 @@ from suanli.engines.assembly import BuiltVariant, write_engine
 from suanli.engines.backends import backends, status
 from suanli.engines.engine import Engine
 from suanli.engines.evaluate import Evaluator, TrialLimits, steps_per_check
+from suanli.engines.finalists import batch_ranges, distinct_variants, finalists, refusal
 from suanli.engines.manifest import Numbers
-from suanli.engines.program import unflatten_call
+from suanli.engines.request import Request
 from suanli.engines.session import Session, Wish, scratch_folder
 from suanli.measure.capture import capture as capture_work
 from suanli.measure.ceilings import ceilings
 from suanli.measure.environment import environment
 from suanli.plans.search import SearchResult, search
-from suanli.plans.situation import Objective, Situation
+from suanli.plans.situation import Situation
 from suanli.plans.space import candidates
 from suanli.plans.store import TrialStore, store_key
-from suanli.workloads.record import Inputs, Workload
-from suanli.workloads.resolve import resolve
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `optimize` was asked, checked and with its defaults filled in.
-
-    Attributes:
-        objective: "latency" or "throughput".
-        batch: Samples in the step that decides.
-        max_batch: Largest batch the engine takes.
-        budget: Largest drop of quality, as a fraction.
-        tolerance: Largest relative error of quantised plans without labels.
-        budget_s: Seconds for everything.
-        out: Folder for the engine, or None.
-        device: "cpu", "cuda:0", …
-        backends: The only backends to try; empty for all.
-        backend_modules: Rows added to the backend table.
-        fresh: Whether to forget earlier trials.
-    """
-
-    objective: Objective
-    batch: int
-    max_batch: int
-    budget: float
-    tolerance: float | None
-    budget_s: float
-    out: Path | None
-    device: str
-    backends: tuple[str, ...] = ()
-    backend_modules: tuple[str, ...] = ()
-    fresh: bool = False
-
+from suanli.workloads.record import Workload
 
 # Of the budget, what is kept back for the race, the fresh process and the acceptance.
 _RESERVE = 0.3
 _MOST_RESERVE_S = 75.0
 _RACE_SHARE = 0.6  # of the reserve
 _MEMORY_SHARE = 0.8  # of what is available when the search begins
-_FINALISTS = 4
 
 
 class Optimizer:
@@ -237,9 +204,9 @@ class Optimizer:
         baselines: list[Trial],
     ) -> Engine:
         """Confirm the best finalist that holds, and write it."""
-        finalists = _finalists(found, trials)
+        ordered = finalists(found, trials)
         quantised_was_refused = False
-        for winner in finalists:
+        for winner in ordered:
             if winner.plan.quantized and quantised_was_refused:
                 continue  # the acceptance samples decide once; a second look would not be exact
             outcome = self._confirmed(session, winner, trials, baselines)
@@ -268,7 +235,7 @@ class Optimizer:
         """
         serving = confirming.variants_for(winner, trials, baselines, session.setting)
         for attempt in range(2):
-            variants, variant_of = _variants(serving)
+            variants, variant_of = distinct_variants(serving)
             plans = [trial.plan for trial in variants]
             staged = self._stage(session, variants, variant_of, f"staged-{attempt}")
             process = confirming.EngineProcess(staged, session.setting)
@@ -280,7 +247,7 @@ class Optimizer:
                     return replace(winner, status="rejected", reason=reason)
                 quality = self._acceptance(session, process)
                 if winner.plan.quantized and quality is not None and not quality.accepted:
-                    reason = _refusal(quality)
+                    reason = refusal(quality)
                     return replace(winner, status="rejected", reason=reason, quality=quality)
                 self._say("racing the engine against the baselines")
                 confirmations = confirming.confirm(
@@ -478,52 +445,6 @@ def memory_limit() -> int:
     return int(cpu_info().memory_available_bytes * _MEMORY_SHARE)
 
 
-def workload_of_engine(
-    engine: Engine, target: Path, budget_s: float
-) -> tuple[Workload, nn.Module, Request]:
-    """What is needed to make an engine anew from the program that it carries.
-
-    The weights are the engine's. Labelled data comes from the workload that it was made of, where
-    that can still be loaded; without it only floating-point plans are searched.
-    """
-    program, numbers = engine.program, engine.numbers
-    module = program.exported_module()
-
-    def make_inputs(batch: int) -> Inputs:
-        args, kwargs = unflatten_call(program.signature, program.inputs(batch))
-        return Inputs(args=args, kwargs=kwargs)
-
-    workload = Workload(
-        name=engine.name,
-        make_model=lambda: module,
-        make_inputs=make_inputs,
-        untrained=numbers.untrained,
-        dynamic_batch=program.signature.dynamic,
-    )
-    if engine.manifest.workload:
-        try:
-            origin = resolve(engine.manifest.workload)
-        except SuanliError:
-            origin = None
-        if origin is not None:
-            workload = replace(
-                workload, data=origin.data, metric=origin.metric, make_inputs=origin.make_inputs
-            )
-    kind = engine.manifest.device.name.partition(":")[0]
-    objective: Objective = "throughput" if numbers.objective == "throughput" else "latency"
-    request = Request(
-        objective=objective,
-        batch=numbers.batch,
-        max_batch=engine.max_batch,
-        budget=numbers.quality.budget if numbers.quality else 0.005,
-        tolerance=None,
-        budget_s=budget_s,
-        out=target,
-        device=engine.manifest.device.name if kind in ("cpu", "cuda") else "cpu",
-    )
-    return workload, module, request
-
-
 def _temporary_folder() -> Path:
     """Where an engine lives that nobody asked to keep."""
     parent = cache_dir() / "engines"
@@ -532,59 +453,6 @@ def _temporary_folder() -> Path:
         return Path(tempfile.mkdtemp(dir=parent, prefix="engine-"))
     except OSError:
         return Path(tempfile.mkdtemp(prefix="suanli-engine-"))
-
-
-def _finalists(found: SearchResult, trials: Sequence[Trial]) -> list[Trial]:
-    """The winner, those behind it, and eager fp32 as exported, the last resort."""
-    assert found.winner is not None
-    ordered = [_shippable(trial) for trial in (found.winner, *found.runner_ups)]
-    eager = next(trial for trial in trials if trial.baseline and trial.status == "verified")
-    distinct: dict[str, Trial] = {}
-    for trial in ordered:
-        distinct.setdefault(trial.plan.key, trial)
-    best = list(distinct.values())[:_FINALISTS]
-    floats = [trial for trial in distinct.values() if not trial.plan.quantized][:2]
-    last = [*best, *floats, _shippable(eager)]
-    return list({trial.plan.key: trial for trial in last}.values())
-
-
-def _shippable(trial: Trial) -> Trial:
-    """The same plan on the exported program, for one that runs the user's own module.
-
-    It is built, verified and raced like any other finalist before anything is said of it.
-    """
-    if not trial.plan.options.get("source"):
-        return trial
-    options = {name: value for name, value in trial.plan.options.items() if name != "source"}
-    return replace(trial, plan=trial.plan.with_(options=options), build_dir="", baseline=False)
-
-
-def _variants(serving: dict[int, Trial]) -> tuple[list[Trial], dict[int, int]]:
-    """The distinct trials that serve, and batch size -> index among them."""
-    variants: list[Trial] = []
-    for trial in serving.values():
-        if trial not in variants:
-            variants.append(trial)
-    return variants, {batch: variants.index(trial) for batch, trial in serving.items()}
-
-
-def batch_ranges(variant_of: dict[int, int], max_batch: int) -> list[tuple[int, int, int]]:
-    """(first batch, last batch, variant) without gaps from 1 to `max_batch`.
-
-    A batch between two that were measured goes to the variant of the larger one.
-    """
-    ranges: list[tuple[int, int, int]] = []
-    first = 1
-    for batch in sorted(variant_of):
-        variant = variant_of[batch]
-        if ranges and ranges[-1][2] == variant:
-            ranges[-1] = (ranges[-1][0], batch, variant)
-        else:
-            ranges.append((first, batch, variant))
-        first = batch + 1
-    start, _, variant = ranges[-1]
-    ranges[-1] = (start, max(max_batch, start), variant)
-    return ranges
 
 
 def _why_not(reopened: confirming.Reopened, tolerance: float | None, session: Session) -> str:
@@ -599,14 +467,6 @@ def _why_not(reopened: confirming.Reopened, tolerance: float | None, session: Se
     if judged and tolerance is not None and (error is None or error > tolerance):
         return f"relative error {error} after reopening, {tolerance:.3g} is allowed"
     return ""
-
-
-def _refusal(quality: Quality) -> str:
-    bound = f"{quality.drop_upper95 * 100:.2f} points (95 %)"
-    text = f"may lose up to {bound}, {quality.budget * 100:.2f} are allowed"
-    if quality.needed is not None and quality.needed > quality.n:
-        text += f"; to certify it {quality.needed} acceptance samples are needed, not {quality.n}"
-    return text
 
 
 def _numbers(result: OptimizeResult) -> Numbers:
