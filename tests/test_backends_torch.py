@@ -408,20 +408,22 @@ def test_torchao_with_nothing_to_do_says_so(programs: dict[str, Program], tmp_pa
         backends()["torchao"].build(programs["mlp"], plan, tmp_path)
 
 
+COMPILED = [
+    *(
+        (name, backend, "bf16", {"static_batch": 3})
+        for name in ("conv", "bert", "gpt2", "resnet")
+        for backend in ("inductor", "aotinductor")
+    ),
+    *((name, "inductor", "fp32", {}) for name in ("conv", "bert")),
+    ("conv", "aotinductor", "fp32", {}),
+    ("bert", "inductor", "bf16", {"source": True}),
+    ("bert", "inductor", "bf16", {"autocast": True}),
+]
+
+
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize(
-    ("backend", "precision", "options"),
-    [
-        ("inductor", "fp32", {}),
-        ("inductor", "bf16", {"static_batch": 3}),
-        ("inductor", "bf16", {"source": True}),
-        ("inductor", "bf16", {"autocast": True}),
-        ("aotinductor", "fp32", {}),
-        ("aotinductor", "bf16", {"static_batch": 3}),
-    ],
-)
+@pytest.mark.parametrize(("name", "backend", "precision", "options"), COMPILED)
 def test_compiled(
     programs: dict[str, Program],
     name: str,
@@ -437,9 +439,14 @@ def test_compiled(
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "gpt2", "mlp"])
-@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-weight"])
-@pytest.mark.parametrize("rest", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("name", "scheme", "rest"),
+    [
+        ("bert", "int8-dynamic", "bf16"),
+        ("bert", "int8-weight", "bf16"),
+        ("gpt2", "int8-dynamic", "fp32"),
+    ],
+)
 def test_torchao(
     programs: dict[str, Program], name: str, scheme: str, rest: str, tmp_path: Path
 ) -> None:

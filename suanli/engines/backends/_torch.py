@@ -156,7 +156,9 @@ class Prepared:
             copy: Whether every output must be copied.
         """
         copied = range(len(signature.outputs)) if copy else self.constant
-        return TorchRunner(call or self.call, signature, plan, owned=self.owned, copied=copied)
+        # a compiled module has no length, and asking whether it is true asks for that
+        call = self.call if call is None else call
+        return TorchRunner(call, signature, plan, owned=self.owned, copied=copied)
 
 
 def prepared_graph(program: Program, plan: Plan) -> tuple[fx.GraphModule, Prepared]:
