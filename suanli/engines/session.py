@@ -113,7 +113,7 @@ class Session:
     def fingerprint(self) -> str:
         """Names the program, its weights and the samples that trials are judged on."""
         digest = hashlib.sha256()
-        for folder in ("program", "verification", "search"):
+        for folder in ("program", "search"):
             for name in _FINGERPRINTED:
                 path = self.scratch / folder / name
                 if path.exists():
