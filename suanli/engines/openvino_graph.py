@@ -1,6 +1,5 @@
 """A program as an OpenVINO graph: converted once, its operators named after the user's modules."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -53,7 +52,6 @@ def openvino() -> Any:
     """
     if "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return need("openvino", INSTALL)
 
 
@@ -99,7 +97,8 @@ def convert(program: "Program") -> Any:
         first = error
     try:
         with quiet():
-            model = openvino().convert_model(program_onnx(program))
+            model = openvino().Core().read_model(program_onnx(program))
+            _fold(model)
             _shape(model, program.signature)
         model.set_rt_info(f"onnx, because {_reason(first)}", _SOURCE)
         return model
@@ -162,7 +161,6 @@ def _reason(error: BaseException) -> str:
 
 def _from_exported(program: "Program") -> Any:
     openvino()
-    from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -174,12 +172,19 @@ def _from_exported(program: "Program") -> Any:
             # fusing renames operators but hands every mark on, so each one gets a mark of its own
             op.get_rt_info()[_ORIGIN + op.get_friendly_name()] = "1"
     # fold before the user's modules give their names: a convolution takes its batch norm in
-    apply_moc_transformations(model, cf=False, smart_reshape=False)
+    _fold(model)
     nodes = {str(node.name): node for node in decoder.pt_module.graph.nodes}
     _name_inputs(model, program.signature, [n for n in nodes.values() if n.op == "placeholder"])
     _shape(model, program.signature)
     _name_operators(model, lambda name: _module_path(nodes.get(name)))
     return model
+
+
+def _fold(model: Any) -> None:
+    """OpenVINO's own simplifications, those that its converter makes."""
+    from openvino._offline_transformations import apply_moc_transformations
+
+    apply_moc_transformations(model, cf=False, smart_reshape=False)
 
 
 def _module_path(node: Any) -> str:

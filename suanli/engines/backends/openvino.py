@@ -43,9 +43,9 @@ _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
 def configuration(plan: Plan, *, streams: int, ov: Any) -> dict[str, Any]:
     """OpenVINO's properties for a plan.
 
-    Threads are not pinned: pinning gave nothing measurable on a free machine, and it makes two
-    processes that share one wait for the same core. Sizes of dynamic quantisation and of the
-    key-value cache are set because their defaults change values.
+    Threads are not pinned: pinning gave ResNet-50 and BERT nothing measurable on a free machine,
+    and it makes two processes that share one wait for the same core. Sizes of dynamic quantisation
+    and of the key-value cache are set because their defaults change values.
 
     Raises:
         SuanliError: The plan's precision is not one of this backend, or not one of this CPU.
