@@ -11,7 +11,7 @@ import torch
 from suanli.base.errors import MissingBackendError, SuanliError
 from suanli.base.plan import Plan, Quantization
 from suanli.engines.backends import _torch as shared
-from suanli.engines.backends import backends
+from suanli.engines.backends import backends, eager
 from suanli.engines.backends._compiled import PerBatch, overwrites, settings
 from suanli.engines.backends._graph import _move, flat_module
 from suanli.engines.backends.aotinductor import _settings as package_settings
@@ -141,6 +141,28 @@ def test_what_cannot_be_recorded_is_said(cuda: FakeCuda) -> None:
         CudaGraphs(call)(torch.ones(2))
 
 
+def test_build_goes_without_graphs_where_it_must(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = models.mlp_program(tmp_path)
+    plan = Plan(backend="eager", device="cuda:0", precision="bf16")
+
+    def call(x: torch.Tensor) -> list[torch.Tensor]:
+        if cuda.recording is not None:
+            raise RuntimeError("not while capturing")
+        return [x[:, :16]]
+
+    class OnCpu(shared.TorchRunner):
+        def __init__(self, function: Any, signature: Any, plan: Plan, **rest: Any) -> None:
+            super().__init__(function, signature, plan.with_(device="cpu"), **rest)
+
+    monkeypatch.setattr(shared, "TorchRunner", OnCpu)
+    monkeypatch.setattr(eager, "_prepared", lambda *_: shared.Prepared(call, ()))
+    note = eager.BACKEND.build(program, plan, tmp_path)
+    assert note.plan.options == {"cuda_graph": False}
+    assert "not while capturing" in note.details["cuda_graph"]
+
+
 @pytest.mark.parametrize(
     ("device", "options", "recorded"),
     [
@@ -202,7 +224,7 @@ def test_inductor_settings_on_a_gpu(
     assert bool(given.get("triton.cudagraphs")) is graphs
     assert bool(given.get("max_autotune")) is (mode in (None, "max-autotune"))
     assert overwrites(plan) is graphs
-    assert settings(plan.with_(device="cpu")) == {}
+    assert "triton.cudagraphs" not in settings(plan.with_(device="cpu"))
 
 
 def test_baselines_as_a_gpu_user_has_them() -> None:
@@ -219,8 +241,10 @@ def test_baselines_as_a_gpu_user_has_them() -> None:
 
 
 def test_autotuned_packages_on_a_gpu_only() -> None:
-    assert package_settings(Plan(backend="aotinductor", device="cuda:0"))["max_autotune"]
-    assert "max_autotune" not in package_settings(Plan(backend="aotinductor"))
+    plan = Plan(backend="aotinductor", device="cuda:0")
+    assert package_settings(plan)["max_autotune"] is True
+    assert package_settings(plan.with_(options={"max_autotune": False}))["max_autotune"] is False
+    assert "max_autotune" not in package_settings(plan.with_(device="cpu"))
 
 
 def test_fp8_leaves_odd_sizes_alone(tmp_path: Path) -> None:

@@ -327,4 +327,12 @@ def _layer_times(profile: torch.profiler.profile, device: str) -> list[LayerTime
 
 def _is_frame(name: str) -> bool:
     """Whether a profiler entry is a frame around operators and not work of the model."""
-    return name.startswith(("ProfilerStep", "Torch-Compiled Region", "TorchDynamo", "## Call"))
+    frames = (
+        "ProfilerStep",
+        "Torch-Compiled",
+        "TorchDynamo",
+        "Pregraph",
+        "AOTDispatcher",
+        "## Call",
+    )
+    return name.startswith(frames)

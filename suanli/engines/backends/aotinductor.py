@@ -18,6 +18,7 @@ from suanli.base.errors import ArtefactError, SuanliError
 from suanli.base.plan import BackendSpec, Plan
 from suanli.base.signature import Signature
 from suanli.engines.backend import BuildNote, Runner
+from suanli.engines.backends._compiled import settings
 from suanli.engines.backends._graph import convolves
 from suanli.engines.backends._pieces import batch_of
 from suanli.engines.backends._torch import (
@@ -145,10 +146,9 @@ def _package(module: fx.GraphModule, program: Program, plan: Plan, path: Path, b
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    settings: dict[str, Any] = {"freezing": True}
-    if plan.device.startswith("cuda") and plan.options.get("max_autotune", True):
-        settings["max_autotune"] = True
-    return settings
+    if plan.device.startswith("cuda"):
+        return {"freezing": True, "max_autotune": bool(plan.options.get("max_autotune", True))}
+    return {"freezing": True, **settings(plan)}
 
 
 def _open(path: Path, plan: Plan) -> FlatCall:

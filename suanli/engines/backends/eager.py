@@ -74,9 +74,20 @@ class EagerBackend:
         folder: Path,
         calibration: Sequence[tuple[torch.Tensor, ...]] | None = None,
     ) -> BuildNote:
-        """Make sure that the plan can be computed, see `suanli.engines.backend.Backend`."""
+        """Make sure that the plan can be computed, see `suanli.engines.backend.Backend`.
+
+        Where the model cannot be recorded as a CUDA graph, the plan that comes back goes without.
+        """
         _check(plan)
-        _prepared(program, plan)
+        ready = _prepared(program, plan)
+        if not _records(plan):
+            return BuildNote(plan=plan)
+        runner = ready.runner(program.signature, plan, CudaGraphs(ready.call))
+        try:
+            runner(program.inputs(program.meta.batch))
+        except SuanliError as error:
+            without = plan.with_(options={**plan.options, "cuda_graph": False})
+            return BuildNote(plan=without, details={"cuda_graph": str(error)})
         return BuildNote(plan=plan)
 
     def load(self, program: Program, plan: Plan, folder: Path) -> Runner:
