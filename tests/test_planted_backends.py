@@ -34,7 +34,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
         engine = suanli.optimize(
             model,
             torch.randn(2, 3, 16, 16),
-            budget_s=120,
+            budget_s=400,
             max_batch=8,
             backends=("eager", *(f"planted-{name}" for name in NAMES)),
             backend_modules=modules,

@@ -20,7 +20,13 @@ from suanli.base.events import Event, Listener
 from suanli.base.files import cache_dir
 from suanli.engines.evaluate import Labelled, Setting, reference_setup
 from suanli.engines.program import Program, capture, flatten_call
-from suanli.engines.verification import how_many, vary, write_inputs, write_samples
+from suanli.engines.verification import (
+    distinct_samples,
+    how_many,
+    vary,
+    write_inputs,
+    write_samples,
+)
 from suanli.measure.isolation import Worker
 from suanli.workloads.record import Data, Inputs, Workload
 
@@ -180,9 +186,9 @@ class Session:
                 if (signature.dynamic)
                 else self.program.inputs(samples)
             )
-            given = min((t.shape[0] for t in flat if t.dim()), default=samples)
+            given = distinct_samples(flat, samples)
             if signature.dynamic and given < samples:
-                flat = vary(self.program, flat, samples)
+                flat = vary(self.program, [t[:given] for t in flat], samples)
         write_inputs(self.scratch / "verification", flat)
 
     def _setting(self) -> Setting:

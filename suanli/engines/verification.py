@@ -5,6 +5,7 @@ precision, and the labelled samples of the search part. Acceptance samples stand
 their own, which no trial gets to see.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,34 @@ def how_many(program: Program, eager_ms: float, seconds: float = 8.0) -> int:
     return max(_FEWEST_SAMPLES, min(affordable, by_memory))
 
 
+def distinct_samples(flat: Sequence[torch.Tensor], samples: int) -> int:
+    """How many samples come before the first that repeats an earlier one.
+
+    Example inputs that were given once are repeated to fill a batch; repeated samples are no
+    evidence of their own.
+
+    Args:
+        flat: Flat inputs; those whose first dimension is `samples` are looked at.
+        samples: The batch.
+    """
+    batched = [t for t in flat if t.dim() and t.shape[0] == samples]
+    seen: set[bytes] = set()
+    for row in range(samples):
+        digest = hashlib.sha256()
+        for tensor in batched:
+            digest.update(tensor[row].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        if digest.digest() in seen:
+            return row
+        seen.add(digest.digest())
+    return samples
+
+
 def vary(program: Program, stored: Sequence[torch.Tensor], samples: int) -> list[torch.Tensor]:
     """Verification inputs from the few that the user gave, when no source of more is known.
 
-    Floating-point samples get Gaussian noise of a tenth of their own spread, integer samples are
-    permuted along their last dimension; the first ones stay as they were given.
+    Floating-point samples are mixed in equal parts with Gaussian noise of their own mean and
+    spread and kept within their range: samples that hardly differ would hide a wrong gain. Integer
+    samples are permuted along their last dimension. The first ones stay as they were given.
 
     Args:
         program: Gives the signature.
@@ -84,8 +108,11 @@ def vary(program: Program, stored: Sequence[torch.Tensor], samples: int) -> list
         times = -(-samples // given)
         many = tensor.repeat(times, *[1] * (tensor.dim() - 1))[:samples].clone()
         if tensor.is_floating_point() and samples > given:
-            noise = torch.randn(many[given:].shape, generator=generator) * tensor.float().std() / 10
-            many[given:] += torch.nan_to_num(noise).to(tensor.dtype)
+            known = tensor.float()
+            spread = torch.nan_to_num(known.std())
+            noise = torch.randn(many[given:].shape, generator=generator) * spread + known.mean()
+            mixed = known.mean() + (many[given:] - known.mean() + noise - known.mean()) / 2**0.5
+            many[given:] = mixed.clamp(known.min(), known.max()).to(tensor.dtype)
         elif tensor.dim() > 1:
             for row in range(given, samples):
                 order = torch.randperm(tensor.shape[-1], generator=generator)
