@@ -5,7 +5,7 @@
 Every peer runs in a process of its own; the sides take short turns round and round, and the idle
 ones are stopped (SIGSTOP), so that a drift of the machine falls on all of them. Figures are medians
 over the turns; ratios come from turns of the same round. A peer's answer is held against eager fp32
-before it is timed; one that differs by more than 5 % of the answer's RMS is listed as wrong.
+before it is timed; one whose error is more than twice that of eager bf16 is listed as wrong.
 """
 
 import argparse
@@ -227,6 +227,7 @@ def table(report: dict[str, Any]) -> str:
             "| side | ms | samples/s | over eager fp32 | Suanli over it | relative error |",
             "|---|---|---|---|---|---|",
         ]
+        allowed = 2 * case["sides"].get("eager bf16 cast", {}).get("relative_error", 0.025)
         ordered = sorted(
             case["sides"].items(), key=lambda item: item[1].get("step_ms", {}).get("p50", 1e9)
         )
@@ -235,7 +236,7 @@ def table(report: dict[str, Any]) -> str:
                 lines.append(f"| {side} | failed: {row['failed'][:60]} | | | | |")
                 continue
             over, mine = row["over_eager_fp32"], row["suanli_over_it"]
-            wrong = " **wrong**" if row["relative_error"] > 0.05 else ""
+            wrong = " **wrong**" if row["relative_error"] > allowed else ""
             lines.append(
                 f"| {side} | {row['step_ms']['p50']:.3g} | {row['samples_per_s']:,.0f} "
                 f"| {over['p50']:.2f} ({over['lo95']:.2f}-{over['hi95']:.2f}) "
