@@ -75,7 +75,12 @@ def configuration(plan: Plan, *, streams: int, ov: Any) -> dict[str, Any]:
 
 
 class OpenVinoBackend:
-    """Builds IR files and runs them with infer requests."""
+    """Builds IR files and runs them with infer requests.
+
+    Options of int8 plans: `max_error` is the output error above which operators are put back (see
+    `build_int8`); `rest` is what the others run in, "bf16" where the CPU has it, or "fp32". The search
+    does not try `rest`: it made 4 % of difference at most (BERT-base, either way).
+    """
 
     spec = BackendSpec(
         name="openvino",
@@ -84,8 +89,8 @@ class OpenVinoBackend:
         devices=("cpu",),
         precisions={"cpu": ("fp32", "bf16")},
         quantizations={"cpu": ("int8-static",)},
-        options={"rest": ("bf16", "fp32"), "max_error": (0.1, 0.03)},
-        option_needs={"rest": ("int8-static",), "max_error": ("int8-static",)},
+        options={"max_error": (0.1, 0.03)},
+        option_needs={"max_error": ("int8-static",)},
         build_s=8.0,
         promise={"fp32": 0.5, "bf16": 0.12, "int8-static": 0.08},
         streams=True,
