@@ -78,8 +78,8 @@ class OpenVinoBackend:
     """Builds IR files and runs them with infer requests.
 
     Options of int8 plans: `max_error` is the output error above which operators are put back (see
-    `build_int8`); `rest` is what the others run in, "bf16" where the CPU has it, or "fp32". The search
-    does not try `rest`: it made 4 % of difference at most (BERT-base, either way).
+    `build_int8`); `rest` is what the others run in, "bf16" where the CPU has it, or "fp32". The
+    search does not try `rest`: it made 4 % of difference at most (BERT-base, either way).
     """
 
     spec = BackendSpec(
