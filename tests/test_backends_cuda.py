@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 
 from suanli.base.errors import MissingBackendError, SuanliError
 from suanli.base.plan import Plan, Quantization
@@ -210,17 +211,23 @@ def test_inductor_settings_on_a_gpu(
     options: dict[str, Any] = {"mode": mode} if mode else {}
     plan = Plan(backend="inductor", precision="bf16", device="cuda:0", options=options)
     asked: list[dict[str, Any]] = []
+    frozen: list[bool] = []
 
-    def compile_(module: object, **arguments: Any) -> object:
+    def compile_(module: Any, **arguments: Any) -> object:
         asked.append(arguments)
-        return module
+
+        def run(*flat: torch.Tensor) -> object:
+            frozen.append(inductor.freezing)
+            return module(*flat)
+
+        return run
 
     monkeypatch.setattr(torch, "compile", compile_)
     module = flat_module(program, plan.with_(device="cpu"))
     PerBatch(module, program.signature, plan)(*program.inputs(2))
     given = asked[0]["options"]
     graphs = mode != "default"
-    assert given["freezing"] is True
+    assert frozen == [True]
     assert bool(given.get("triton.cudagraphs")) is graphs
     assert bool(given.get("max_autotune")) is (mode in (None, "max-autotune"))
     assert overwrites(plan) is graphs

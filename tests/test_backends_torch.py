@@ -373,6 +373,11 @@ def test_inductor_per_batch(programs: dict[str, Program], tmp_path: Path) -> Non
     per_batch = runner._call  # type: ignore[attr-defined]
     assert set(per_batch._static) == {3}
     assert per_batch._any is not None
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        for batch in (1, 3, 4):
+            names = {layer.name for layer in runner.layer_times(programs["mlp"].inputs(batch))}
+            assert "mkldnn::_linear_pointwise" in names, "the weights were not frozen"
+            assert "aten::addmm" not in names
 
 
 @needs_compiler

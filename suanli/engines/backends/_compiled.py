@@ -33,12 +33,15 @@ class PerBatch:
         self._sizes = _STATIC_SIZES if convolves(module) else 0
         self._static: dict[int, FlatCall] = {}
         self._any: FlatCall | None = None
+        self._seen: set[int] = set()
         fixed = fixed_batch(signature, plan)
         if fixed:
             self._static[fixed] = self._compiled(dynamic=False)
 
     def __call__(self, *flat: torch.Tensor) -> Sequence[torch.Tensor]:
         """Run, compiling first if this batch size is new."""
+        import torch._inductor.config as inductor
+
         batch = batch_of(self._signature, flat)
         function = self._static.get(batch)
         if function is None and len(self._static) < self._sizes:
@@ -47,12 +50,18 @@ class PerBatch:
             if self._any is None:
                 self._any = self._compiled(dynamic=True)
             function = self._any
-        return function(*flat)
+        if batch in self._seen:
+            return function(*flat)
+        # dynamo reads this setting while it traces, and `options` reach Inductor only after that
+        with inductor.patch(freezing=True):
+            outputs = function(*flat)
+        self._seen.add(batch)
+        return outputs
 
     def _compiled(self, *, dynamic: bool) -> FlatCall:
         # a copy has code of its own, so that torch's caches of compiled code stay apart
         module = fx.GraphModule(self._module, self._module.graph)
-        return torch.compile(module, dynamic=dynamic, options={**self._settings, "freezing": True})
+        return torch.compile(module, dynamic=dynamic, options=self._settings)
 
 
 def settings(plan: Plan) -> dict[str, Any]:
