@@ -120,15 +120,15 @@ def test_batch_ranges_leave_no_gap() -> None:
 def test_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
     trials = 0
 
-    def stop_after_two(event: Event) -> None:
+    def stop_after_one(event: Event) -> None:
         nonlocal trials
         trials += event.trial is not None
-        if trials == 2:
+        if trials == 1:
             trials += 1
             raise KeyboardInterrupt
 
     options = {**QUICK, "fresh": True}
-    with suanli.optimize(small_net(), IMAGES, on_event=stop_after_two, **options) as found:
+    with suanli.optimize(small_net(), IMAGES, on_event=stop_after_one, **options) as found:
         assert found.result.interrupted
         with torch.no_grad():
             assert found(IMAGES).shape == (2, 10)

@@ -88,9 +88,11 @@ class Optimizer:
     def _run(self, session: Session) -> Engine:
         self._say("counting the work")
         example = self._workload.make_inputs(session.batches[0])
-        self._work = capture_work(
-            self._model, example.args, example.kwargs, batch=session.batches[0]
-        )
+        exported = session.program.meta.exported
+        if exported:
+            self._work = capture_work(
+                self._model, example.args, example.kwargs, batch=session.batches[0]
+            )
         note = session.reference()
         if note:
             self._notes.append(note)
@@ -100,7 +102,7 @@ class Optimizer:
         if found.winner is None:
             eager = next((t.reason for t in baselines), "nothing was tried")
             raise SuanliError(f"not even eager fp32 works: {eager}")
-        if not session.program.meta.exported:
+        if not exported:
             raise self._not_captured(session, found)
         return self._finish(session, found, trials, baselines)
 
@@ -159,7 +161,9 @@ class Optimizer:
             lambda plan, seconds: evaluate(plan, TrialLimits(seconds=seconds, memory_bytes=memory)),
             budget_s=max(1.0, request.budget_s - self._spent() - self._reserve()),
             steps_per_trial=steps_per_check(session.batches),
-            lower_bound_ms=lambda plan: self._sol(plan).ms,
+            lower_bound_ms=(lambda plan: self._sol(plan).ms)
+            if session.program.meta.exported
+            else None,
             store=TrialStore(self._store_key(session), fresh=request.fresh),
             on_event=self._search_event,
         )
@@ -238,6 +242,9 @@ class Optimizer:
             variants, variant_of = distinct_variants(serving)
             plans = [trial.plan for trial in variants]
             staged = self._stage(session, variants, variant_of, f"staged-{attempt}")
+            for plan in plans:
+                if not plan.quantized:  # a trial of an earlier search has not asked for it
+                    session.allowance(plan.precision)
             process = confirming.EngineProcess(staged, session.setting)
             try:
                 self._say("checking the engine in a fresh process")

@@ -6,8 +6,12 @@ not safe for a file of unknown origin: torch evaluates shape expressions and gua
 engine's signature decides whether it is read at all.
 """
 
+import contextlib
+import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -336,7 +340,7 @@ def _export(
     why_not = ""
     for shapes in attempts:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _quiet_export():
                 exported = torch.export.export(
                     model, tuple(inputs.args), dict(inputs.kwargs), dynamic_shapes=shapes
                 )
@@ -344,7 +348,20 @@ def _export(
             why_not = _first_line(error)
             continue
         return exported, shapes is not None, ""
-    return None, False, why_not
+    # the module itself, which is all that can be run then, takes any batch
+    return None, max_batch > 1, why_not
+
+
+@contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keep torch from logging whole graphs when an export fails; the exception says enough."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _first_line(error: BaseException) -> str:
