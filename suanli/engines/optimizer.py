@@ -25,6 +25,7 @@ from suanli.engines.backends import backends, status
 from suanli.engines.engine import Engine
 from suanli.engines.evaluate import Evaluator, TrialLimits, steps_per_check
 from suanli.engines.finalists import batch_ranges, distinct_variants, finalists, refusal
+from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
 from suanli.engines.request import Request
 from suanli.engines.session import Session, Wish, scratch_folder
@@ -93,6 +94,8 @@ class Optimizer:
             self._work = capture_work(
                 self._model, example.args, example.kwargs, batch=session.batches[0]
             )
+        elif not self._workload.ref:
+            raise self._not_captured(session, self._in_process(session))
         note = session.reference()
         if note:
             self._notes.append(note)
@@ -103,13 +106,22 @@ class Optimizer:
             eager = next((t.reason for t in baselines), "nothing was tried")
             raise SuanliError(f"not even eager fp32 works: {eager}")
         if not exported:
-            raise self._not_captured(session, found)
+            raise self._not_captured(session, found.winner)
         return self._finish(session, found, trials, baselines)
 
-    def _not_captured(self, session: Session, found: SearchResult) -> CaptureError:
+    def _in_process(self, session: Session) -> Trial | None:
+        """The faster verified eager plan of a model that no other process can build."""
+        self._say("trying eager plans in this process")
+        found = eager_trials(self._model, self._workload, session.batches[0], ("fp32", "bf16"))
+        for trial in found:
+            self._listener(Event(kind="trial", text=trial.plan.title, trial=trial))
+        verified = [trial for trial in found if trial.status == "verified"]
+        return min(verified, key=lambda t: t.step_ms.p50 if t.step_ms else 0.0, default=None)
+
+    def _not_captured(self, session: Session, best: Trial | None) -> CaptureError:
         why = session.program.meta.why_not
-        best = found.winner
-        assert best is not None and best.step_ms is not None
+        if best is None or best.step_ms is None:
+            return CaptureError(f"{self._workload.name} cannot be captured: {why}")
         return CaptureError(
             f"{self._workload.name} cannot be captured: {why}; of the plans that need no capture "
             f"{best.plan.title} is the fastest ({best.step_ms.p50:.3g} ms)",
