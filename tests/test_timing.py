@@ -284,3 +284,16 @@ def test_load_is_recorded_where_the_system_knows_it(monkeypatch):
     assert _race(_Machine(), 10.0, 10.0).load_average == (1.5, 1.5)
     monkeypatch.setattr(timing, "os", SimpleNamespace())
     assert _race(_Machine(), 10.0, 10.0).load_average is None
+
+
+def test_first_call_that_compiles_does_not_set_the_turn() -> None:
+    asked: list[int] = []
+
+    def run(calls: int) -> list[float]:
+        asked.append(calls)
+        return [5000.0 if len(asked) == 1 and i == 0 else 1.0 for i in range(calls)]
+
+    steady = Contender(run=lambda calls: [2.0] * calls)
+    result = race(Contender(run=run), steady, blocks=(3, 3), turn_seconds=0.05)
+    assert max(asked) > 10
+    assert result.ratio.p50 == pytest.approx(0.5)

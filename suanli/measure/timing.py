@@ -333,6 +333,8 @@ class _Side:
     def _learn(self) -> None:
         """Warm up, and choose the calls per turn."""
         call_ms = self._run(1)[0]
+        if call_ms >= self._turn_ms:  # it may have compiled something; the second call tells
+            call_ms = self._run(1)[0]
         if call_ms < self._turn_ms:
             calls = max(2, min(50, int(self._turn_ms / 2 / call_ms)))
             call_ms = median(self._run(calls))
