@@ -228,6 +228,7 @@ def test_weights_of_a_builtin_are_kept_and_found(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_demo_reaches_its_target() -> None:
     workload = resolve("digits-resnet", weights="none")
     result = fit(workload)
