@@ -98,7 +98,7 @@ def _start_of(pid: int) -> int | None:
 def _place() -> str:
     """Where process numbers mean the same: the machine, and in containers the namespace."""
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         namespace = ""
     return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from suanli.base import schema
-from suanli.base.errors import BadInputError, CaptureError, SuanliError
+from suanli.base.errors import CaptureError, SuanliError
 from suanli.base.events import Event, Listener
 from suanli.base.hardware import Ceilings
 from suanli.base.plan import Plan
@@ -16,14 +16,14 @@ from suanli.base.results import OptimizeResult, TimedPlan
 from suanli.base.trial import Quality, Trial
 from suanli.base.work import SpeedOfLight, Work
 from suanli.cost import speed_of_light
-from suanli.devices import cpu_info, gpu_infos
+from suanli.devices import cpu_info
 from suanli.engines import confirm as confirming
-from suanli.engines.backends import backends, status
 from suanli.engines.engine import Engine
 from suanli.engines.evaluate import Evaluator, TrialLimits, steps_per_check
 from suanli.engines.finalists import distinct_variants, finalists, refusal
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
+from suanli.engines.prospects import situation, usable
 from suanli.engines.request import Request
 from suanli.engines.session import Session, Wish, scratch_folder
 from suanli.engines.spending import Spending
@@ -31,7 +31,6 @@ from suanli.engines.staging import Confirmed, numbers_of, temporary_engine, why_
 from suanli.measure.ceilings import ceilings
 from suanli.measure.environment import environment
 from suanli.plans.search import SearchResult, search
-from suanli.plans.situation import Situation
 from suanli.plans.space import candidates
 from suanli.plans.store import TrialStore, store_key
 from suanli.workloads.record import Workload
@@ -47,6 +46,7 @@ class Optimizer:
     ) -> None:
         self._workload, self._model, self._request = workload, model.eval(), request
         self._listener = listener
+        self._backends = usable(request)
         self._spending = Spending(request.budget_s)
         self._notes: list[str] = []
         self._work: Work
@@ -127,36 +127,11 @@ class Optimizer:
     # -- search ---------------------------------------------------------------------------------
 
     def _search(self, session: Session) -> SearchResult:
-        request = self._request
-        table = backends(request.backend_modules)
-        unknown = [name for name in request.backends if name not in table]
-        if unknown:
-            raise BadInputError(
-                f"unknown backend {unknown[0]!r}", next_step=f"there are {', '.join(table)}"
-            )
-        usable = {
-            name: backend.spec
-            for name, backend in table.items()
-            if not request.backends or name in (*request.backends, "eager")
-        }
-        found = [status(backend) for backend in table.values()]
-        situation = Situation(
-            device=request.device,
-            cores=cpu_info().usable_cores,
-            features=cpu_info().features,
-            capability=_capability(request.device),
-            objective=request.objective,
-            batch=session.batches[0],
-            max_batch=session.program.signature.max_batch,
-            dynamic=session.program.signature.dynamic,
-            exported=session.program.meta.exported,
-            images=any(len(spec.shape) == 4 for spec in session.program.signature.inputs),
-            accepts_quantised=session.setting.search is not None or request.tolerance is not None,
-            calibration_samples=session.calibration_samples,
-            present=frozenset(row.name for row in found if row.present),
-            why_absent={row.name: row.reason for row in found if row.reason},
+        plans = candidates(
+            self._backends,
+            situation(session, self._request),
+            eager_ms=self._eager_ms(session),
         )
-        plans = candidates(tuple(usable.values()), situation, eager_ms=self._eager_ms(session))
         evaluate = Evaluator(
             session.setting,
             allowance=session.allowance,
@@ -171,7 +146,7 @@ class Optimizer:
             lower_bound_ms=(lambda plan: self._sol(plan).ms)
             if session.program.meta.exported
             else None,
-            store=TrialStore(self._store_key(session), fresh=request.fresh),
+            store=TrialStore(self._store_key(session), fresh=self._request.fresh),
             on_event=self._search_event,
         )
 
@@ -257,14 +232,10 @@ class Optimizer:
                 process = confirming.EngineProcess(staged, session.setting)
             with closing(process):
                 with self._spending.part("fresh process"):
-                    reopened = process.verify(plans, timeout_s=600.0)
-                    reason = why_not(reopened, session)
-                    if reason:
-                        return replace(winner, status="rejected", reason=reason)
-                    quality = self._acceptance(session, process)
-                if winner.plan.quantized and quality is not None and not quality.accepted:
-                    reason = refusal(quality)
-                    return replace(winner, status="rejected", reason=reason, quality=quality)
+                    held = self._held(session, process, winner, plans)
+                if isinstance(held, Trial):
+                    return held
+                reopened, quality = held
                 with self._spending.part("race"):
                     self._say("racing the engine against the baselines")
                     confirmations = confirming.confirm(
@@ -293,6 +264,24 @@ class Optimizer:
             quality=quality,
             reopened=reopened,
         )
+
+    def _held(
+        self,
+        session: Session,
+        process: confirming.EngineProcess,
+        winner: Trial,
+        plans: Sequence[Plan],
+    ) -> tuple[confirming.Reopened, Quality | None] | Trial:
+        """What the fresh process found, or the winner with the reason why it is rejected."""
+        reopened = process.verify(plans, timeout_s=600.0)
+        reason = why_not(reopened, session)
+        if reason:
+            return replace(winner, status="rejected", reason=reason)
+        quality = self._acceptance(session, process)
+        if winner.plan.quantized and quality is not None and not quality.accepted:
+            reason = refusal(quality)
+            return replace(winner, status="rejected", reason=reason, quality=quality)
+        return reopened, quality
 
     def _acceptance(self, session: Session, process: confirming.EngineProcess) -> Quality | None:
         """Judge the engine on labelled samples that no trial has seen."""
@@ -434,14 +423,6 @@ class Optimizer:
                 budget_s=self._request.budget_s,
             )
         )
-
-
-def _capability(device_name: str) -> str | None:
-    """Compute capability of a GPU, where it is known."""
-    kind, _, index = device_name.partition(":")
-    if kind != "cuda":
-        return None
-    return next((g.compute_capability for g in gpu_infos() if g.index == int(index or 0)), None)
 
 
 def memory_limit() -> int:
