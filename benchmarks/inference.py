@@ -5,8 +5,9 @@
 Every peer runs in a process of its own; the sides take short turns round and round, and the idle
 ones are stopped (SIGSTOP), so that a drift of the machine falls on all of them. Figures are medians
 over the turns; ratios come from turns of the same round. A peer's answer is held against eager fp32
-before it is timed; one whose error is more than twice that of eager bf16 is listed as wrong. Whether
-int8 is right is no matter of error: Suanli's was accepted on labelled samples, the peers' was not.
+before it is timed; one whose error is more than twice that of eager bf16 is listed as wrong.
+Whether int8 is right is no matter of error: Suanli's was accepted on labelled samples, the others'
+was not looked at.
 """
 
 import argparse
