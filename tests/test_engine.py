@@ -200,11 +200,14 @@ def test_checks_are_remembered_but_only_for_what_passed_them(
 ) -> None:
     with Engine.load(folder) as engine:
         assert_same(engine(*example(3)), expected(3))
-        convention, batch_of = engine._convention, engine._convention.batch_of
+        batch_of = engine._convention.batch_of
         checks: list[Any] = []
-        monkeypatch.setattr(
-            convention, "batch_of", lambda flat: checks.append(flat) or batch_of(flat)
-        )
+
+        def counted(flat: Any) -> int:
+            checks.append(flat)
+            return batch_of(flat)
+
+        monkeypatch.setattr(engine._convention, "batch_of", counted)
         assert_same(engine(*example(3, 1)), expected(3, 1))
         assert not checks
         x, shift = example(3, 2)

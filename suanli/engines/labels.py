@@ -107,7 +107,7 @@ def label_judge(labelled: Labelled, signature: Signature, budget: float) -> Judg
     digest = hashlib.sha256(f"{labelled.metric} {budget} {n}".encode())
     for array in (*inputs, before, *([labels.numpy()] if labels is not None else [])):
         digest.update(np.ascontiguousarray(array).tobytes())
-    allowed = int(_STEER * budget * n)
+    allowed = int(_STEER * budget * n + 1e-9)
     return Judge(harm=harm, wish=(allowed + 0.5) / n, key=digest.hexdigest())
 
 
