@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from suanli.base.plan import Precision
     from suanli.engines.engine import Engine
+    from suanli.engines.unchanged import Unchanged
     from suanli.plans.situation import Objective
     from suanli.workloads.record import Workload
 
@@ -52,6 +53,7 @@ class OptimizeOptions:
         fresh: Whether to forget trials of earlier searches.
         precision: The lowest float precision that a plan may use: "fp32", "tf32", "fp16" or "bf16",
             in the order of their rounding. Any but "bf16" leaves quantised plans out too.
+        keep: Whether to give an engine even where the best baseline beats it at the asked batch.
     """
 
     objective: "Objective" = "latency"
@@ -66,6 +68,7 @@ class OptimizeOptions:
     backend_modules: tuple[str, ...] = ()
     fresh: bool = False
     precision: "Precision" = "bf16"
+    keep: bool = False
 
     def checked(self) -> "OptimizeOptions":
         """These options.
@@ -94,7 +97,9 @@ class OptimizeOptions:
                 f"--precision takes {', '.join(_PRECISIONS)}, not {self.precision!r}"
             )
         if self.out is not None:
-            _check_target(self.out)
+            from suanli.engines.request import check_target
+
+            check_target(self.out)
         return self
 
     @property
@@ -109,7 +114,7 @@ def optimize(
     *,
     on_event: Listener = ignore,
     **options: Any,
-) -> "Engine":
+) -> "Engine | Unchanged":
     """Find the fastest verified engine for a model, in one line, as with `torch.compile`.
 
     Args:
@@ -121,7 +126,7 @@ def optimize(
 
     Returns:
         A callable with the model's own signature. `engine.result` says what was found, and
-        `engine.save(folder)` keeps it.
+        `engine.save(folder)` keeps it. Where nothing beats the best baseline, that baseline.
 
     Raises:
         BadInputError: An option or an input makes no sense.
@@ -212,7 +217,7 @@ def run(
     Raises:
         ArtefactError: The engine is damaged, or the inputs do not fit it.
     """
-    from suanli.engines.exchange import run_file
+    from suanli.engines.exchange import run_file, write_outputs
     from suanli.measure.environment import environment
 
     with load(folder, trust=trust) as engine:
@@ -220,7 +225,7 @@ def run(
         outputs = run_file(engine, list(inputs))
         call_ms = (time.perf_counter() - started) * 1e3
         if output is not None:
-            _write_outputs(output, outputs)
+            write_outputs(output, outputs)
         return RunResult(
             schema=schema.name("run"),
             verb="run",
@@ -454,36 +459,5 @@ def _request(options: OptimizeOptions) -> Any:
         backend_modules=options.backend_modules,
         fresh=options.fresh,
         precision=options.precision,
+        keep=options.keep,
     )
-
-
-def _check_target(out: Path) -> None:
-    """Refuse a target that could not be written, before any work is done.
-
-    Raises:
-        BadInputError: It is a file, a folder that is no engine, or lies where nothing can be made.
-    """
-    if out.is_file():
-        raise BadInputError(f"{out} is a file", next_step="give a folder with -o")
-    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
-        raise BadInputError(
-            f"{out} holds something that is no engine", next_step="give another folder with -o"
-        )
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise BadInputError(f"cannot write in {parent}", next_step="give another folder with -o")
-
-
-def _write_outputs(path: Path, outputs: dict[str, Any]) -> None:
-    import numpy as np
-
-    if path.suffix == ".npz":
-        np.savez(path, **outputs)
-    elif len(outputs) == 1:
-        np.save(path, next(iter(outputs.values())))
-    else:
-        raise BadInputError(
-            f"{len(outputs)} outputs do not fit into one .npy", next_step=f"{path.stem}.npz"
-        )

@@ -128,6 +128,9 @@ def optimize(  # noqa: PLR0913, PLR0917
             metavar="TYPE", help="Lowest float precision of a plan: fp32, tf32, fp16 or bf16."
         ),
     ] = "bf16",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write an engine even if a baseline beats it.")
+    ] = False,
     budget: Budget = 120.0,
     out: Annotated[
         Path | None,
@@ -183,6 +186,7 @@ def optimize(  # noqa: PLR0913, PLR0917
                 max_drop=max_drop,
                 tolerance=tolerance,
                 precision=cast(Any, precision),
+                keep=keep,
                 budget_s=budget,
                 out=out,
                 device=device,
@@ -322,6 +326,8 @@ def _write_json(record: Any) -> None:
 
 def main() -> None:
     """Entry point of the command: every failure is one line and an exit code."""
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell: `suanli ... >&-`
+        raise SystemExit(EXIT_FAILED)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # nothing ends over a character

@@ -14,7 +14,7 @@ from suanli.engines.program import capture
 from suanli.workloads.record import Data, Inputs, Samples
 from tests.test_labels import signature
 
-QUICK: dict[str, Any] = {"budget_s": 14.0, "max_batch": 4, "backends": ("eager",)}
+QUICK: dict[str, Any] = {"budget_s": 14.0, "max_batch": 4, "backends": ("eager",), "keep": True}
 
 
 class Recurrent(nn.Module):

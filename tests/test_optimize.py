@@ -19,7 +19,7 @@ from suanli.base.events import Event
 from suanli.base.results import OptimizeResult
 from suanli.engines.finalists import batch_ranges
 
-QUICK: dict[str, Any] = {"budget_s": 14.0, "max_batch": 4, "backends": ("eager",)}
+QUICK: dict[str, Any] = {"budget_s": 14.0, "max_batch": 4, "backends": ("eager",), "keep": True}
 
 
 def small_net() -> nn.Module:

@@ -36,6 +36,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
             torch.randn(2, 3, 16, 16),
             budget_s=400,
             max_batch=8,
+            keep=True,
             backends=("eager", *(f"planted-{name}" for name in NAMES)),
             backend_modules=modules,
         )

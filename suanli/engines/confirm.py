@@ -9,10 +9,10 @@ from suanli.base import codec
 from suanli.base.errors import SuanliError
 from suanli.base.hardware import Environment
 from suanli.base.plan import Plan
-from suanli.base.results import Confirmation
+from suanli.base.results import Confirmation, OptimizeResult
 from suanli.base.timing import Estimate
 from suanli.base.trial import Trial, ValueCheck
-from suanli.engines.evaluate import Setting, build_call, fastest_at, timing_at
+from suanli.engines.evaluate import Setting, build_call, fastest_at, ships, timing_at
 from suanli.measure.isolation import Worker
 from suanli.measure.timing import Contender, race
 
@@ -235,7 +235,11 @@ def variants_for(
         mine, rival = timing_at(winner, batch), fastest_at(baselines, batch)
         theirs = timing_at(rival, batch) if rival else None
         if mine is None or (theirs is not None and theirs.step_ms.p50 < mine.step_ms.p50):
-            candidates = [t for t in trials if not t.plan.quantized or t.plan == winner.plan]
+            candidates = [
+                trial
+                for trial in trials
+                if trial.plan == winner.plan or (not trial.plan.quantized and ships(trial.plan))
+            ]
             serving[batch] = fastest_at(candidates, batch) or winner
     return serving
 
@@ -255,6 +259,40 @@ def shippable_baseline(
     wanted = rival.with_(options=options)
     return next(
         (trial for trial in trials if trial.plan == wanted and trial.status == "verified"), None
+    )
+
+
+def baseline_wins(result: OptimizeResult, trials: Sequence[Trial]) -> OptimizeResult:
+    """The result where the best baseline beat the best engine at the asked batch.
+
+    The baseline is what was chosen. Its speed-up over eager fp32 comes from the two races of the
+    engine, against eager fp32 and against the baseline; the ends of its interval are the worst and
+    the best that both allow.
+    """
+    first = result.confirmations[0]
+    eager, rival = result.speedup_vs_eager, result.speedup_vs_best_baseline
+    rival_trial = next(trial for trial in trials if trial.plan == result.baseline.plan)
+    is_eager = rival_trial.plan.backend == "eager" and rival_trial.plan.precision == "fp32"
+    over_eager = Estimate(
+        p50=eager.p50 / rival.p50, lo95=eager.lo95 / rival.hi95, hi95=eager.hi95 / rival.lo95
+    )
+    lost = (
+        f"nothing beat {result.baseline.plan.title}: the best engine, {result.chosen.plan.title}, "
+        f"runs at {rival.p50:.2f}x its speed ({rival.lo95:.2f} to {rival.hi95:.2f}); keep your "
+        "model as it is. No engine was written; --keep writes that one"
+    )
+    notes = [note for note in result.notes if note != first.note]
+    return replace(
+        result,
+        chosen=result.baseline,
+        speedup_vs_eager=_UNITY if is_eager else over_eager,
+        speedup_vs_best_baseline=_UNITY,
+        quality=None,
+        values=rival_trial.values,
+        sol=None,
+        engine_dir=None,
+        relative_error=None,
+        notes=(lost, *notes),
     )
 
 

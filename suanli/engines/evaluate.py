@@ -11,10 +11,12 @@ from suanli.base.errors import MissingBackendError, SuanliError, TrialFailedErro
 from suanli.base.plan import Plan
 from suanli.base.timing import Timing
 from suanli.base.trial import Quality, Trial, ValueCheck
+from suanli.devices import cpu_info
 from suanli.engines.labels import Labelled
 from suanli.measure.isolation import Worker
 from suanli.plans.store import failed_within
 
+_MEMORY_SHARE = 0.8  # of what is available when the search begins
 _HOST = "suanli.engines.host:TrialHost"
 _SEARCH_SECONDS = 1.0  # of timing at the asked batch
 _OTHER_SECONDS = 0.3  # of timing at each other batch
@@ -125,7 +127,7 @@ class Evaluator:
         }
         if not plan.quantized:
             why_not = self._allowance(plan.precision)
-            if why_not and _ships(plan):
+            if why_not and ships(plan):
                 batch = self._setting.batch
                 return Trial(plan=plan, status="rejected", reason=why_not, batch=batch)
         with Worker(
@@ -156,14 +158,14 @@ class Evaluator:
                 "check_values",
                 timeout_s=left(),
                 precision=trial.plan.precision,
-                batches=self._batches() if _ships(trial.plan) else [self._setting.batch],
+                batches=self._batches() if ships(trial.plan) else [self._setting.batch],
                 k=self._setting.k,
             )
             values = codec.from_json(ValueCheck, checked)
             trial = replace(trial, values=values)
             if not values.ok:
                 return replace(trial, status="rejected", reason=values.reason)
-            if self._setting.search is None or not _ships(trial.plan):
+            if self._setting.search is None or not ships(trial.plan):
                 return trial
             return self._judge_by_labels(trial, worker, folder, left, self._setting.search)
         if self._setting.search is None:
@@ -297,7 +299,7 @@ def steps_per_check(batches: Sequence[int], labelled: int = 0) -> float:
     return (2 * sum(samples.values()) + labelled) / batches[0]
 
 
-def _ships(plan: Plan) -> bool:
+def ships(plan: Plan) -> bool:
     """Whether an engine may hold the plan; one that runs the user's own module never ships."""
     return not plan.options.get("source")
 
@@ -325,3 +327,8 @@ def fastest_at(trials: Sequence[Trial], batch: int) -> Trial | None:
         if trial.status == "verified" and (timing := timing_at(trial, batch)) is not None
     ]
     return min(timed, key=lambda pair: pair[0])[1] if timed else None
+
+
+def memory_limit() -> int:
+    """Resident bytes that one trial may use: a share of what is available now."""
+    return int(cpu_info().memory_available_bytes * _MEMORY_SHARE)

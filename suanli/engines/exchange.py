@@ -1,5 +1,6 @@
 """Into an engine from files, and out of one into formats that others read."""
 
+import io
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from suanli.base import codec, leftovers
 from suanli.base.errors import BadInputError
-from suanli.base.files import replaced_folder
+from suanli.base.files import replaced_folder, write_atomic
 from suanli.base.signature import Signature
 from suanli.engines._folder import write_error
 from suanli.engines.manifest import PROGRAM, check
@@ -192,3 +193,28 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if "allow_pickle" in str(error):
         return "holds Python objects, which are not read"
     return "is a damaged .npy file"
+
+
+def write_outputs(path: Path, outputs: dict[str, Any]) -> None:
+    """Write outputs whole or not at all.
+
+    Raises:
+        BadInputError: The file's name or place will not do.
+    """
+    buffer = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(buffer, **outputs)
+    elif path.suffix != ".npy":
+        raise BadInputError(
+            f"--output takes .npy or .npz, not {path.name!r}", next_step=f"{path.stem}.npz"
+        )
+    elif len(outputs) == 1:
+        np.save(buffer, next(iter(outputs.values())))
+    else:
+        raise BadInputError(
+            f"{len(outputs)} outputs do not fit into one .npy", next_step=f"{path.stem}.npz"
+        )
+    try:
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:
+        raise BadInputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -34,6 +34,15 @@ def shippable(trial: Trial) -> Trial:
     return replace(trial, plan=trial.plan.with_(options=options), build_dir="", baseline=False)
 
 
+def untried_baselines(trials: Sequence[Trial]) -> list[str]:
+    """One line on the baselines that nothing was measured of; the best one may be among them."""
+    missing = [t for t in trials if t.baseline and t.status in ("skipped", "failed")]
+    if not missing:
+        return []
+    named = "; ".join(f"{trial.plan.title}: {trial.reason}" for trial in missing)
+    return [f"the best baseline is the best of those measured; not among them {named}"]
+
+
 def distinct_variants(serving: dict[int, Trial]) -> tuple[list[Trial], dict[int, int]]:
     """The distinct trials that serve, and batch size -> index among them."""
     variants: list[Trial] = []

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from suanli.base import codec
 from suanli.base.errors import ArtefactError, UntrustedError
 from suanli.base.hardware import DeviceInfo, Environment
-from suanli.base.plan import Plan
+from suanli.base.plan import Plan, Precision
 from suanli.base.results import Confirmation, SchemaName, TimedPlan
 from suanli.base.signature import Signature
 from suanli.base.timing import Estimate
@@ -74,7 +74,8 @@ class Variant:
 class Numbers:
     """What was measured and verified when the engine was made, as in `OptimizeResult`.
 
-    None and empty stand for what was not measured or not judged.
+    None and empty stand for what was not measured or not judged. `max_drop` (a fraction),
+    `tolerance`, `backends` and `precision` are what was asked for, so that `rebuild` can ask again.
     """
 
     objective: str = "latency"
@@ -90,6 +91,10 @@ class Numbers:
     quality: Quality | None = None
     values: ValueCheck | None = None
     sol: SpeedOfLight | None = None
+    max_drop: float = 0.005
+    tolerance: float | None = None
+    backends: tuple[str, ...] = ()
+    precision: Precision = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +287,8 @@ def _check_variants(manifest: Manifest) -> None:
             raise ArtefactError(f"{MANIFEST} names the unusable folder {folder!r}")
     if len(set(folders)) < len(folders):
         raise ArtefactError(f"{MANIFEST} names one folder for two variants")
+    if any(variant.plan.options.get("source") for variant in manifest.variants):
+        raise ArtefactError(f"{MANIFEST} names a plan that runs files from outside the engine")
     limit = manifest.signature.max_batch
     for variant in manifest.variants:
         if not 1 <= variant.min_batch <= variant.max_batch <= limit:

@@ -16,11 +16,22 @@ from suanli.base.results import OptimizeResult, TimedPlan
 from suanli.base.trial import Quality, Trial
 from suanli.base.work import SpeedOfLight, Work
 from suanli.cost import speed_of_light
-from suanli.devices import cpu_info
 from suanli.engines import confirm as confirming
+from suanli.engines.backends import backends
 from suanli.engines.engine import Engine
-from suanli.engines.evaluate import Evaluator, TrialLimits, point_loss, steps_per_check
-from suanli.engines.finalists import distinct_variants, finalists, refusal
+from suanli.engines.evaluate import (
+    Evaluator,
+    TrialLimits,
+    memory_limit,
+    point_loss,
+    steps_per_check,
+)
+from suanli.engines.finalists import (
+    distinct_variants,
+    finalists,
+    refusal,
+    untried_baselines,
+)
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
 from suanli.engines.prospects import situation, usable
@@ -28,14 +39,13 @@ from suanli.engines.request import Request
 from suanli.engines.session import Session, Wish, evaluation_mode, scratch_folder
 from suanli.engines.spending import Spending
 from suanli.engines.staging import Confirmed, numbers_of, temporary_engine, why_not, write_variants
+from suanli.engines.unchanged import Unchanged
 from suanli.measure.ceilings import ceilings
 from suanli.measure.environment import environment
 from suanli.plans.search import SearchResult, search
 from suanli.plans.space import candidates
 from suanli.plans.store import TrialStore, store_key
 from suanli.workloads.record import Workload
-
-_MEMORY_SHARE = 0.8  # of what is available when the search begins
 
 
 class Optimizer:
@@ -52,11 +62,12 @@ class Optimizer:
         self._work: Work
         self._ceilings: Ceilings
 
-    def run(self) -> Engine:
+    def run(self) -> Engine | Unchanged:
         """Search, confirm and save.
 
         Returns:
-            The engine, opened, with `engine.result`.
+            The engine, opened, with `engine.result`; where nothing beats the best baseline at the
+            asked batch, that baseline.
 
         Raises:
             SuanliError: Not even eager fp32 works, or the engine cannot be written.
@@ -82,7 +93,7 @@ class Optimizer:
             finally:
                 session.close()
 
-    def _run(self, session: Session) -> Engine:
+    def _run(self, session: Session) -> Engine | Unchanged:
         exported = session.program.meta.exported
         if session.work is not None:
             self._work = session.work
@@ -197,8 +208,8 @@ class Optimizer:
         found: SearchResult,
         trials: list[Trial],
         baselines: list[Trial],
-    ) -> Engine:
-        """Confirm the best finalist that holds, and write it."""
+    ) -> Engine | Unchanged:
+        """Confirm the best finalist that holds, and write it where no baseline beats it."""
         ordered = finalists(found, trials)
         quantised_was_refused = False
         for winner in ordered:
@@ -210,6 +221,10 @@ class Optimizer:
                 quantised_was_refused |= winner.plan.quantized
                 self._listener(Event(kind="note", text=f"{winner.plan.title}: {outcome.reason}"))
                 continue
+            if session.batches[0] in confirming.losing_batches(outcome.confirmations):
+                if not self._request.keep:
+                    return self._unchanged(session, outcome, trials, found)
+                self._notes.append("slower than what you have; kept because it was asked for")
             return self._write(session, outcome, trials, found)
         raise SuanliError(
             "no plan held in a fresh process",
@@ -376,7 +391,11 @@ class Optimizer:
         self._say(f"writing {target}")
         with self._spending.part("writing"):
             self._write_folder(
-                session, target, confirmed.variants, confirmed.variant_of, numbers_of(result)
+                session,
+                target,
+                confirmed.variants,
+                confirmed.variant_of,
+                numbers_of(result, self._request),
             )
             engine = Engine.load(
                 target,
@@ -392,6 +411,24 @@ class Optimizer:
         )
         return engine
 
+    def _unchanged(
+        self,
+        session: Session,
+        confirmed: Confirmed,
+        trials: Sequence[Trial],
+        found: SearchResult,
+    ) -> Unchanged:
+        """The baseline that beat the best engine, with a result that says so."""
+        result = confirming.baseline_wins(self._result(session, confirmed, trials, found), trials)
+        rival = next(trial for trial in trials if trial.plan == result.chosen.plan)
+        confirming.ensure_built(rival, session.setting)
+        return Unchanged(
+            session.program,
+            backends(self._request.backend_modules)[rival.plan.backend],
+            confirming.build_folder(rival, session.setting),
+            result,
+        )
+
     def _result(
         self,
         session: Session,
@@ -406,7 +443,12 @@ class Optimizer:
         assert rival.step_ms is not None
         assert first.speedup_vs_eager is not None
         baseline_step = rival.step_ms.scaled(rival_ms / rival.step_ms.p50)
-        notes = [*self._notes, *(c.note for c in confirmed.confirmations if c.note)]
+        notes = [
+            *self._notes,
+            *found.notes,
+            *(c.note for c in confirmed.confirmations if c.note),
+            *untried_baselines(trials),
+        ]
         here = environment()
         rough = confirming.rough(confirmed.confirmations, here)
         return OptimizeResult(
@@ -457,8 +499,3 @@ class Optimizer:
                 budget_s=self._request.budget_s,
             )
         )
-
-
-def memory_limit() -> int:
-    """Resident bytes that one trial may use: a share of what is available now."""
-    return int(cpu_info().memory_available_bytes * _MEMORY_SHARE)

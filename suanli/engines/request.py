@@ -1,12 +1,14 @@
 """What `optimize` is asked: by a person, or by an engine that is to be made anew."""
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from suanli.base.errors import SuanliError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.plan import Precision
+from suanli.engines import signing
 from suanli.engines.engine import Engine
 from suanli.engines.program import unflatten_call
 from suanli.plans.situation import COARSEST, Objective
@@ -31,6 +33,7 @@ class Request:
         backend_modules: Rows added to the backend table.
         fresh: Whether to forget earlier trials.
         precision: The lowest float precision that a plan may use.
+        keep: Whether to write an engine that the best baseline beats.
     """
 
     objective: Objective
@@ -45,6 +48,7 @@ class Request:
     backend_modules: tuple[str, ...] = ()
     fresh: bool = False
     precision: Precision = COARSEST
+    keep: bool = False
 
 
 def workload_of_engine(
@@ -84,10 +88,56 @@ def workload_of_engine(
         objective=objective,
         batch=numbers.batch,
         max_batch=engine.max_batch,
-        budget=numbers.quality.budget if numbers.quality else 0.005,
-        tolerance=None,
+        budget=numbers.max_drop,
+        tolerance=numbers.tolerance,
         budget_s=budget_s,
         out=target,
         device=engine.manifest.device.name if kind in ("cpu", "cuda") else "cpu",
+        backends=numbers.backends,
+        precision=numbers.precision,
+        keep=True,  # there is an engine already, and its person wants one for this machine
     )
     return workload, module, request
+
+
+def check_target(out: Path) -> None:
+    """Refuse a target that could not be written, before any work is done.
+
+    Raises:
+        BadInputError: It is a file, a folder that is no engine, or lies where nothing can be made.
+    """
+    if out.is_file():
+        raise BadInputError(f"{out} is a file", next_step="give a folder with -o")
+    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
+        raise BadInputError(
+            f"{out} holds something that is no engine", next_step="give another folder with -o"
+        )
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:  # what permissions and the kind of file system say is not always so
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".suanli-"):
+            pass
+    except OSError as error:
+        raise BadInputError(
+            f"cannot write in {parent}: {error.strerror or error}",
+            next_step="give another folder with -o",
+        ) from None
+    _check_key()
+
+
+def _check_key() -> None:
+    """Refuse to search for an engine that could not be signed in the end.
+
+    Raises:
+        BadInputError: The user's key can be neither read nor made.
+    """
+    try:
+        signing.own_key()
+    except SuanliError as error:
+        raise BadInputError(str(error), next_step=error.next_step) from None
+    except OSError as error:
+        raise BadInputError(
+            f"no key to sign engines with: {error.strerror or error}: {error.filename}",
+            next_step="set SUANLI_CONFIG to a folder that can be written",
+        ) from None

@@ -12,6 +12,7 @@ from suanli.engines.assembly import BuiltVariant, write_engine
 from suanli.engines.confirm import Reopened, build_folder
 from suanli.engines.finalists import batch_ranges
 from suanli.engines.manifest import Numbers
+from suanli.engines.request import Request
 from suanli.engines.session import Session
 
 
@@ -113,8 +114,8 @@ def why_not(reopened: Reopened, session: Session) -> str:
     return ""
 
 
-def numbers_of(result: OptimizeResult) -> Numbers:
-    """What of a result the engine carries."""
+def numbers_of(result: OptimizeResult, request: Request) -> Numbers:
+    """What of a result, and of what was asked, the engine carries."""
     return Numbers(
         objective=result.objective,
         batch=result.batch,
@@ -129,4 +130,8 @@ def numbers_of(result: OptimizeResult) -> Numbers:
         quality=result.quality,
         values=result.values,
         sol=result.sol,
+        max_drop=request.budget,
+        tolerance=request.tolerance,
+        backends=request.backends,
+        precision=request.precision,
     )

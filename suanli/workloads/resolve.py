@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from suanli.base.errors import BadInputError
@@ -63,6 +64,10 @@ def resolve(
 
         return from_config(ref)
     base, options = reference.parse(ref)
+    if data is not None and not data.is_dir():
+        raise BadInputError(f"--data: there is no folder {data}")
+    if input_dtype:
+        _check_dtype(input_dtype)
     options = replace(
         options,
         weights=_weights(weights) or options.weights,
@@ -71,7 +76,7 @@ def resolve(
         dtype=input_dtype or options.dtype,
     )
     if base in builtin_names():
-        return _builtin(base, options)
+        return _builtin(base, options, asked=data is not None)
     match = _FILE.fullmatch(base)
     if match:
         from suanli.workloads.userfile import from_file
@@ -81,10 +86,22 @@ def resolve(
     return _with_data(_imported(base, options), options)
 
 
-def _builtin(name: str, options: Options) -> Workload:
+def _check_dtype(name: str) -> None:
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise BadInputError(
+            f"--input-dtype: torch has no type {name!r}", next_step="such as int64 or float32"
+        )
+
+
+def _builtin(name: str, options: Options, *, asked: bool) -> Workload:
     if not options.data and os.environ.get("SUANLI_DATA"):
         options = replace(options, data=str(Path(os.environ["SUANLI_DATA"]).resolve()))
     workload = builtin(name, options.root)
+    if asked and workload.data is None:
+        raise BadInputError(
+            f"{name} takes no labelled data, so --data would change nothing",
+            next_step="leave --data out",
+        )
     if workload.data is None or builtin(name, None).data is not None:
         options = replace(options, data="")  # it has no use for the folder
     if workload.training is not None and not options.weights:
