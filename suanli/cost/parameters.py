@@ -47,6 +47,7 @@ class Spread:
     Attributes:
         base: Of whole steps on a device of a fitted generation.
         transfer: Of steps predicted from a measurement of the same step on another card.
+        doubling: Added, before squaring, for each doubling of the number of devices.
         operator: Of single operators there.
         unseen_generation: Added in square for a compute capability that no data covers.
         generation_step: Added for each major version that it is away from the nearest fitted one.
@@ -55,10 +56,61 @@ class Spread:
 
     base: float
     transfer: float
+    doubling: float
     operator: float
     unseen_generation: float
     generation_step: float
     unknown_figure: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkParameters:
+    """What collectives reach of a link.
+
+    Attributes:
+        share: Of the stated rate of one direction, in large groups, by kind of link.
+        small_group: What is lost of that share in a group of n, times n.
+        piece_s: Seconds from one piece of a message to the next; sets how slowly large messages
+            approach the full rate.
+        start_s: Least seconds of a collective.
+        step_s: What each further device adds to that.
+        network_s: What a network adds to that.
+        start_overlap: Exponent of the norm that joins the least time and the time of the bytes.
+        level_share: Part of the shorter of two levels (in a server, between servers) that is not
+            hidden behind the longer.
+    """
+
+    share: dict[str, float]
+    small_group: float
+    piece_s: float
+    start_s: float
+    step_s: float
+    network_s: float
+    start_overlap: float
+    level_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuParameters:
+    """What operators reach on a CPU of its measured ceilings.
+
+    Attributes:
+        share: Part of the best library rate, by kind of operator.
+        grouped_share: The same for convolutions of one channel per group.
+        traffic: Bytes moved over those counted, by kind: a store of new data also reads it.
+        fused_traffic: Part of the bytes left where a compiler fuses.
+        call_s: Seconds of one operator call.
+        backward_call_s: The same in the backward pass.
+        spread: Standard deviation of log(measured / predicted).
+    """
+
+    share: dict[str, float]
+    grouped_share: float
+    traffic: dict[str, float]
+    fused_traffic: float
+    call_s: float
+    backward_call_s: float
+    spread: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +146,11 @@ class Parameters:
         autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
             them in fp32, over those of the narrow type.
         update_traffic: Bytes of an optimiser update run as a list of sweeps, over one sweep.
+        clock: The power limit's effect.
+        links: Collectives.
+        overlap: Part of the replicas' communication that computation can hide.
+        cpu: The same for the CPU at hand.
+        spread: Errors that remain.
         capability: Factors by compute capability.
         fitted_capabilities: Those that data cover.
     """
@@ -115,6 +172,9 @@ class Parameters:
     autocast_traffic: float
     update_traffic: float
     clock: Clock
+    links: LinkParameters
+    overlap: float
+    cpu: CpuParameters
     spread: Spread
     fitted_capabilities: tuple[str, ...]
     capability: dict[str, Generation] = field(default_factory=dict)

@@ -8,7 +8,7 @@ shape allows; the host's time to start them hides behind the device's or shows.
     transfer(work, measured_ms, source, target, dtype="fp16")    from a measurement on another
     simplest_bound_ms(work, gpu, dtype="bf16")                   time = work / (units x rate)
 
-Several cards: `suanli.cost.scaling`. Power: `suanli.cost.power_draw`. A CPU: `suanli.cost.cpu_time`.
+Several cards: `suanli.cost.scaling`. Power: `suanli.cost.power_draw`. CPU: `suanli.cost.cpu_time`.
 """
 
 from dataclasses import replace

@@ -300,7 +300,7 @@ def _sweep(
 def _update(
     index: int, op: Operator, moved: float, how: How, parameters: Parameters
 ) -> Iterator[Kernel]:
-    """An optimiser's update: lists of tensors are updated by few kernels, so starts do not count."""
+    """An optimiser's update: few kernels update lists of tensors."""
     traffic = parameters.update_traffic if how.plan_kind == "eager" else 1.0
     yield Kernel(
         operator=index,
