@@ -99,7 +99,8 @@ def collective_s(
 
 def _wire_bytes(kind: Collective, n_bytes: float, devices: int) -> float:
     """Bytes that each device sends: Thakur, Rabenseifner and Gropp, "Optimization of collective
-    communication operations in MPICH", 2005."""
+    communication operations in MPICH", 2005.
+    """
     part = (devices - 1) / devices
     if kind == "all_reduce":
         return 2.0 * part * n_bytes

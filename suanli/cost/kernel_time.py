@@ -147,7 +147,11 @@ def rows_s(
         second_read: Part of `moved` that a second read of everything is (a half where as much is
             read as written), times the part of it that goes to memory at worst.
     """
-    at_work = machine.multiprocessors * _BLOCKS * row_bytes
-    room = shape.cache_share * np.maximum(machine.l2_bytes, 1.0)
-    missed = 1.0 / (1.0 + (room / at_work) ** 4)
+    missed = second_reads(machine, shape.cache_share, row_bytes)
     return sweep_s(machine, shape, moved=moved * (1.0 + second_read * missed))
+
+
+def second_reads(machine: Machine, room: Number, row_bytes: Number) -> Number:
+    """Part of the second reads that miss the last cache, of which `room` is there for the rows."""
+    at_work = machine.multiprocessors * _BLOCKS * row_bytes
+    return 1.0 / (1.0 + (room * np.maximum(machine.l2_bytes, 1.0) / at_work) ** 4)

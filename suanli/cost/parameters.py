@@ -162,9 +162,9 @@ class Parameters:
     kernel_s: float
     host_forward_s: float
     host_backward_s: float
-    convolution_fraction: float
+    convolution_fraction: dict[Unit, float]
     grouped_fraction: float
-    attention_fraction: float
+    attention_fraction: dict[Unit, float]
     recurrent_step_s: float
     layout_traffic: float
     fused_traffic: float

@@ -19,13 +19,13 @@ from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import OperatorTime, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Work
-from suanli.cost.gpu_rates import Rates, peak_flops, rates
+from suanli.cost.gpu_rates import peak_flops, rates
 from suanli.cost.intervals import interval, spread_of
-from suanli.cost.kernel_time import Machine, Number, joined, product_terms, reach
-from suanli.cost.parameters import Parameters, parameters
+from suanli.cost.kernel_time import Number, joined, product_terms, reach, second_reads
+from suanli.cost.parameters import Parameters, Unit, parameters
 from suanli.cost.power_draw import mean_power_w
 from suanli.cost.rates import narrowed
-from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
+from suanli.cost.work_kernels import KINDS, STARTS, How, Kernels, kernels_of
 
 
 def predict_operators(
@@ -63,10 +63,10 @@ def predict_operators(
     if autocast is None:
         autocast = training and dtype not in ("fp32", "tf32")
     how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=channels_last)
-    kernels = kernels_of(work, how, p)
-    compute_s, memory_s, start_s = kernel_terms(kernels, gpu, known, p, dtype)
-    operators = _by_operator(work, kernels, compute_s, memory_s, start_s, p)
-    device_s, idle_s = step_seconds(kernels, compute_s, memory_s, start_s, p)
+    kernels = kernels_of(work, how)
+    terms = kernel_terms(kernels, gpu, p, dtype)
+    operators = _by_operator(work, kernels, terms, p)
+    device_s, idle_s = step_seconds(kernels, terms, p)
     compute_ms = sum(o.ms for o in operators if o.bound_by == "compute")
     memory_ms = sum(o.ms for o in operators if o.bound_by == "memory")
     starts_ms = sum(o.ms for o in operators if o.bound_by == "overhead")
@@ -81,7 +81,7 @@ def predict_operators(
         gpu,
         p.clock,
         busy=device_s / max(device_s + idle_s, 1e-12),
-        compute_share=float(np.sum(compute_s)) / max(device_s, 1e-12),
+        compute_share=float(np.sum(terms[0])) / max(device_s, 1e-12),
     )
     return StepPrediction(
         step_ms=interval(step_ms, spread),
@@ -182,57 +182,92 @@ def _updates(phase: str) -> bool:
 
 
 def kernel_terms(
-    kernels: Kernels, gpu: GpuSheet, known: Rates, p: Parameters, dtype: str
+    kernels: Kernels, gpu: GpuSheet, p: Parameters, dtype: str
 ) -> tuple[Number, Number, Number]:
-    """Seconds per kernel, one array each: arithmetic, memory, starts; repeats included."""
-    plain = rates(gpu, p, "fp32").machine if np.any(kernels["vector"] > 0) else known.machine
+    """Seconds per kernel, one array each: arithmetic, memory, starts; repeats included.
+
+    Raises:
+        BadInputError: As `predict_operators`.
+    """
+    known = rates(gpu, p, dtype)
+    alone = np.any(kernels["vector"] > 0) and known.unit == "tensor"
+    vector_flops = rates(gpu, p, "fp32").machine.flops if alone else known.machine.flops
+    flops = np.where(kernels["vector"] > 0, vector_flops, known.machine.flops)
+    machine = replace(known.machine, flops=flops * _shares(p, known.unit)[_index(kernels, "share")])
     shape = p.products[known.unit]
     has = kernels["batch"] > 0
-    flops = np.where(kernels["vector"] > 0, plain.flops, known.machine.flops) * kernels["share"]
-    machine = Machine(
-        flops=flops,
-        bytes_per_s=known.machine.bytes_per_s,
-        l2_bytes=known.machine.l2_bytes,
-        multiprocessors=known.machine.multiprocessors,
-        kernel_s=known.machine.kernel_s,
-    )
+    moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
     compute_s, memory_s = product_terms(
         machine,
         shape,
         batch=np.maximum(kernels["batch"], 1.0),
         sizes=(kernels["m"], kernels["n"], kernels["k"]),
-        moved=kernels["moved"],
+        moved=moved,
     )
     compute_s = np.where(has, compute_s, 0.0)
-    rows = kernels["row_bytes"] > 0
-    at_work = machine.multiprocessors * 8.0 * np.maximum(kernels["row_bytes"], 1.0)
-    missed = 1.0 / (1.0 + (p.row_share * machine.l2_bytes / at_work) ** 4)
-    moved = kernels["moved"] * (1.0 + np.where(rows, kernels["second_read"] * missed, 0.0))
+    again = second_reads(machine, p.row_share, np.maximum(kernels["row_bytes"], 1.0))
+    moved = moved * (1.0 + np.where(kernels["row_bytes"] > 0, kernels["second_read"] * again, 0.0))
     memory_s = np.where(has, memory_s, moved / reach(machine, shape, moved))
+    starts = machine.kernel_s * _starts(p)[_index(kernels, "starts")]
+    starts = np.where(_index(kernels, "starts") == _STEP, p.recurrent_step_s, starts)
     repeat = kernels["repeat"]
-    starts = repeat * np.maximum(machine.kernel_s, kernels["least_s"])
-    return compute_s * repeat, memory_s * repeat, starts
+    return compute_s * repeat, memory_s * repeat, starts * repeat
+
+
+_STEP = STARTS.index("step")
+
+
+def _index(kernels: Kernels, name: str) -> Number:
+    return kernels[name].astype(int)
+
+
+def _shares(p: Parameters, unit: Unit) -> Number:
+    """In the order of `SHARES`."""
+    return np.array(
+        [1.0, p.convolution_fraction[unit], p.grouped_fraction, p.attention_fraction[unit]]
+    )
+
+
+def _traffic(p: Parameters) -> Number:
+    """In the order of `TRAFFIC`."""
+    both = p.fused_traffic * p.autocast_traffic
+    return np.array(
+        [1.0, p.autocast_traffic, p.layout_traffic, p.fused_traffic, both, p.update_traffic]
+    )
+
+
+def _starts(p: Parameters) -> Number:
+    """In the order of `STARTS`; libraries update about thirty tensors of a list in one kernel."""
+    return np.array([1.0, p.fused_launches, 1.0 / 30.0, 1.0])
+
+
+def host_seconds(kernels: Kernels, p: Parameters) -> float:
+    """Seconds that the host takes to call all operators of a step."""
+    each = p.host_backward_s if kernels.training else p.host_forward_s
+    return kernels.calls * each * (p.fused_launches if kernels.compiled else 1.0)
 
 
 def step_seconds(
-    kernels: Kernels, compute_s: Number, memory_s: Number, start_s: Number, p: Parameters
+    kernels: Kernels, terms: tuple[Number, Number, Number], p: Parameters
 ) -> tuple[float, float]:
     """Seconds in which the device works, and those in which it waits for the host.
 
     The host runs ahead of the device, so its time shows only where it is the longer.
+
+    Args:
+        kernels: Of the step.
+        terms: As `kernel_terms` gives them.
+        p: The constants.
     """
+    compute_s, memory_s, start_s = terms
     device_s = float(np.sum(joined(p.products["vector"], compute_s, memory_s) + start_s))
-    return device_s, max(0.0, kernels.host_s - device_s)
+    return device_s, max(0.0, host_seconds(kernels, p) - device_s)
 
 
 def _by_operator(
-    work: Work,
-    kernels: Kernels,
-    compute_s: Number,
-    memory_s: Number,
-    start_s: Number,
-    p: Parameters,
+    work: Work, kernels: Kernels, terms: tuple[Number, Number, Number], p: Parameters
 ) -> list[OperatorTime]:
+    compute_s, memory_s, start_s = terms
     index = kernels["operator"].astype(int)
     total = np.bincount(index, joined(p.products["vector"], compute_s, memory_s) + start_s)
     of = {name: np.bincount(index, v) for name, v in (("c", compute_s), ("m", memory_s))}
@@ -241,7 +276,7 @@ def _by_operator(
     kinds = dict(zip(index, kernels["kind"].astype(int), strict=True))
     found = []
     for i, kind in kinds.items():
-        terms: dict[BoundBy, float] = {
+        shares: dict[BoundBy, float] = {
             "compute": float(of["c"][i]),
             "memory": float(of["m"][i]),
             "overhead": float(starts[i]),
@@ -253,7 +288,7 @@ def _by_operator(
                 phase=work.operators[i].phase,
                 ms=1e3 * float(total[i]),
                 launches=float(launches[i]),
-                bound_by=max(terms, key=lambda name: terms[name]),
+                bound_by=max(shares, key=lambda name: shares[name]),
             )
         )
     return found

@@ -20,7 +20,7 @@ from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters, parameters
 from suanli.cost.power_draw import mean_power_w
-from suanli.cost.predictor import kernel_terms, least_ms
+from suanli.cost.predictor import host_seconds, kernel_terms, least_ms
 from suanli.cost.rates import element_bytes, narrowed
 from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
 
@@ -150,12 +150,11 @@ def _parts(
     plan_kind: PlanKind,
     p: Parameters,
 ) -> _Parts:
-    known = rates(gpu, p, dtype)
     training = any(op.phase == "backward" for op in work.operators)
     autocast = training and dtype not in ("fp32", "tf32") and not layout.sharded
     how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=True)
-    kernels = _split(kernels_of(work, how, p), layout.tp)
-    compute_s, memory_s, start_s = kernel_terms(kernels, gpu, known, p, dtype)
+    kernels = _split(kernels_of(work, how), layout.tp)
+    compute_s, memory_s, start_s = kernel_terms(kernels, gpu, p, dtype)
     seconds = joined(p.products["vector"], compute_s, memory_s) + start_s
     phases = np.array([_phase(work.operators[int(i)]) for i in kernels["operator"]])
     sums = [float(np.sum(seconds[phases == phase])) for phase in range(3)]
@@ -163,7 +162,7 @@ def _parts(
         forward_s=sums[0],
         backward_s=sums[1],
         update_s=sums[2] / (layout.tp * layout.pp),
-        host_s=kernels.host_s,
+        host_s=host_seconds(kernels, p),
         compute_s=float(np.sum(compute_s)),
         memory_s=float(np.sum(memory_s)),
     )

@@ -12,7 +12,6 @@ import numpy as np
 
 from suanli.base.prediction import KernelKind, PlanKind
 from suanli.base.work import Operator, Work
-from suanli.cost.parameters import Parameters
 from suanli.cost.rates import element_bytes, narrowed
 
 KINDS: tuple[KernelKind, ...] = (
@@ -30,6 +29,12 @@ _ROWS = ("norm", "softmax", "cross_entropy", "nll_loss", "var", "std")
 _FEW_CHANNELS = 16
 _GATES = {"lstm": 4, "gru": 3}
 
+# Factors that depend on the fitted parameters are named here and looked up when time is worked
+# out, so that the kernels of a work are found once and priced often.
+SHARES = ("whole", "convolution", "grouped", "attention")
+TRAFFIC = ("once", "autocast", "layout", "fused", "fused autocast", "update")
+STARTS = ("each", "fused", "list", "step")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
@@ -39,7 +44,9 @@ class Kernel:
         operator: Index of the operator in the work.
         kind: Index in `KINDS`.
         vector: 1 where the products run on the vector units whatever the type asked for.
-        share: Part of a product's rate that it reaches at best.
+        share: Which part of a product's rate it reaches at best, an index in `SHARES`.
+        traffic: What multiplies `moved`, an index in `TRAFFIC`.
+        starts: What its start costs, an index in `STARTS`.
         batch: Products in one kernel; 0 where there is none.
         m: Rows of the result.
         n: Columns of the result.
@@ -48,14 +55,15 @@ class Kernel:
         row_bytes: Bytes of a row, for passes that need each row twice; else 0.
         second_read: Part of `moved` that is read again where rows do not fit the cache.
         repeat: How often it runs.
-        least_s: Least seconds of one run, beside the device's own.
     """
 
     operator: int
     kind: int
     moved: float
     vector: float = 0.0
-    share: float = 1.0
+    share: int = 0
+    traffic: int = 0
+    starts: int = 0
     batch: float = 0.0
     m: float = 1.0
     n: float = 1.0
@@ -63,7 +71,6 @@ class Kernel:
     row_bytes: float = 0.0
     second_read: float = 0.0
     repeat: float = 1.0
-    least_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +79,15 @@ class Kernels:
 
     Attributes:
         columns: Name -> one number per kernel.
-        host_s: Seconds that the host takes to start them all.
+        calls: Operators that the host calls.
+        training: Whether it records and runs autograd meanwhile.
+        compiled: Whether calls are fused.
     """
 
     columns: dict[str, "np.ndarray[tuple[int], np.dtype[np.float64]]"]
-    host_s: float
+    calls: int
+    training: bool
+    compiled: bool
 
     def __getitem__(self, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
         return self.columns[name]
@@ -99,26 +110,26 @@ class How:
     channels_last: bool = False
 
 
-def kernels_of(work: Work, how: How, parameters: Parameters) -> Kernels:
+def kernels_of(work: Work, how: How) -> Kernels:
     """Kernels of one step.
 
     Raises:
         BadInputError: The type is unknown.
     """
     found: list[Kernel] = []
-    host_s = 0.0
-    training = any(op.phase == "backward" for op in work.operators)
-    per_operator = parameters.host_backward_s if training else parameters.host_forward_s
+    calls = 0
     for index, op in enumerate(work.operators):
-        made = list(_of_operator(index, op, how, parameters))
+        made = list(_of_operator(index, op, how))
         found += made
-        if op.phase != "optimizer" and made:
-            host_s += per_operator
-    if how.plan_kind == "compiled":
-        host_s *= parameters.fused_launches
+        calls += int(bool(made) and op.phase != "optimizer")
     names = [f.name for f in fields(Kernel)]
     columns = {name: np.array([getattr(k, name) for k in found], dtype=float) for name in names}
-    return Kernels(columns=columns, host_s=host_s)
+    return Kernels(
+        columns=columns,
+        calls=calls,
+        training=any(op.phase == "backward" for op in work.operators),
+        compiled=how.plan_kind == "compiled",
+    )
 
 
 def kind_of(op: Operator) -> KernelKind:
@@ -135,7 +146,7 @@ def kind_of(op: Operator) -> KernelKind:
     return "rows" if any(word in op.name for word in _ROWS) else "pointwise"
 
 
-def _of_operator(index: int, op: Operator, how: How, parameters: Parameters) -> Iterator[Kernel]:
+def _of_operator(index: int, op: Operator, how: How) -> Iterator[Kernel]:
     kind = kind_of(op)
     if kind == "free" or prod(op.output_shapes[0] if op.output_shapes else (2,)) == 1 == op.flops:
         return
@@ -143,7 +154,7 @@ def _of_operator(index: int, op: Operator, how: How, parameters: Parameters) -> 
     if how.autocast and op.parameter_bytes and op.phase == "forward" and op.matmul:
         cast = op.parameter_bytes * (1.0 + element_bytes(how.dtype) / 4.0)
         yield Kernel(operator=index, kind=KINDS.index("pointwise"), moved=cast)
-    yield from _MAKERS[kind](index, op, moved, how, parameters)
+    yield from _MAKERS[kind](index, op, moved, how)
 
 
 def _moved(op: Operator, dtype: str) -> float:
@@ -152,9 +163,7 @@ def _moved(op: Operator, dtype: str) -> float:
     return narrowed(op.bytes_read + op.bytes_written, op.dtype, dtype)
 
 
-def _product(
-    index: int, op: Operator, moved: float, how: How, parameters: Parameters
-) -> Iterator[Kernel]:
+def _product(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
     out = op.output_shapes[0] if op.output_shapes else (1, 1)
     n = out[-1] if out else 1
     batch = prod(out[:-2]) if len(out) > 2 and _batched(op) else 1
@@ -169,9 +178,7 @@ def _batched(op: Operator) -> bool:
     return sum(len(shape) > 2 for shape in op.input_shapes) >= 2
 
 
-def _convolution(
-    index: int, op: Operator, moved: float, how: How, parameters: Parameters
-) -> Iterator[Kernel]:
+def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
     """Convolutions as products over patches ("implicit GEMM", Chetlur et al., cuDNN, 2014).
 
     Forward: positions x filters, sum over taps. Backward: the gradient of the input has positions
@@ -179,7 +186,7 @@ def _convolution(
     """
     backward = op.name.endswith("_backward")
     if len(op.input_shapes) < (3 if backward else 2):
-        yield from _product(index, op, moved, how, parameters)
+        yield from _product(index, op, moved, how)
         return
     x, weight = op.input_shapes[1:3] if backward else op.input_shapes[:2]
     out = op.input_shapes[0] if backward else op.output_shapes[0]
@@ -189,9 +196,7 @@ def _convolution(
     positions = prod(out) // max(1, out[-dims - 1])
     inputs = prod(x) // max(1, x[-dims - 1])
     few = groups > 1 and per_group < _FEW_CHANNELS
-    shares = parameters.grouped_fraction if few else parameters.convolution_fraction
-    if not how.channels_last and not few and element_bytes(how.dtype) < 4:
-        moved *= parameters.layout_traffic
+    turned = not how.channels_last and not few and element_bytes(how.dtype) < 4
     sides = [(positions, filters // groups, per_group * taps)]
     if backward:
         per = 2.0 * groups * positions * (filters // groups) * per_group * taps
@@ -206,7 +211,8 @@ def _convolution(
             kind=KINDS.index("convolution"),
             moved=moved / len(sides),
             vector=float(few),
-            share=shares,
+            share=SHARES.index("grouped" if few else "convolution"),
+            traffic=TRAFFIC.index("layout" if turned else "once"),
             batch=groups,
             m=m,
             n=n,
@@ -214,9 +220,7 @@ def _convolution(
         )
 
 
-def _attention(
-    index: int, op: Operator, moved: float, how: How, parameters: Parameters
-) -> Iterator[Kernel]:
+def _attention(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
     """One kernel that keeps the scores on the chip; its products are square tiles of the scores."""
     query, key = op.input_shapes[0], op.input_shapes[1] if len(op.input_shapes) > 1 else (1, 1)
     batch = prod(query[:-2])
@@ -225,7 +229,7 @@ def _attention(
         operator=index,
         kind=KINDS.index("attention"),
         moved=moved,
-        share=parameters.attention_fraction,
+        share=SHARES.index("attention"),
         batch=batch,
         m=m,
         n=n,
@@ -233,9 +237,7 @@ def _attention(
     )
 
 
-def _recurrent(
-    index: int, op: Operator, moved: float, how: How, parameters: Parameters
-) -> Iterator[Kernel]:
+def _recurrent(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
     """The inputs' products of all steps at once, then the steps, one after the other."""
     name = op.name.removesuffix("_backward")
     gates = _GATES.get(name, 1)
@@ -259,13 +261,11 @@ def _recurrent(
         n=gates * hidden,
         k=hidden,
         repeat=steps * layers,
-        least_s=parameters.recurrent_step_s,
+        starts=STARTS.index("step"),
     )
 
 
-def _rows(
-    index: int, op: Operator, moved: float, how: How, parameters: Parameters
-) -> Iterator[Kernel]:
+def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
     shape = max(op.input_shapes, key=prod, default=(1,))
     width = element_bytes(how.dtype)
     length = shape[-1] if shape else 1
@@ -274,45 +274,42 @@ def _rows(
     elif "group_norm" in op.name and len(shape) > 1:
         length = prod(shape[1:]) // 32
     second = 0.67 if op.name.endswith(("_backward", "_backward_data")) else 0.5
-    if how.autocast and width < 4:
-        moved *= parameters.autocast_traffic
-    if how.plan_kind == "compiled":
-        moved *= parameters.fused_traffic
+    fused = how.plan_kind == "compiled"
+    traffic = ("fused " if fused else "") + ("autocast" if how.autocast and width < 4 else "")
     yield Kernel(
         operator=index,
         kind=KINDS.index("rows"),
         moved=moved,
+        traffic=TRAFFIC.index(traffic.strip() or "once"),
+        starts=STARTS.index("fused" if fused else "each"),
         row_bytes=max(1.0, length * width),
         second_read=second,
     )
 
 
-def _sweep(
-    index: int, op: Operator, moved: float, how: How, parameters: Parameters
-) -> Iterator[Kernel]:
-    if how.plan_kind == "compiled":
-        moved *= parameters.fused_traffic
-    repeat = parameters.fused_launches if how.plan_kind == "compiled" else 1.0
-    each = moved / repeat
-    yield Kernel(operator=index, kind=KINDS.index("pointwise"), moved=each, repeat=repeat)
-
-
-def _update(
-    index: int, op: Operator, moved: float, how: How, parameters: Parameters
-) -> Iterator[Kernel]:
-    """An optimiser's update: few kernels update lists of tensors."""
-    traffic = parameters.update_traffic if how.plan_kind == "eager" else 1.0
+def _sweep(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    fused = how.plan_kind == "compiled"
     yield Kernel(
         operator=index,
-        kind=KINDS.index("update"),
-        moved=moved * traffic / _LIST,
-        repeat=_LIST,
+        kind=KINDS.index("pointwise"),
+        moved=moved,
+        traffic=TRAFFIC.index("fused" if fused else "once"),
+        starts=STARTS.index("fused" if fused else "each"),
     )
 
 
-# Part of a kernel that one tensor of a list costs: libraries take about this many at a time.
-_LIST = 1.0 / 30.0
-_Maker = Callable[[int, Operator, float, How, Parameters], Iterator[Kernel]]
+def _update(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    """An optimiser's update: few kernels update lists of tensors."""
+    yield Kernel(
+        operator=index,
+        kind=KINDS.index("update"),
+        moved=moved,
+        traffic=TRAFFIC.index("update" if how.plan_kind == "eager" else "once"),
+        starts=STARTS.index("list"),
+    )
+
+
+_Maker = Callable[[int, Operator, float, How], Iterator[Kernel]]
 _MAKERS: dict[KernelKind, _Maker] = {
     "product": _product,
     "convolution": _convolution,
