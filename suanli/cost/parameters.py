@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from suanli.base.codec import read
-from suanli.cost.kernel_time import Shape
+from suanli.cost.kernel_time import Rows, Shape
 
 Unit = Literal["vector", "tensor"]
 _FILE = Path(__file__).with_name("predictor.json")
@@ -130,7 +130,7 @@ class Parameters:
         products: Efficiency by shape, for vector units and for tensor units.
         product_fraction: Part of the printed rate that large products sustain where power allows.
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
-        row_share: Part of the last cache that the rows in work can use.
+        rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
         host_forward_s: Seconds of the host for one operator of the forward pass run eagerly.
         host_backward_s: The same with autograd recording and running it, per forward operator and
@@ -158,7 +158,7 @@ class Parameters:
     products: dict[Unit, Shape]
     product_fraction: dict[Unit, float]
     bandwidth_fraction: float
-    row_share: float
+    rows: Rows
     kernel_s: float
     host_forward_s: float
     host_backward_s: float
