@@ -47,9 +47,7 @@ def vtrain_steps() -> tuple[Spread, ...]:
             for c in ("global batch", "micro batch", "hidden size", "attention heads", "# layers",
                       "sequence length")
         )  # fmt: skip
-        tp, dp, pp = (
-            int(row[f"{word} parallelism"]) for word in ("tensor", "data", "pipeline")
-        )
+        tp, dp, pp = (int(row[f"{word} parallelism"]) for word in ("tensor", "data", "pipeline"))
         sizes = Gpt(layers=layers, wide=wide, heads=heads, length=length, words=51200,
                     fused_attention=False, dropout=True)  # fmt: skip
         work = _work(sizes, micro)
@@ -92,7 +90,11 @@ def mpt_steps() -> tuple[Spread, ...]:
     for row in rows("llm_foundry_mpt.csv"):
         layers, wide, heads = _MPT[row["Model"]]
         card = gpu("A100 SXM4 80GB" if "80gb" in row["GPU"] else "A100 SXM4 40GB")
-        devices, micro, length = int(row["# GPUs"]), int(row["MicroBatchSize"]), int(row["SeqLen (T)"])
+        devices, micro, length = (
+            int(row["# GPUs"]),
+            int(row["MicroBatchSize"]),
+            int(row["SeqLen (T)"]),
+        )
         sizes = Gpt(layers=layers, wide=wide, heads=heads, length=length, words=50368)
         tokens = int(row["GlobalBatchSize (T)"])
         layout = ParallelLayout(

@@ -378,16 +378,16 @@ class DeepSpeech(nn.Module):
 def hub(kind: str, head: str, **settings: Any) -> Callable[[], nn.Module]:
     """A `transformers` model of this config class and model class, without weights."""
 
-    attention = settings.pop("attention", "sdpa")
+    attention = settings.pop("attention", None)
 
     def build() -> nn.Module:
         import transformers
 
         config = getattr(transformers, kind)(**settings)
         with torch.device("meta"):
-            model: nn.Module = getattr(transformers, head)._from_config(
-                config, attn_implementation=attention
-            )
+            build_it = getattr(transformers, head)._from_config
+            chosen = {"attn_implementation": attention} if attention else {}
+            model: nn.Module = build_it(config, **chosen)
         return model
 
     return build

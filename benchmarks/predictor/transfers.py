@@ -34,7 +34,9 @@ def all_reduces() -> tuple[Transfers, ...]:
         ("vtrain V100 x8", "Tesla V100 SXM2 16GB", 8),
     ):
         short = card[:4].lower().replace("tesl", "v100")
-        with (folder() / f"vtrain_allreduce_{short}_{devices}gpu.csv").open(encoding="utf-8") as file:
+        with (folder() / f"vtrain_allreduce_{short}_{devices}gpu.csv").open(
+            encoding="utf-8"
+        ) as file:
             table = [row for row in csv.reader(file)][1:]
         found.append(
             Transfers(
@@ -58,7 +60,9 @@ def all_reduces() -> tuple[Transfers, ...]:
                 devices=devices,
                 fabric=fabric_of(gpu("A100 SXM4 80GB")),
                 n_bytes=np.array([float(row["size"]) for row in mine]),
-                seconds=np.array([float(row["time_stats.all_reduce.median"]) * 1e-3 for row in mine]),
+                seconds=np.array(
+                    [float(row["time_stats.all_reduce.median"]) * 1e-3 for row in mine]
+                ),
             )
         )
     return tuple(found)

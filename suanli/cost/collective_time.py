@@ -44,7 +44,7 @@ def fabric_of(gpu: GpuSheet, *, network_bytes_per_s: float | None = None) -> Fab
     """
     if gpu.nvlink_gb_per_s_both_ways and (gpu.nvlink_gpus or 8) > 2:
         inside = Link(
-            kind="nvlink",
+            kind="nvlink" if float(gpu.compute_capability) >= 8.0 else "nvlink_mesh",
             bytes_per_s=gpu.nvlink_gb_per_s_both_ways / 2 * 1e9,
             devices=gpu.nvlink_gpus or _USUAL_SERVER,
         )

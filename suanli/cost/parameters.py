@@ -25,7 +25,10 @@ class Clock:
         w_per_gb_per_s: Watts of the memory per 1e9 bytes per second of its bandwidth.
         exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
         idle_share: Part of the power limit that an idle card in its working state takes.
-        busy_share: Of the rest, what kernels take that wait for memory; products take all.
+        busy_w_per_gb_per_s: Watts for 1e9 bytes per second that are moved.
+        limit_floor: Part of the power limit under which lowering it takes no power from the clock.
+        limit_exponent: How a step's time grows with the power it lacks above that floor.
+        limit_reached: Part of a limit that a card draws which it holds back.
         w_per_vector_tflop: Watts for 1e12 fp32 operations per second at the printed clock, by
             compute capability; falls with the fabrication process.
         tensor_gain: How many times less a tensor unit takes for one fp16 operation.
@@ -35,7 +38,10 @@ class Clock:
     w_per_gb_per_s: float
     exponent: float
     idle_share: float
-    busy_share: float
+    busy_w_per_gb_per_s: float
+    limit_floor: float
+    limit_exponent: float
+    limit_reached: float
     w_per_vector_tflop: dict[str, float]
     tensor_gain: dict[str, float]
 

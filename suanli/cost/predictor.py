@@ -80,8 +80,9 @@ def predict_operators(
     watts = mean_power_w(
         gpu,
         p.clock,
-        busy=device_s / max(device_s + idle_s, 1e-12),
-        compute_share=float(np.sum(terms[0])) / max(device_s, 1e-12),
+        flops_per_s=work.matmul_flops / max(device_s + idle_s, 1e-12),
+        bytes_per_s=moved_bytes(kernels, p) / max(device_s + idle_s, 1e-12),
+        unit=known.unit,
     )
     return StepPrediction(
         step_ms=interval(step_ms, spread),
@@ -225,6 +226,12 @@ _STEP = STARTS.index("step")
 
 def _index(kernels: Kernels, name: str) -> Number:
     return kernels[name].astype(int)
+
+
+def moved_bytes(kernels: Kernels, p: Parameters) -> float:
+    """Bytes that all kernels of a step read and write."""
+    moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
+    return float(np.sum(moved * kernels["repeat"]))
 
 
 def _shares(p: Parameters, unit: Unit) -> Number:

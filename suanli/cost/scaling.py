@@ -15,12 +15,12 @@ from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import Link, ParallelLayout, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Operator, Work
 from suanli.cost.collective_time import Fabric, collective_s, fabric_of
-from suanli.cost.gpu_rates import rates
+from suanli.cost.gpu_rates import rates, unit_of
 from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters, parameters
 from suanli.cost.power_draw import mean_power_w
-from suanli.cost.predictor import host_seconds, kernel_terms, least_ms, waiting_s
+from suanli.cost.predictor import host_seconds, kernel_terms, least_ms, moved_bytes, waiting_s
 from suanli.cost.rates import element_bytes, narrowed
 from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
 
@@ -54,6 +54,7 @@ class _Parts:
     host_s: float
     compute_s: float
     memory_s: float
+    moved_bytes: float
 
 
 def blocks_of(work: Work) -> Blocks:
@@ -181,6 +182,7 @@ def _parts(
         host_s=host_seconds(kernels, p),
         compute_s=float(np.sum(compute_s)),
         memory_s=float(np.sum(memory_s)),
+        moved_bytes=moved_bytes(kernels, p),
     )
 
 
@@ -257,8 +259,13 @@ def _answer(
         "overhead": 1e3 * waiting_s,
         "communication": 1e3 * communication_s,
     }
+    share = layout.micro_batches / (layout.tp * layout.pp)
     watts = mean_power_w(
-        gpu, p.clock, busy=useful_s / total_s, compute_share=parts.compute_s / max(both, 1e-12)
+        gpu,
+        p.clock,
+        flops_per_s=work.matmul_flops * share / total_s,
+        bytes_per_s=parts.moved_bytes * layout.micro_batches / layout.pp / total_s,
+        unit=unit_of(gpu, dtype),
     )
     least = least_ms(work, gpu, dtype=dtype) * layout.micro_batches / (layout.tp * layout.pp)
     return StepPrediction(
