@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.predictor import data, jobs, layouts, transfers
 from benchmarks.predictor.data import OperatorSet
 from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
-from benchmarks.predictor.zeus import power_rows, power_errors
+from benchmarks.predictor.zeus import power_errors, power_rows
 from suanli.base.prediction import ParallelLayout
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters

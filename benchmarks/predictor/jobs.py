@@ -81,7 +81,8 @@ def _language(name: str, batch: int, length: int, *, training: bool) -> Work:
 @cache
 def neusight_steps() -> tuple[Step, ...]:
     """Whole models in fp32 on one card. Switch Transformers are left out: their sizes are not
-    stated with the data. Training is forward and backward without an update."""
+    stated with the data. Training is forward and backward without an update.
+    """
     found = []
     for row in rows("neusight_e2e.csv"):
         name, option = row["model"], row["option"]
@@ -322,7 +323,7 @@ def published_steps() -> tuple[Step, ...]:
         section = row["section"]
         last = section.split(">")[-1]
         card = _card(last)
-        if card is None or "raining" not in section and "tuning" not in section:
+        if card is None or ("raining" not in section and "tuning" not in section):
             continue
         cells: dict[str, str] = json.loads(row["row_json"])
         count = next((c for k, c in cells.items() if k in ("GPUs", "Number of GPUs")), "")

@@ -377,7 +377,6 @@ class DeepSpeech(nn.Module):
 
 def hub(kind: str, head: str, **settings: Any) -> Callable[[], nn.Module]:
     """A `transformers` model of this config class and model class, without weights."""
-
     attention = settings.pop("attention", None)
 
     def build() -> nn.Module:

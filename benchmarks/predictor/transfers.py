@@ -76,7 +76,7 @@ def predicted(table: Transfers, p: Parameters) -> Any:
 
 
 def textbook(table: Transfers, alpha_s: float = 5e-6) -> Any:
-    """alpha + beta: 2 (n - 1) steps of 5 us, and the bytes at the link's stated rate."""
+    """Alpha + beta: 2 (n - 1) steps of 5 us, and the bytes at the link's stated rate."""
     n = table.devices
     wire = 2 * (n - 1) / n * table.n_bytes
     return 2 * (n - 1) * alpha_s + wire / table.fabric.inside.bytes_per_s

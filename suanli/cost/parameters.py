@@ -75,7 +75,7 @@ class LinkParameters:
 
     Attributes:
         share: Of the stated rate of one direction, in large groups, by kind of link.
-        small_group: What is lost of that share in a group of n, times n.
+        small_group: What switches lose of that share in a group of n, times n.
         piece_s: Seconds from one piece of a message to the next; sets how slowly large messages
             approach the full rate.
         start_s: Least seconds of a collective.
@@ -94,6 +94,27 @@ class LinkParameters:
     network_s: float
     start_overlap: float
     level_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountParameters:
+    """What totals of a model say of its time.
+
+    Attributes:
+        share: Part of the sustained rate that models of many operations per activation reach.
+        half_intensity: Multiply-adds per activation at which half of that is left.
+        traffic: How often each activation is read or written.
+        layers: Layers of the usual model.
+        starts: Kernels per layer.
+        overlap: Exponent of the norm that joins arithmetic and traffic.
+    """
+
+    share: float
+    half_intensity: float
+    traffic: float
+    layers: float
+    starts: float
+    overlap: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +166,8 @@ class Parameters:
         grouped_fraction: The same for convolutions of few channels per group.
         attention_fraction: The same for attention kernels.
         recurrent_step_s: Seconds that one step of a recurrent layer takes at least.
-        layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those of
-            channels last, which the tensor units need.
+        layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those
+            of channels last, which the tensor units need.
         fused_traffic: Part of the bytes between operators that is left after compilation.
         fused_launches: Part of the kernels left.
         autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
@@ -155,6 +176,7 @@ class Parameters:
         clock: The power limit's effect.
         links: Collectives.
         overlap: Part of the replicas' communication that computation can hide.
+        counts: For models of which only totals are known.
         cpu: The same for the CPU at hand.
         spread: Errors that remain.
         capability: Factors by compute capability.
@@ -180,6 +202,7 @@ class Parameters:
     clock: Clock
     links: LinkParameters
     overlap: float
+    counts: CountParameters
     cpu: CpuParameters
     spread: Spread
     fitted_capabilities: tuple[str, ...]
