@@ -80,12 +80,13 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("layout_traffic", prior=2.0, width=0.3),
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
+    _knob("sustained", "vector", prior=0.97, width=0.05),
     _knob("host_forward_s", prior=8e-6, width=0.3),
     _knob("host_backward_s", prior=1.2e-5, width=0.3),
     *(
-        _knob("capability", capability, name, prior=1.0, width=0.08)
+        _knob("capability", capability, name, prior=1.0, width=width)
         for capability in ("7.0", "8.0", "8.6", "8.9")
-        for name in ("tensor", "bandwidth")
+        for name, width in (("tensor", 0.12), ("bandwidth", 0.08))
     ),
 )
 LINK_KNOBS: tuple[Knob, ...] = (
@@ -99,6 +100,7 @@ LINK_KNOBS: tuple[Knob, ...] = (
 )
 LAYOUT_KNOBS: tuple[Knob, ...] = (
     _knob("attention_fraction", "tensor", prior=0.5),
+    _knob("sustained", "tensor", prior=0.92, width=0.08),
     _knob("overlap", prior=0.8, width=0.2),
     _knob("update_traffic", prior=1.6, width=0.4),
 )
@@ -111,7 +113,7 @@ POWER_KNOBS: tuple[Knob, ...] = (
 
 def operator_errors(found: OperatorSet, p: Parameters) -> Any:
     """log(predicted / measured) of each row."""
-    terms = kernel_terms(found.kernels, found.gpu, p, found.dtype)
+    terms = kernel_terms(found.kernels, found.gpu, p, found.dtype, alone=True)
     seconds = joined(p.products["vector"], terms[0], terms[1]) + terms[2]
     if found.name in ("linear", "bmm", "softmax", "ln"):
         seconds = np.maximum(seconds, _SHORTEST_S)

@@ -45,6 +45,8 @@ class Line:
         error: Median of |predicted / measured - 1|.
         bias: Median of predicted / measured.
         coverage: Part of the measurements inside the 90 % interval.
+        reach: Ninth decile of |log(predicted / measured)|.
+        kind: Which spread of the parameter file its interval rests on.
         beside: Name -> median absolute error of a simpler rule.
     """
 
@@ -55,11 +57,19 @@ class Line:
     error: float
     bias: float
     coverage: float
+    reach: float
+    kind: str
     beside: dict[str, float] = field(default_factory=dict)
 
 
 def line(
-    name: str, target: float, case: str, errors: Any, spread: Any, beside: dict[str, Any]
+    name: str,
+    target: float,
+    case: str,
+    errors: Any,
+    spread: Any,
+    beside: dict[str, Any],
+    kind: str = "transfer",
 ) -> Line:
     """From log errors to a line; `beside` holds log errors too."""
     errors = np.asarray(errors, dtype=float)
@@ -71,6 +81,8 @@ def line(
         error=median_error(errors),
         bias=float(np.exp(np.median(errors))),
         coverage=float(np.mean(np.abs(errors) <= _NINETY * np.asarray(spread))),
+        reach=float(np.quantile(np.abs(errors), 0.9)),
+        kind=kind,
         beside={key: median_error(value) for key, value in beside.items()},
     )
 
@@ -107,6 +119,7 @@ def neusight(say: Callable[[str], None]) -> Iterable[Line]:
                 errors,
                 _spread(found.gpu, p, operator=True),
                 {"plain roofline": _roofline(found)},
+                "operator",
             )
         steps = [s for s in jobs.neusight_steps() if s.gpu.name == card]
         errors = [fits.step_error(s, p) for s in steps]
@@ -118,6 +131,7 @@ def neusight(say: Callable[[str], None]) -> Iterable[Line]:
             errors,
             _spread(steps[0].gpu, p),
             {"ratio of specs": _from_others(steps, others), "plain roofline": _bounds(steps)},
+            "base",
         )
 
 
@@ -266,9 +280,8 @@ def _transfers(
     if errors:
         case = f"{source} -> {card}"
         yield line(name, target, case, errors, p.spread.transfer, {"ratio of rates": rate})
-    yield line(
-        f"{name}, from the graph alone", target, card, absolute, _spread(data.sheets()[card], p), {}
-    )
+    alone = f"{name}, from the graph alone"
+    yield line(alone, target, card, absolute, _spread(data.sheets()[card], p), {}, "base")
 
 
 def published(say: Callable[[str], None]) -> Iterable[Line]:
@@ -325,6 +338,7 @@ def vtrain(say: Callable[[str], None]) -> Iterable[Line]:
         errors,
         _layout_spread(p, 8),
         {"constant MFU": flat},
+        "doubling",
     )
 
 
@@ -354,7 +368,9 @@ def mpt(say: Callable[[str], None]) -> Iterable[Line]:
         spread = [_layout_spread(p, r.layout.devices) for r in test]
         flat = [math.log(_mfu(r) / mfu) for r in test]
         say(f"MPT {case}")
-        yield line("MPT, FSDP on A100", 0.12, case, errors, spread, {"constant MFU": flat})
+        yield line(
+            "MPT, FSDP on A100", 0.12, case, errors, spread, {"constant MFU": flat}, "doubling"
+        )
 
 
 def nccl(say: Callable[[str], None]) -> Iterable[Line]:
@@ -371,8 +387,9 @@ def nccl(say: Callable[[str], None]) -> Iterable[Line]:
             0.10,
             out.name,
             np.log(transfers.predicted(out, p) / out.seconds),
-            p.spread.transfer,
+            p.spread.collective,
             {"textbook alpha-beta": np.log(transfers.textbook(out) / out.seconds)},
+            "collective",
         )
 
 
@@ -389,12 +406,12 @@ def power(say: Callable[[str], None]) -> Iterable[Line]:
             math.log(r.free_seconds * max(r.limit_w, test_max(test)) / r.limit_w / r.seconds)
             for r in test
         ]
-        energy = [math.log(r.limit_w / r.power_w) for r in test]
-        yield line("Zeus time", 0.15, card, times, p.spread.transfer, {"time by power": linear})
-        yield line("Zeus power", 0.15, card, watts, p.spread.transfer, {"the limit": limit})
-        yield line(
-            "Zeus energy", 0.15, card, times + watts, p.spread.transfer, {"limit x time": energy}
-        )
+        for what, errors, beside in (
+            ("time", times, {"time by power": linear}),
+            ("power", watts, {"the limit": limit}),
+            ("energy", times + watts, {"limit x time": limit}),
+        ):
+            yield line(f"Zeus {what}", 0.15, card, errors, p.spread.power, beside, "power")
 
 
 def test_max(rows: list[zeus.PowerRow]) -> float:
@@ -411,6 +428,16 @@ SETS: dict[str, Callable[[Callable[[str], None]], Iterable[Line]]] = {
     "nccl": nccl,
     "zeus": power,
 }
+
+
+def calibrated(lines: list[Line], before: dict[str, Any]) -> dict[str, Any]:
+    """Spreads under which nine of ten left-out measurements lie inside, each line counting alike."""
+    after = dict(before)
+    for kind in ("base", "operator", "transfer", "collective", "power"):
+        reaches = [x.reach / _NINETY for x in lines if x.kind == kind]
+        if reaches:
+            after[kind] = float(f"{math.sqrt(statistics.fmean(r * r for r in reaches)):.2g}")
+    return after
 
 
 def markdown(lines: list[Line]) -> str:
@@ -435,6 +462,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help=f"some of {', '.join(SETS)}")
     parser.add_argument("--out", type=Path, default=_RESULTS)
+    parser.add_argument("--calibrate", action="store_true", help="write the spreads found")
     options = parser.parse_args()
     chosen = [name for name in options.only.split(",") if name] or list(SETS)
     file = options.out / "prediction.json"
@@ -450,6 +478,10 @@ def main() -> None:
     text = json.dumps({"schema": "suanli.prediction-errors/1", "sets": sets}, indent=1)
     file.write_text(text + "\n", encoding="utf-8")
     lines = [Line(**x) for rows in sets.values() for x in rows]
+    if options.calibrate:
+        parameters = stored()
+        parameters["spread"] = calibrated(lines, parameters["spread"])
+        fits.FILE.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
     (options.out / "prediction.md").write_text(markdown(lines), encoding="utf-8")
 
 

@@ -136,11 +136,13 @@ _TIMM: dict[str, tuple[str, str, dict[str, Any]]] = {
     "regnety_040": ("RegNetConfig", "RegNetForImageClassification", {}),
     "mobilenetv2_100": ("MobileNetV2Config", "MobileNetV2ForImageClassification", {}),
     "efficientnet_b0": ("EfficientNetConfig", "EfficientNetForImageClassification", {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280, "image_size": 224}),
-    "efficientnet_b1": ("EfficientNetConfig", "EfficientNetForImageClassification", {"width_coefficient": 1.0, "depth_coefficient": 1.1, "hidden_dim": 1280, "image_size": 240}),
     "poolformer_s12": ("PoolFormerConfig", "PoolFormerForImageClassification", {}),
     "pvt_v2_b1": ("PvtV2Config", "PvtV2ForImageClassification", {"hidden_sizes": [64, 128, 320, 512], "num_attention_heads": [1, 2, 5, 8]}),
     "focalnet_tiny_srf": ("FocalNetConfig", "FocalNetForImageClassification", {}),
 }  # fmt: skip
+
+
+_EFFICIENT = {"efficientnet_b0": (1.0, 1.0), "efficientnet_b1": (1.0, 1.1)}
 
 
 def timm_work(name: str, side: int, batch: int) -> Work | None:
@@ -158,6 +160,8 @@ def timm_work(name: str, side: int, batch: int) -> Work | None:
         return vision(
             f"timm {name}", lambda: models.Residual((3, 4, 6, 3), **settings), side, batch
         )
+    if name in _EFFICIENT:
+        return vision(f"timm own {name}", _efficient(*_EFFICIENT[name]), side, batch)
     if name not in _TIMM:
         return None
     kind, head, settings = _TIMM[name]
@@ -274,9 +278,8 @@ def _image(name: str, make: Callable[[], Any], side: int = 224) -> Callable[[int
     return lambda batch: vision(f"dle {name}", make, side, batch, training=True)
 
 
-def _efficient(width: float, depth: float, hidden: int, side: int) -> Callable[[], Any]:
-    return models.hub("EfficientNetConfig", "EfficientNetForImageClassification", num_labels=1000,
-                      width_coefficient=width, depth_coefficient=depth, hidden_dim=hidden, image_size=side)  # fmt: skip
+def _efficient(width: float, depth: float) -> Callable[[], Any]:
+    return lambda: models.EfficientNet(width, depth)
 
 
 def _same(a100: tuple[int, int], v100: tuple[int, int]) -> dict[tuple[str, bool], int]:
@@ -289,8 +292,8 @@ JOBS: dict[str, Published] = {
     "ResNet-50": Published(folder="resnet50v1.5", work=_image("resnet50", lambda: models.Residual((3, 4, 6, 3))), batch=_same((256, 256), (128, 256))),
     "ResNeXt-101": Published(folder="/resnext101-32x4d", work=_image("resnext101", lambda: models.Residual((3, 4, 23, 3), groups=32, width=128)), batch=_same((128, 128), (64, 128))),
     "SE-ResNeXt-101": Published(folder="se-resnext101-32x4d", work=_image("seresnext101", lambda: models.Residual((3, 4, 23, 3), groups=32, width=128, squeeze=True)), batch=_same((128, 128), (64, 128))),
-    "EfficientNet-B0": Published(folder="/efficientnet", fields=("efficientnet-b0",), work=_image("efficientnet-b0", _efficient(1.0, 1.0, 1280, 224)), batch=_same((256, 256), (128, 256))),
-    "EfficientNet-B4": Published(folder="/efficientnet", fields=("efficientnet-b4",), work=_image("efficientnet-b4", _efficient(1.4, 1.8, 1792, 380), 380), batch=_same((64, 128), (32, 64))),
+    "EfficientNet-B0": Published(folder="/efficientnet", fields=('"efficientnet-b0"',), work=_image("mb0", _efficient(1.0, 1.0)), batch=_same((256, 256), (128, 256))),
+    "EfficientNet-B4": Published(folder="/efficientnet", fields=('"efficientnet-b4"',), work=_image("mb4", _efficient(1.4, 1.8), 380), batch=_same((64, 128), (32, 64))),
     "SSD300 32": Published(folder="/SSD", fields=('"32"',), work=_image("ssd", models.Ssd, 300), batch=_same((32, 32), (32, 32))),
     "SSD300 64": Published(folder="/SSD", fields=('"64"',), work=_image("ssd", models.Ssd, 300), batch=_same((64, 64), (64, 64))),
     "BERT-large 128": Published(folder="/BERT", fields=('"Sequence length": "128"',), work=_bert(128, "BertForPreTraining"), batch=_same((128, 256), (32, 64))),
@@ -299,8 +302,8 @@ JOBS: dict[str, Published] = {
     "GNMT": Published(folder="/GNMT", work=_plain("gnmt", models.Gnmt, lambda b: (ids(b, 26), ids(b, 26))), units=52.0, batch=_same((128, 128), (128, 128))),
     "Transformer": Published(folder="Translation/Transformer", work=_plain("transformer", models.Seq2Seq, lambda b: (ids(b, 28), ids(b, 28))), units=28.0, batch=_same((366, 366), (91, 183))),
     "NCF": Published(folder="/NCF", work=_plain("ncf", models.Ncf, lambda b: (ids(b), ids(b))), batch=_same((1048576, 1048576), (1048576, 1048576))),
-    "Jasper 32": Published(folder="/Jasper", fields=('"Batch size / GPU": "32"',), work=_plain("jasper", models.Jasper, lambda b: (torch.empty(b, 64, 1670, device="meta"),)), batch=_same((32, 32), (32, 32))),
-    "nnU-Net 2D 64": Published(folder="/nnUNet", fields=('"Dimension": "2"', '"Batch size / GPU": "64"'), work=_plain("unet2", lambda: models.Unet(2, (64, 128, 256, 512, 512, 512)), lambda b: (torch.empty(b, 5, 192, 160, device="meta"),)), batch=_same((64, 64), (64, 64))),
+    "Jasper 32": Published(folder="/Jasper", fields=('"Batch size / GPU": "32"',), work=_plain("jasper1200", models.Jasper, lambda b: (torch.empty(b, 64, 1200, device="meta"),)), batch=_same((32, 32), (32, 32))),
+    "nnU-Net 2D 64": Published(folder="/nnUNet", fields=('"Dimension": "2"', '"Batch size / GPU": "64"'), work=_plain("unet2b", lambda: models.Unet(2, (32, 64, 128, 256, 512, 512)), lambda b: (torch.empty(b, 5, 192, 160, device="meta"),)), batch=_same((64, 64), (64, 64))),
     "nnU-Net 3D 2": Published(folder="/nnUNet", fields=('"Dimension": "3"', '"Batch size / GPU": "2"'), work=_plain("unet3", lambda: models.Unet(3, (32, 64, 128, 256, 320, 320)), lambda b: (torch.empty(b, 5, 128, 128, 128, device="meta"),)), batch=_same((2, 2), (2, 2))),
     "Transformer-XL base": Published(folder="/Transformer-XL", fields=("BASE",), work=_plain("xl", lambda: models.TransformerXl(16, 512, 8, 2048, 192), lambda b: (ids(b, 192),)), units=192.0, batch=_same((32, 32), (32, 32))),
 }  # fmt: skip
@@ -339,7 +342,10 @@ def published_steps() -> tuple[Step, ...]:
             if not all(f in row["row_json"] for f in wanted):
                 continue
             found += list(_of_row(name, job, card, cells))
-    return tuple(found)
+    first: dict[tuple[str, str], Step] = {}
+    for step in found:
+        first.setdefault((step.job, step.gpu.name), step)
+    return tuple(first.values())
 
 
 def _card(section: str) -> str | None:

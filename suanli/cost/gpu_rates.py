@@ -93,6 +93,8 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
             next_step="add memory_gb_per_s to its file",
         )
     unit = unit_of(gpu, dtype)
+    if dtype == "tf32" and gpu.flops("tf32") is None:
+        unit = "vector"
     generation = parameters.generation(gpu.compute_capability)
     fraction = parameters.product_fraction[unit]
     fraction *= generation.tensor if unit == "tensor" else generation.product

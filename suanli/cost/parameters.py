@@ -53,6 +53,8 @@ class Spread:
     Attributes:
         base: Of whole steps on a device of a fitted generation.
         transfer: Of steps predicted from a measurement of the same step on another card.
+        collective: Of single collectives.
+        power: Of time and power under a power limit.
         doubling: Added, before squaring, for each doubling of the number of devices.
         operator: Of single operators there.
         unseen_generation: Added in square for a compute capability that no data covers.
@@ -62,6 +64,8 @@ class Spread:
 
     base: float
     transfer: float
+    collective: float
+    power: float
     doubling: float
     operator: float
     unseen_generation: float
@@ -156,6 +160,7 @@ class Parameters:
     Attributes:
         products: Efficiency by shape, for vector units and for tensor units.
         product_fraction: Part of the printed rate that large products sustain where power allows.
+        sustained: Part of that which is left in steps that last.
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
         rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
@@ -185,6 +190,7 @@ class Parameters:
 
     products: dict[Unit, Shape]
     product_fraction: dict[Unit, float]
+    sustained: dict[Unit, float]
     bandwidth_fraction: float
     rows: Rows
     kernel_s: float

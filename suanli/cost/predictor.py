@@ -183,9 +183,17 @@ def _updates(phase: str) -> bool:
 
 
 def kernel_terms(
-    kernels: Kernels, gpu: GpuSheet, p: Parameters, dtype: str
+    kernels: Kernels, gpu: GpuSheet, p: Parameters, dtype: str, *, alone: bool = False
 ) -> tuple[Number, Number, Number]:
     """Seconds per kernel, one array each: arithmetic, memory, starts; repeats included.
+
+    Args:
+        kernels: Of a step, or unrelated ones.
+        gpu: The card.
+        p: The constants.
+        dtype: What products run in.
+        alone: Whether each runs by itself, as in a benchmark of operators; a step that lasts
+            warms the card until its clock falls.
 
     Raises:
         BadInputError: As `predict_operators`.
@@ -205,7 +213,7 @@ def kernel_terms(
         sizes=(kernels["m"], kernels["n"], kernels["k"]),
         moved=moved,
     )
-    compute_s = np.where(has, compute_s, 0.0)
+    compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else p.sustained[known.unit])
     again = row_traffic(
         machine,
         p.rows,

@@ -5,7 +5,7 @@ go, on one card or, in the fit, on many.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 
 import numpy as np
@@ -108,12 +108,14 @@ class How:
         plan_kind: Operator by operator, or compiled and fused.
         autocast: Whether weights stay in fp32 and are narrowed in every step.
         channels_last: Whether images lie channels last, which tensor units need.
+        training: Whether the work has a backward pass; `kernels_of` sees for itself.
     """
 
     dtype: str
     plan_kind: PlanKind = "eager"
     autocast: bool = False
     channels_last: bool = False
+    training: bool = False
 
 
 def kernels_of(work: Work, how: How) -> Kernels:
@@ -124,6 +126,7 @@ def kernels_of(work: Work, how: How) -> Kernels:
     """
     found: list[Kernel] = []
     calls = 0
+    how = replace(how, training=any(op.phase == "backward" for op in work.operators))
     for index, op in enumerate(work.operators):
         made = list(_of_operator(index, op, how))
         found += made
@@ -133,7 +136,7 @@ def kernels_of(work: Work, how: How) -> Kernels:
     return Kernels(
         columns=columns,
         calls=calls,
-        training=any(op.phase == "backward" for op in work.operators),
+        training=how.training,
         compiled=how.plan_kind == "compiled",
     )
 
@@ -202,13 +205,15 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     positions = prod(out) // max(1, out[-dims - 1])
     inputs = prod(x) // max(1, x[-dims - 1])
     few = groups > 1 and per_group < _FEW_CHANNELS
-    turned = not how.channels_last and not few and element_bytes(how.dtype) < 4
+    turned = not how.channels_last and not few and how.dtype != "fp32"
     sides = [(positions, filters // groups, per_group * taps)]
     if backward:
         per = 2.0 * groups * positions * (filters // groups) * per_group * taps
         sides = [(filters // groups, per_group * taps, positions)]
         if op.flops > 1.5 * per:
             sides.append((inputs, per_group, (filters // groups) * taps))
+    if few:  # each channel by itself: no tiles of channels to fill, the sum is the taps
+        sides, groups = [(positions, filters, per_group * taps)] * len(sides), 1
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
     scale = op.flops / total if total else 1.0
     for m, n, k in sides:
@@ -276,6 +281,9 @@ def _recurrent(index: int, op: Operator, moved: float, how: How) -> Iterator[Ker
 
 
 def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    if "batch_norm" in op.name and not how.training:  # known statistics: one pass
+        yield from _sweep(index, op, moved, how)
+        return
     shape = max(op.input_shapes, key=prod, default=(1,))
     width = element_bytes(how.dtype)
     length = shape[-1] if shape else 1
