@@ -35,6 +35,8 @@ class Rates:
 
 def unit_of(gpu: GpuSheet, dtype: str) -> Unit:
     """Whether products of this type run on tensor units: from compute capability 7.0 on."""
+    if dtype == "tf32" and gpu.flops("tf32") is None:
+        return "vector"
     return "tensor" if dtype in _NARROW and _major(gpu) >= 7 else "vector"
 
 
@@ -67,9 +69,8 @@ def clock_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> flo
     if gpu.power_w is None:
         return 1.0
     need_w = watts_per_tflop(gpu, clock, unit) * flops / 1e12
-    memory_w = clock.w_per_gb_per_s * (gpu.memory_gb_per_s or 0.0)
-    left_w = max(gpu.power_w - clock.board_w - memory_w, 0.2 * gpu.power_w)
-    return min(1.0, (left_w / need_w) ** clock.exponent)
+    left_w = max(gpu.power_w * (1.0 - clock.memory_share) - clock.board_w, 0.2 * gpu.power_w)
+    return float(min(1.0, (left_w / need_w) ** clock.exponent))
 
 
 def watts_per_tflop(gpu: GpuSheet, clock: Clock, unit: Unit) -> float:
@@ -93,8 +94,6 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
             next_step="add memory_gb_per_s to its file",
         )
     unit = unit_of(gpu, dtype)
-    if dtype == "tf32" and gpu.flops("tf32") is None:
-        unit = "vector"
     generation = parameters.generation(gpu.compute_capability)
     fraction = parameters.product_fraction[unit]
     fraction *= generation.tensor if unit == "tensor" else generation.product

@@ -22,7 +22,7 @@ class Clock:
 
     Attributes:
         board_w: Watts that the board takes whatever it does.
-        w_per_gb_per_s: Watts of the memory per 1e9 bytes per second of its bandwidth.
+        memory_share: Part of the limit that the memory takes under load.
         exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
         idle_share: Part of the power limit that an idle card in its working state takes.
         busy_w_per_gb_per_s: Watts for 1e9 bytes per second that are moved.
@@ -35,7 +35,7 @@ class Clock:
     """
 
     board_w: float
-    w_per_gb_per_s: float
+    memory_share: float
     exponent: float
     idle_share: float
     busy_w_per_gb_per_s: float

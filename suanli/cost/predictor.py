@@ -291,7 +291,7 @@ def waiting_s(device_s: float, host_s: float) -> float:
     """
     larger = max(device_s, host_s, 1e-12)
     both = larger * ((device_s / larger) ** 4 + (host_s / larger) ** 4) ** 0.25
-    return both - device_s
+    return float(both - device_s)
 
 
 def _by_operator(

@@ -178,8 +178,15 @@ def _product(index: int, op: Operator, moved: float, how: How) -> Iterator[Kerne
     batch = prod(out[:-2]) if len(out) > 2 and _batched(op) else 1
     m = max(1, prod(out) // max(1, n * batch))
     k = op.flops / max(1.0, 2.0 * batch * m * n)
-    sizes = {"batch": batch, "m": m, "n": n, "k": max(1.0, k)}
-    yield Kernel(operator=index, kind=KINDS.index("product"), moved=moved, **sizes)
+    yield Kernel(
+        operator=index,
+        kind=KINDS.index("product"),
+        moved=moved,
+        batch=batch,
+        m=m,
+        n=n,
+        k=max(1.0, k),
+    )
 
 
 def _batched(op: Operator) -> bool:
@@ -263,9 +270,16 @@ def _recurrent(index: int, op: Operator, moved: float, how: How) -> Iterator[Ker
     passes = 2 if op.name.endswith("_backward") else 1
     stepwise = min(one * steps * layers, 0.9 * op.flops / passes)
     k = max(1.0, (op.flops - stepwise) / (2.0 * rows * steps * gates * hidden))
-    wide = {"batch": 1, "m": rows * steps, "n": gates * hidden, "k": k}
     recurrent = KINDS.index("recurrent")
-    yield Kernel(operator=index, kind=recurrent, moved=moved, **wide)
+    yield Kernel(
+        operator=index,
+        kind=recurrent,
+        moved=moved,
+        batch=1,
+        m=rows * steps,
+        n=gates * hidden,
+        k=k,
+    )
     width = element_bytes(how.dtype)
     yield Kernel(
         operator=index,
