@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.predictor import data, jobs, layouts, transfers
+from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers
 from benchmarks.predictor.data import OperatorSet
 from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
 from benchmarks.predictor.zeus import power_errors, power_rows
@@ -181,7 +181,7 @@ def fit_steps(start: File, without: Collection[str] = (), most: int = 40) -> Fil
     """Stage 2, without the cards named."""
     groups = [
         few([s for s in rows if s.gpu.name not in without], most)
-        for rows in (jobs.published_steps(), jobs.timm_steps())
+        for rows in (training_jobs.published_steps(), jobs.timm_steps())
     ]
     return fit(
         start,

@@ -3,8 +3,8 @@
     SUANLI_DATA=... python -m benchmarks.prediction [--only NAME,...] [--out DIR]
 
 Each line of the table leaves a card (never a row) out of the fit; sets of one card are split by
-configuration or by the number of cards, with that card's constants taken from the other sets. Beside
-each stands what a simpler rule gives. Writes results/prediction.json and .md.
+configuration or by the number of cards, with that card's constants taken from the other sets.
+Beside each stands what a simpler rule gives. Writes results/prediction.json and .md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fit_predictor as fits
-from benchmarks.predictor import data, jobs, layouts, transfers, zeus
+from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers, zeus
 from benchmarks.predictor.fitting import Knob, as_parameters, fit, stored
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.cost.counts import Counts, step_of_counts_s
@@ -92,8 +92,6 @@ def median_error(logs: Any) -> float:
     return float(np.median(np.abs(np.exp(np.asarray(logs, dtype=float)) - 1.0)))
 
 
-# What each published on the same rows (NeuSight, ASPLOS 2025, table of end-to-end errors, as the
-# notes of this project's issue give it): ranges over models, in fp32.
 NEUSIGHT_CARDS = (
     "Tesla P100 PCIe 16GB",
     "Tesla V100 PCIe 32GB",
@@ -290,7 +288,7 @@ def published(say: Callable[[str], None]) -> Iterable[Line]:
         "A100 SXM4 80GB": ("A100 SXM4 40GB", "A100 SXM4 80GB", "A100 PCIe 40GB", "A100 PCIe 80GB"),
         "Tesla V100 SXM2 32GB": ("Tesla V100 SXM2 16GB", "Tesla V100 SXM2 32GB"),
     }
-    steps = one_per_kind(jobs.published_steps())
+    steps = one_per_kind(training_jobs.published_steps())
     for source, card in (
         ("Tesla V100 SXM2 32GB", "A100 SXM4 80GB"),
         ("A100 SXM4 80GB", "Tesla V100 SXM2 32GB"),
@@ -431,7 +429,7 @@ SETS: dict[str, Callable[[Callable[[str], None]], Iterable[Line]]] = {
 
 
 def calibrated(lines: list[Line], before: dict[str, Any]) -> dict[str, Any]:
-    """Spreads under which nine of ten left-out measurements lie inside, each line counting alike."""
+    """Spreads that hold nine of ten left-out measurements, each line counting alike."""
     after = dict(before)
     for kind in ("base", "operator", "transfer", "collective", "power"):
         reaches = [x.reach / _NINETY for x in lines if x.kind == kind]
@@ -448,7 +446,7 @@ def markdown(lines: list[Line]) -> str:
     )
     rows = []
     for x in lines:
-        beside = ", ".join(f"{k} {100 * v:.0f} %" for k, v in x.beside.items() if v == v)
+        beside = ", ".join(f"{k} {100 * v:.0f} %" for k, v in x.beside.items() if not math.isnan(v))
         mark = "" if x.error <= x.target else " (missed)"
         rows.append(
             f"| {x.data} | {x.case} | {x.rows} | {100 * x.error:.1f} % | "

@@ -4,6 +4,7 @@ Only shapes matter: they are captured on fake tensors. Sizes are those of the pa
 repositories that published the measurements.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -326,7 +327,7 @@ class Unet(nn.Module):
                 *first, conv(b, b, 3, 1, 1, bias=False), norm(b, affine=True), nn.LeakyReLU()
             )
 
-        pairs = list(zip(filters, filters[1:], strict=False))
+        pairs = list(itertools.pairwise(filters))
         self.first = twice(ins, filters[0])
         self.down = nn.ModuleList(twice(a, b, 2) for a, b in pairs)
         self.up = nn.ModuleList(up(b, a, 2, 2) for a, b in reversed(pairs))
