@@ -27,7 +27,7 @@ from suanli.cost.counts import Counts, step_of_counts_s
 from suanli.cost.gpu_rates import peak_flops
 from suanli.cost.intervals import spread_of
 from suanli.cost.parameters import Parameters
-from suanli.cost.predictor import simplest_bound_ms
+from suanli.cost.predictor import predict_operators, simplest_bound_ms
 
 _NINETY = 1.645
 _RESULTS = Path(__file__).parent / "results"
@@ -401,7 +401,7 @@ def power(say: Callable[[str], None]) -> Iterable[Line]:
         say(f"Zeus {card}")
         limit = [math.log(r.limit_w / r.power_w) for r in test]
         linear = [
-            math.log(r.free_seconds * max(r.limit_w, test_max(test)) / r.limit_w / r.seconds)
+            math.log(r.free_seconds * max(r.limit_w, own_limit(test)) / r.limit_w / r.seconds)
             for r in test
         ]
         for what, errors, beside in (
@@ -412,7 +412,33 @@ def power(say: Callable[[str], None]) -> Iterable[Line]:
             yield line(f"Zeus {what}", 0.15, card, errors, p.spread.power, beside, "power")
 
 
-def test_max(rows: list[zeus.PowerRow]) -> float:
+def power_by_graph(say: Callable[[str], None]) -> Iterable[Line]:
+    """Power and time by batch from the graph alone, the card left out of the operators' fit."""
+    rows = zeus.free_rows()
+    for card in sorted({r.gpu.name for r in rows}):
+        p = as_parameters(fits.fit_operators(stored_without(card), without=(card,)))
+        mine = [r for r in rows if r.gpu.name == card]
+        answers = [predict_operators(r.work, r.gpu, dtype="fp32", constants=p) for r in mine]
+        pairs = list(zip(mine, answers, strict=True))
+        watts = [math.log((a.power_w or 1.0) / r.power_w) for r, a in pairs]
+        limit = [math.log((r.gpu.power_w or 1.0) / r.power_w) for r in mine]
+        timed = [(r, a) for r, a in pairs if r.seconds]
+        times = [math.log(a.step_ms.p50 * 1e-3 / (r.seconds or 1.0)) for r, a in timed]
+        bound = [
+            math.log(simplest_bound_ms(r.work, r.gpu, dtype="fp32") * 1e-3 / (r.seconds or 1.0))
+            for r, _ in timed
+        ]
+        say(f"Zeus graphs {card}")
+        name = "Zeus {} by batch, from the graph alone"
+        yield line(
+            name.format("power"), 0.15, card, watts, p.spread.base, {"the limit": limit}, "base"
+        )
+        yield line(
+            name.format("time"), 0.15, card, times, p.spread.base, {"roofline": bound}, "base"
+        )
+
+
+def own_limit(rows: list[zeus.PowerRow]) -> float:
     """The card's own limit."""
     return max(r.gpu.power_w or r.limit_w for r in rows)
 
@@ -425,6 +451,7 @@ SETS: dict[str, Callable[[Callable[[str], None]], Iterable[Line]]] = {
     "mpt": mpt,
     "nccl": nccl,
     "zeus": power,
+    "zeus-graphs": power_by_graph,
 }
 
 
@@ -436,6 +463,21 @@ def calibrated(lines: list[Line], before: dict[str, Any]) -> dict[str, Any]:
         if reaches:
             after[kind] = float(f"{math.sqrt(statistics.fmean(r * r for r in reaches)):.2g}")
     return after
+
+
+def summary(lines: list[Line]) -> str:
+    """One row per set: the mean over what was left out."""
+    head = "| data | lines | mean of the median errors | target | mean coverage |\n|---|---|---|---|---|\n"
+    rows = []
+    for name in dict.fromkeys(x.data for x in lines):
+        mine = [x for x in lines if x.data == name]
+        error = statistics.fmean(x.error for x in mine)
+        mark = "" if error <= mine[0].target else " (missed)"
+        rows.append(
+            f"| {name} | {len(mine)} | {100 * error:.1f} % | {100 * mine[0].target:.0f} %{mark} | "
+            f"{100 * statistics.fmean(x.coverage for x in mine):.0f} % |"
+        )
+    return head + "\n".join(rows) + "\n"
 
 
 def markdown(lines: list[Line]) -> str:
@@ -480,7 +522,8 @@ def main() -> None:
         parameters = stored()
         parameters["spread"] = calibrated(lines, parameters["spread"])
         fits.FILE.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
-    (options.out / "prediction.md").write_text(markdown(lines), encoding="utf-8")
+    text = summary(lines) + "\n" + markdown(lines)
+    (options.out / "prediction.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -106,8 +106,10 @@ def _language(name: str, batch: int, length: int, *, training: bool) -> Work:
 
 @cache
 def neusight_steps() -> tuple[Step, ...]:
-    """Whole models in fp32 on one card. Switch Transformers are left out: their sizes are not
-    stated with the data. Training is forward and backward without an update.
+    """Whole models in fp32 on one card.
+
+    Switch Transformers are left out: their sizes are not stated with the data. Training is forward
+    and backward without an update.
     """
     found = []
     for row in rows("neusight_e2e.csv"):
