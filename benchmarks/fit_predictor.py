@@ -99,8 +99,8 @@ LINK_KNOBS: tuple[Knob, ...] = (
     _knob("links", "start_overlap", prior=3.0),
 )
 LAYOUT_KNOBS: tuple[Knob, ...] = (
-    _knob("attention_fraction", "tensor", prior=0.5),
-    _knob("sustained", "tensor", prior=0.92, width=0.08),
+    _knob("attention_fraction", "tensor", prior=0.6),
+    _knob("sustained", "tensor", prior=0.88, width=0.1),
     _knob("overlap", prior=0.8, width=0.2),
     _knob("update_traffic", prior=1.6, width=0.4),
 )
@@ -215,7 +215,7 @@ def fit_layouts(start: File, rows: Sequence[layouts.Spread], extra: Sequence[Kno
         start,
         (*LAYOUT_KNOBS, *extra),
         lambda p: [np.array([layout_error(r, p) for r in rows])],
-        steps=4,
+        steps=8,
     )
 
 
@@ -231,7 +231,7 @@ def fit_all(start: File, say: Callable[[str], None] = print) -> File:
     stages: list[tuple[str, Callable[[File], File]]] = [
         ("operators", fit_operators),
         ("transfers", lambda d: fit_links(d, links)),
-        ("layouts", lambda d: fit_layouts(d, few(layouts.mpt_steps(), 40))),
+        ("layouts", lambda d: fit_layouts(d, few(layouts.mpt_steps(), 80))),
         ("steps", fit_steps),
         ("power", lambda d: fit_power(d, {row.gpu.name for row in power_rows()})),
     ]

@@ -322,7 +322,7 @@ def vtrain(say: Callable[[str], None]) -> Iterable[Line]:
     errors, flat = [], []
     for fold in range(3):
         out = set(groups[fold::3])
-        train = fits.few([r for r in rows if r.group not in out], 45)
+        train = fits.few([r for r in rows if r.group not in out], 90)
         p = as_parameters(fits.fit_layouts(start, train, (_HOST,)))
         test = fits.few([r for r in rows if r.group in out], 160, seed=1)
         errors += [fits.layout_error(r, p) for r in test]
@@ -358,7 +358,7 @@ def mpt(say: Callable[[str], None]) -> Iterable[Line]:
         "A100 80GB, from 40GB": lambda r: "80GB" in r.gpu.name,
     }
     for case, out in splits.items():
-        train = fits.few([r for r in rows if not out(r)], 40)
+        train = fits.few([r for r in rows if not out(r)], 70)
         test = [r for r in rows if out(r)]
         p = as_parameters(fits.fit_layouts(stored(), train))
         mfu = statistics.median(_mfu(r) for r in train)
@@ -467,7 +467,10 @@ def calibrated(lines: list[Line], before: dict[str, Any]) -> dict[str, Any]:
 
 def summary(lines: list[Line]) -> str:
     """One row per set: the mean over what was left out."""
-    head = "| data | lines | mean of the median errors | target | mean coverage |\n|---|---|---|---|---|\n"
+    head = (
+        "| data | lines | mean of the median errors | target | mean coverage |\n"
+        "|---|---|---|---|---|\n"
+    )
     rows = []
     for name in dict.fromkeys(x.data for x in lines):
         mine = [x for x in lines if x.data == name]

@@ -6,6 +6,7 @@ go, on one card or, in the fit, on many.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -118,8 +119,9 @@ class How:
     training: bool = False
 
 
+@lru_cache(maxsize=32)
 def kernels_of(work: Work, how: How) -> Kernels:
-    """Kernels of one step.
+    """Kernels of one step; kept, because a work is priced on many cards and in many layouts.
 
     Raises:
         BadInputError: The type is unknown.
