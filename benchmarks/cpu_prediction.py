@@ -2,8 +2,8 @@
 
     python -m benchmarks.cpu_prediction [--workloads resnet50,bert-base] [--train] [--out FILE]
 
-Measures this machine's ceilings (or reads those that `suanli doctor` kept), then eager fp32 steps in
-this process. Run it on a quiet machine: every other process makes the measured step longer.
+Measures this machine's ceilings (or reads those that `suanli doctor` kept), then eager fp32 steps
+in this process. Run it on a quiet machine: any other process makes the measured step longer.
 """
 
 import argparse

@@ -86,8 +86,10 @@ STEP_KNOBS: tuple[Knob, ...] = (
     *(
         _knob("capability", capability, name, prior=1.0, width=width)
         for capability in ("7.0", "8.0", "8.6", "8.9")
-        for name, width in (("tensor", 0.12), ("bandwidth", 0.08))
+        for name, width in (("tensor", 0.12), ("bandwidth", 0.1))
+        if (capability, name) not in (("8.6", "tensor"), ("8.9", "tensor"))
     ),
+    _knob("clock", "raised", prior=1.1, width=0.1),
 )
 LINK_KNOBS: tuple[Knob, ...] = (
     _knob("links", "share", "nvlink", prior=0.8, width=0.05),

@@ -24,6 +24,7 @@ class Clock:
         board_w: Watts that the board takes whatever it does.
         memory_share: Part of the limit that the memory takes under load.
         exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
+        raised: Clock over the printed one of cards for people, where the limit leaves room.
         idle_share: Part of the power limit that an idle card in its working state takes.
         busy_w_per_gb_per_s: Watts for 1e9 bytes per second that are moved.
         limit_floor: Part of the power limit under which lowering it takes no power from the clock.
@@ -37,6 +38,7 @@ class Clock:
     board_w: float
     memory_share: float
     exponent: float
+    raised: float
     idle_share: float
     busy_w_per_gb_per_s: float
     limit_floor: float
