@@ -163,6 +163,7 @@ def _parts(
     p: Parameters,
 ) -> _Parts:
     training = any(op.phase == "backward" for op in work.operators)
+    # Sharded replicas gather weights that are narrow already.
     autocast = training and dtype not in ("fp32", "tf32") and not layout.sharded
     how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=True)
     kernels = _split(kernels_of(work, how), layout.tp)
