@@ -239,7 +239,7 @@ def test_power_and_energy_belong_together() -> None:
     assert answer.power_w is not None and answer.energy_j is not None
     assert answer.energy_j == pytest.approx(answer.power_w * answer.step_ms.p50 / 1e3)
     clock = parameters().clock
-    rest = mean_power_w(A100, clock, flops_per_s=0, bytes_per_s=0, unit="tensor")
+    rest = mean_power_w(A100, clock, flops_per_s=0, bytes_per_s=0, unit="tensor", busy=0)
     assert rest is not None and rest < answer.power_w
     assert slowdown(A100, clock, wanted_w=200, limit_w=400) == 1.0
     assert slowdown(A100, clock, wanted_w=390, limit_w=200) > 1.05

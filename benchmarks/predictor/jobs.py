@@ -1,5 +1,6 @@
 """Measured steps of whole models, each with the graph that it ran."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -140,6 +141,50 @@ def without_update(work: Work) -> Work:
     from dataclasses import replace
 
     return replace(work, operators=tuple(op for op in work.operators if op.phase != "optimizer"))
+
+
+_RESIDUAL: dict[str, dict[str, Any]] = {
+    "resnet50": {"depths": (3, 4, 6, 3)},
+    "resnet152": {"depths": (3, 8, 36, 3)},
+    "resnext50_32x4d": {"depths": (3, 4, 6, 3), "groups": 32, "width": 128},
+    "wide_resnet50_2": {"depths": (3, 4, 6, 3), "width": 128},
+}
+
+
+@cache
+def torchvision_steps() -> tuple[Step, ...]:
+    """Residual networks at batch 12, where the host is the slower: A100 and TITAN RTX.
+
+    Images lie channels first; fp32 convolutions run in TF32 where there are such units, as they do
+    unless told otherwise.
+    """
+    found = []
+    for row in rows("torchvision_step_ms.csv"):
+        settings = _RESIDUAL.get(row["model"])
+        if settings is None or row["folder"] not in ("dgx-a100", "TitanRTX"):
+            continue
+        if row["num_gpus"] != "1" or row["dtype"] == "double":
+            continue
+        training = row["mode"] == "train"
+        work = vision(
+            f"torchvision {row['model']}",
+            functools.partial(models.Residual, **settings),
+            224,
+            12,
+            training=training,
+        )
+        wide = "tf32" if row["folder"] == "dgx-a100" else "fp32"
+        found.append(
+            Step(
+                data="torchvision",
+                job=f"{row['model']} {row['dtype']} {row['mode']}",
+                gpu=gpu(row["gpu"]),
+                how=How(dtype="fp16" if row["dtype"] == "half" else wide),
+                work=without_update(work),
+                seconds=float(row["median_ms"]) * 1e-3,
+            )
+        )
+    return tuple(found)
 
 
 # timm name -> (config class, model class, settings)

@@ -26,6 +26,7 @@ class Clock:
         exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
         raised: Clock over the printed one of cards for people, where the limit leaves room.
         idle_share: Part of the power limit that an idle card in its working state takes.
+        busy_share: Part of the limit that it takes beside while a kernel runs, whichever.
         busy_w_per_gb_per_s: Watts for 1e9 bytes per second that are moved.
         limit_floor: Part of the power limit under which lowering it takes no power from the clock.
         limit_exponent: How a step's time grows with the power it lacks above that floor.
@@ -40,6 +41,7 @@ class Clock:
     exponent: float
     raised: float
     idle_share: float
+    busy_share: float
     busy_w_per_gb_per_s: float
     limit_floor: float
     limit_exponent: float
@@ -166,9 +168,10 @@ class Parameters:
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
         rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
-        host_forward_s: Seconds of the host for one operator of the forward pass run eagerly.
-        host_backward_s: The same with autograd recording and running it, per forward operator and
-            per backward operator.
+        host_forward_s: Seconds of the host for one operator run eagerly in inference, the model's
+            own Python included.
+        host_backward_s: The same in training, for one operator of either pass, the update's share
+            included.
         convolution_fraction: Of a product of the same size, for convolutions.
         grouped_fraction: The same for convolutions of few channels per group.
         attention_fraction: The same for attention kernels.

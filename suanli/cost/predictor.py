@@ -83,6 +83,7 @@ def predict_operators(
         flops_per_s=work.matmul_flops / max(device_s + idle_s, 1e-12),
         bytes_per_s=moved_bytes(kernels, p) / max(device_s + idle_s, 1e-12),
         unit=known.unit,
+        busy=device_s / max(device_s + idle_s, 1e-12),
     )
     return StepPrediction(
         step_ms=interval(step_ms, spread),
@@ -199,8 +200,8 @@ def kernel_terms(
         BadInputError: As `predict_operators`.
     """
     known = rates(gpu, p, dtype)
-    alone = np.any(kernels["vector"] > 0) and known.unit == "tensor"
-    vector_flops = rates(gpu, p, "fp32").machine.flops if alone else known.machine.flops
+    apart = known.unit == "tensor" and bool(np.any(kernels["vector"] > 0))
+    vector_flops = rates(gpu, p, "fp32").machine.flops if apart else known.machine.flops
     flops = np.where(kernels["vector"] > 0, vector_flops, known.machine.flops)
     machine = replace(known.machine, flops=flops * _shares(p, known.unit)[_index(kernels, "share")])
     shape = p.products[known.unit]

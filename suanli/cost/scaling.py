@@ -267,6 +267,7 @@ def _answer(
         flops_per_s=work.matmul_flops * share / total_s,
         bytes_per_s=parts.moved_bytes * layout.micro_batches / layout.pp / total_s,
         unit=unit_of(gpu, dtype),
+        busy=min(1.0, useful_s / total_s),
     )
     least = least_ms(work, gpu, dtype=dtype) * layout.micro_batches / (layout.tp * layout.pp)
     return StepPrediction(
