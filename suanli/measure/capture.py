@@ -26,6 +26,7 @@ from suanli.base.errors import CaptureError, SuanliError
 from suanli.base.work import Work
 from suanli.measure.capturing import fakes
 from suanli.measure.capturing.exported import ExportedRun
+from suanli.measure.capturing.lifetimes import Lifetimes
 from suanli.measure.capturing.places import Places, line_of
 from suanli.measure.capturing.recorder import Recorder, WholeCalls
 from suanli.measure.capturing.traffic import Parameters, moved_bytes, tensors_in
@@ -82,12 +83,12 @@ def capture(
     places = Places()
     recorder = Recorder(parameters, places)
     out: Any = None
-    with _explained(recorder), _quiet_machine(), runner.following(places), mode:
+    with explained(recorder), quiet_machine(), runner.following(places), mode:
         with recorder, WholeCalls(recorder), torch.set_grad_enabled(training):
             out = runner(recorder, places, *inputs)
         if training:
             with recorder, WholeCalls(recorder), torch.enable_grad():
-                out = _scalar(out, loss, aims)
+                out = scalar(out, loss, aims)
                 places.fixed = None
                 recorder.phase = "backward"
                 out.backward()
@@ -107,8 +108,13 @@ def capture(
     )
 
 
-class _ModuleRun:
-    """Runs a module on fake weights: a copy of it, or itself with its weights swapped meanwhile."""
+class ModuleRun:
+    """Runs a module on fake weights: a copy of it, or itself with its weights swapped meanwhile.
+
+    Attributes:
+        named_parameters: Its parameters by name.
+        tensors: Its parameters and buffers.
+    """
 
     def __init__(
         self, module: nn.Module, mode: FakeTensorMode, memo: fakes.Fakes, *, training: bool
@@ -129,6 +135,19 @@ class _ModuleRun:
         buffers = [self._swapped.get(name, b) for name, b in self._module.named_buffers()]
         self.tensors = [p for _, p in self.named_parameters] + buffers
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Bring every floating weight to `dtype`, as `module.to(dtype)` would; in the fake mode."""
+        if self._swapped:
+            self._swapped = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in self._swapped.items()
+            }
+            self.tensors = list(self._swapped.values())
+            return
+        self._module.to(dtype)
+        self.named_parameters = list(self._module.named_parameters())
+        self.tensors = [p for _, p in self.named_parameters] + list(self._module.buffers())
+
     @contextmanager
     def following(self, places: Places) -> Iterator[None]:
         """In the mode asked for, with its modules known by path; undone at the end."""
@@ -142,7 +161,11 @@ class _ModuleRun:
                 child.training = mode
 
     def __call__(
-        self, recorder: Recorder, places: Places, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        recorder: Recorder | None,
+        places: Places,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if self._swapped:
             return functional_call(self._module, self._swapped, args, kwargs)
@@ -151,11 +174,11 @@ class _ModuleRun:
 
 def _runner(
     model: Any, mode: FakeTensorMode, memo: fakes.Fakes, *, training: bool
-) -> "_ModuleRun | ExportedRun":
+) -> "ModuleRun | ExportedRun":
     if isinstance(model, ExportedProgram):
         return ExportedRun(model, mode, memo)
     if isinstance(model, nn.Module):
-        return _ModuleRun(model, mode, memo, training=training)
+        return ModuleRun(model, mode, memo, training=training)
     raise CaptureError(
         f"a {type(model).__name__} cannot be captured",
         operator=type(model).__name__,
@@ -163,7 +186,7 @@ def _runner(
     )
 
 
-def _scalar(out: Any, loss: Loss | None, targets: Any) -> torch.Tensor:
+def scalar(out: Any, loss: Loss | None, targets: Any) -> torch.Tensor:
     """The number that is minimised.
 
     Raises:
@@ -188,7 +211,7 @@ def _scalar(out: Any, loss: Loss | None, targets: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _explained(recorder: Recorder) -> Iterator[None]:
+def explained(recorder: Recorder | Lifetimes) -> Iterator[None]:
     """Turn what stops a model without data into one line that names operator and source."""
     try:
         yield
@@ -211,7 +234,7 @@ def _explained(recorder: Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_machine() -> Iterator[None]:
+def quiet_machine() -> Iterator[None]:
     """Keep fused shortcuts and compilers of torch out of the way while the model runs."""
     fast = torch.backends.mha.get_fastpath_enabled()
     logger = logging.getLogger("torch._subclasses.fake_tensor")
