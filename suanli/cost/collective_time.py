@@ -1,0 +1,125 @@
+"""Time of transfers between devices: alpha-beta, with the price of filling the pipeline.
+
+Textbook: alpha + bytes / beta (Hockney, "The communication challenge for MPP", 1994). Libraries cut
+a message into pieces that follow each other around the ring; with the best size of piece the time
+is (sqrt(alpha) + sqrt(bytes / beta))**2, and small messages cost the start of the kernels and the
+steps around the ring whatever their size.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from suanli.base.errors import BadInputError
+from suanli.base.gpu_sheet import GpuSheet
+from suanli.base.prediction import Collective, Link
+from suanli.cost.parameters import LinkParameters
+
+# Without a bridge, cards of a server meet over the bus; servers of eight are the usual ones.
+_USUAL_SERVER = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fabric:
+    """How devices are joined: within a server, and between servers.
+
+    Attributes:
+        inside: Between the cards of one server.
+        between: Between servers, per card; None where there is one server.
+    """
+
+    inside: Link
+    between: Link | None = None
+
+
+def fabric_of(gpu: GpuSheet, *, network_bytes_per_s: float | None = None) -> Fabric:
+    """The usual way to join cards of this kind.
+
+    Args:
+        gpu: The card.
+        network_bytes_per_s: One direction of a server's network, all adapters together; None where
+            it is unknown.
+
+    Raises:
+        BadInputError: The sheet knows neither NVLink nor PCIe.
+    """
+    if gpu.nvlink_gb_per_s_both_ways and (gpu.nvlink_gpus or 8) > 2:
+        inside = Link(
+            kind="nvlink",
+            bytes_per_s=gpu.nvlink_gb_per_s_both_ways / 2 * 1e9,
+            devices=gpu.nvlink_gpus or _USUAL_SERVER,
+        )
+    elif gpu.pcie_bytes_per_s:
+        inside = Link(kind="pcie", bytes_per_s=gpu.pcie_bytes_per_s, devices=_USUAL_SERVER)
+    else:
+        raise BadInputError(
+            f"{gpu.name} has no link in its sheet",
+            next_step="add pcie_generation and pcie_lanes to its file",
+        )
+    if network_bytes_per_s is None:
+        return Fabric(inside=inside)
+    per_card = network_bytes_per_s / min(inside.devices, _USUAL_SERVER)
+    return Fabric(
+        inside=inside, between=Link(kind="network", bytes_per_s=per_card, devices=1 << 20)
+    )
+
+
+def collective_s(
+    kind: Collective, n_bytes: float, devices: int, fabric: Fabric, p: LinkParameters
+) -> float:
+    """Seconds of one collective.
+
+    Args:
+        kind: Which.
+        n_bytes: Size of the whole vector: what each device ends with after an all-gather, what
+            each starts with for all-reduce and reduce-scatter, what is sent for the others.
+        devices: How many take part; they fill server after server.
+        fabric: How they are joined.
+        p: Fitted constants.
+
+    Raises:
+        BadInputError: More servers are needed and nothing is known of the network between them.
+    """
+    if devices <= 1 or n_bytes <= 0:
+        return 0.0
+    server = fabric.inside.devices
+    if devices <= server:
+        return _ring_s(_wire_bytes(kind, n_bytes, devices), devices, fabric.inside, p)
+    if fabric.between is None:
+        raise BadInputError(
+            f"{devices} devices need more than one server, and the network is unknown",
+            next_step="say how fast a server's network is",
+        )
+    servers = -(-devices // server)
+    # Inside each server first, then its cards exchange their parts with those of the others.
+    inside = _ring_s(_wire_bytes(kind, n_bytes, server), server, fabric.inside, p)
+    part = n_bytes / server
+    between = _ring_s(_wire_bytes(kind, part, servers), servers, fabric.between, p)
+    return max(inside, between) + p.level_share * min(inside, between)
+
+
+def _wire_bytes(kind: Collective, n_bytes: float, devices: int) -> float:
+    """Bytes that each device sends: Thakur, Rabenseifner and Gropp, "Optimization of collective
+    communication operations in MPICH", 2005.
+    """
+    part = (devices - 1) / devices
+    if kind == "all_reduce":
+        return 2.0 * part * n_bytes
+    if kind in ("all_gather", "reduce_scatter", "all_to_all"):
+        return part * n_bytes
+    return n_bytes
+
+
+def _ring_s(wire_bytes: float, devices: int, link: Link, p: LinkParameters) -> float:
+    rate = link.bytes_per_s * link_share(link, devices, p)
+    flow_s = wire_bytes / rate
+    pipeline_s = (sqrt(p.piece_s) + sqrt(flow_s)) ** 2
+    least_s = p.start_s + p.step_s * devices
+    if link.kind == "network":
+        least_s += p.network_s
+    q = p.start_overlap
+    return float((least_s**q + pipeline_s**q) ** (1.0 / q))
+
+
+def link_share(link: Link, devices: int, p: LinkParameters) -> float:
+    """Part of a link's stated rate that collectives reach: less in groups of few."""
+    return max(0.05, p.share[link.kind] - p.small_group / devices)

@@ -1,0 +1,128 @@
+"""From a card's sheet to what kernels sustain on it."""
+
+from dataclasses import dataclass
+
+from suanli.base.errors import BadInputError
+from suanli.base.gpu_sheet import GpuSheet
+from suanli.cost.kernel_time import Machine
+from suanli.cost.parameters import Clock, Parameters, Unit
+
+_NARROW = {"tf32", "bf16", "fp16", "fp8", "int8"}
+# Where the sheet says nothing of the last cache: that of a card of the same generation and a
+# middling size, MiB. Rounded down; NVIDIA's architecture whitepapers.
+_USUAL_L2_MB = {6: 3.0, 7: 5.0, 8: 6.0, 9: 50.0, 10: 120.0, 12: 48.0}
+# Cores per multiprocessor and operations per clock give no count of multiprocessors, so a sheet
+# without one gets this many; only quantisation depends on it.
+_USUAL_MULTIPROCESSORS = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a card sustains in one element type, and what was not known of it.
+
+    Attributes:
+        machine: For kernels whose products run in the type asked for.
+        unit: Which units its products run on.
+        clock: Part of the printed clock that the power limit allows under products.
+        missing: Names of figures that the sheet lacks and the model would use.
+    """
+
+    machine: Machine
+    unit: Unit
+    clock: float
+    missing: tuple[str, ...]
+
+
+def unit_of(gpu: GpuSheet, dtype: str) -> Unit:
+    """Whether products of this type run on tensor units: from compute capability 7.0 on."""
+    return "tensor" if dtype in _NARROW and _major(gpu) >= 7 else "vector"
+
+
+def peak_flops(gpu: GpuSheet, dtype: str) -> float:
+    """The sheet's dense rate, or the nearest that such products may run at.
+
+    tf32 falls back to fp32 where there are no such units, as libraries do.
+
+    Raises:
+        BadInputError: The card has no units for the type, or no rate is known.
+    """
+    known = gpu.flops(dtype)
+    if known is None and dtype == "tf32":
+        known = gpu.flops("fp32")
+    if known is None and dtype == "bf16" and _major(gpu) >= 8:
+        known = gpu.flops("fp16")
+    if known is None:
+        has = ", ".join(gpu.dense_tflops) or "none"
+        raise BadInputError(
+            f"{gpu.name} has no {dtype} rate", next_step=f"rates known of it: {has}"
+        )
+    return known
+
+
+def clock_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> float:
+    """Part of the printed clock that the power limit sustains under dense products.
+
+    1 where the sheet has no power limit.
+    """
+    if gpu.power_w is None:
+        return 1.0
+    need_w = watts_per_tflop(gpu, clock, unit) * flops / 1e12
+    memory_w = clock.w_per_gb_per_s * (gpu.memory_gb_per_s or 0.0)
+    left_w = max(gpu.power_w - clock.board_w - memory_w, 0.2 * gpu.power_w)
+    return min(1.0, (left_w / need_w) ** clock.exponent)
+
+
+def watts_per_tflop(gpu: GpuSheet, clock: Clock, unit: Unit) -> float:
+    """Watts for 1e12 operations per second at the printed clock, by generation."""
+    vector = _by_capability(clock.w_per_vector_tflop, gpu.compute_capability)
+    if unit == "vector":
+        return vector
+    return vector / _by_capability(clock.tensor_gain, gpu.compute_capability)
+
+
+def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
+    """What the card sustains for products of this type and for sweeps.
+
+    Raises:
+        BadInputError: The card has no such units, or its sheet lacks rate or bandwidth.
+    """
+    peak = peak_flops(gpu, dtype)
+    if gpu.memory_gb_per_s is None:
+        raise BadInputError(
+            f"{gpu.name} has no memory bandwidth in its sheet",
+            next_step="add memory_gb_per_s to its file",
+        )
+    unit = unit_of(gpu, dtype)
+    generation = parameters.generation(gpu.compute_capability)
+    fraction = parameters.product_fraction[unit]
+    fraction *= generation.tensor if unit == "tensor" else generation.product
+    clock = clock_share(gpu, parameters.clock, flops=peak, unit=unit)
+    l2_mb = gpu.l2_mb or _USUAL_L2_MB.get(_major(gpu), 5.0)
+    machine = Machine(
+        flops=peak * fraction * clock,
+        bytes_per_s=gpu.memory_gb_per_s
+        * 1e9
+        * parameters.bandwidth_fraction
+        * generation.bandwidth,
+        l2_bytes=l2_mb * 2**20,
+        multiprocessors=gpu.multiprocessors or _USUAL_MULTIPROCESSORS,
+        kernel_s=parameters.kernel_s,
+    )
+    figures = {
+        "last cache": gpu.l2_mb,
+        "multiprocessors": gpu.multiprocessors,
+        "power limit": gpu.power_w,
+        f"{dtype} rate": gpu.flops(dtype),
+    }
+    missing = tuple(name for name, value in figures.items() if value is None)
+    return Rates(machine=machine, unit=unit, clock=clock, missing=missing)
+
+
+def _major(gpu: GpuSheet) -> int:
+    return int(gpu.compute_capability.partition(".")[0])
+
+
+def _by_capability(table: dict[str, float], capability: str) -> float:
+    """The entry of this capability, else of the nearest one."""
+    wanted = float(capability)
+    return table[min(table, key=lambda key: abs(float(key) - wanted))]

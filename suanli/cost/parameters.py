@@ -1,0 +1,190 @@
+"""The predictor's numbers: few, each with a meaning, fitted by `benchmarks/fit_predictor.py`."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from suanli.base.codec import read
+from suanli.cost.kernel_time import Shape
+
+Unit = Literal["vector", "tensor"]
+_FILE = Path(__file__).with_name("predictor.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """How far the power limit holds the clock below the one that the printed rates assume.
+
+    What is left of the limit after board and memory, per 1e12 operations per second of the printed
+    rate, is compared with what the chip needs; below that the clock falls with a power of the
+    ratio (power grows with clock times voltage squared, and voltage with clock).
+
+    Attributes:
+        board_w: Watts that the board takes whatever it does.
+        w_per_gb_per_s: Watts of the memory per 1e9 bytes per second of its bandwidth.
+        exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
+        idle_share: Part of the power limit that an idle card in its working state takes.
+        busy_share: Of the rest, what kernels take that wait for memory; products take all.
+        w_per_vector_tflop: Watts for 1e12 fp32 operations per second at the printed clock, by
+            compute capability; falls with the fabrication process.
+        tensor_gain: How many times less a tensor unit takes for one fp16 operation.
+    """
+
+    board_w: float
+    w_per_gb_per_s: float
+    exponent: float
+    idle_share: float
+    busy_share: float
+    w_per_vector_tflop: dict[str, float]
+    tensor_gain: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Standard deviations of log(measured / predicted), from devices left out of the fit.
+
+    Attributes:
+        base: Of whole steps on a device of a fitted generation.
+        transfer: Of steps predicted from a measurement of the same step on another card.
+        doubling: Added, before squaring, for each doubling of the number of devices.
+        operator: Of single operators there.
+        unseen_generation: Added in square for a compute capability that no data covers.
+        generation_step: Added for each major version that it is away from the nearest fitted one.
+        unknown_figure: Added in square for each figure that the sheet lacks.
+    """
+
+    base: float
+    transfer: float
+    doubling: float
+    operator: float
+    unseen_generation: float
+    generation_step: float
+    unknown_figure: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkParameters:
+    """What collectives reach of a link.
+
+    Attributes:
+        share: Of the stated rate of one direction, in large groups, by kind of link.
+        small_group: What is lost of that share in a group of n, times n.
+        piece_s: Seconds from one piece of a message to the next; sets how slowly large messages
+            approach the full rate.
+        start_s: Least seconds of a collective.
+        step_s: What each further device adds to that.
+        network_s: What a network adds to that.
+        start_overlap: Exponent of the norm that joins the least time and the time of the bytes.
+        level_share: Part of the shorter of two levels (in a server, between servers) that is not
+            hidden behind the longer.
+    """
+
+    share: dict[str, float]
+    small_group: float
+    piece_s: float
+    start_s: float
+    step_s: float
+    network_s: float
+    start_overlap: float
+    level_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuParameters:
+    """What operators reach on a CPU of its measured ceilings.
+
+    Attributes:
+        share: Part of the best library rate, by kind of operator.
+        grouped_share: The same for convolutions of one channel per group.
+        traffic: Bytes moved over those counted, by kind: a store of new data also reads it.
+        fused_traffic: Part of the bytes left where a compiler fuses.
+        call_s: Seconds of one operator call.
+        backward_call_s: The same in the backward pass.
+        spread: Standard deviation of log(measured / predicted).
+    """
+
+    share: dict[str, float]
+    grouped_share: float
+    traffic: dict[str, float]
+    fused_traffic: float
+    call_s: float
+    backward_call_s: float
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What data say of one compute capability beside the common figures: factors near 1."""
+
+    product: float = 1.0
+    tensor: float = 1.0
+    bandwidth: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """All numbers of the model of one device.
+
+    Attributes:
+        products: Efficiency by shape, for vector units and for tensor units.
+        product_fraction: Part of the printed rate that large products sustain where power allows.
+        bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
+        row_share: Part of the last cache that the rows in work can use.
+        kernel_s: Least seconds of a kernel on the device.
+        host_forward_s: Seconds of the host for one operator of the forward pass run eagerly.
+        host_backward_s: The same with autograd recording and running it, per forward operator and
+            per backward operator.
+        convolution_fraction: Of a product of the same size, for convolutions.
+        grouped_fraction: The same for convolutions of few channels per group.
+        attention_fraction: The same for attention kernels.
+        recurrent_step_s: Seconds that one step of a recurrent layer takes at least.
+        layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those of
+            channels last, which the tensor units need.
+        fused_traffic: Part of the bytes between operators that is left after compilation.
+        fused_launches: Part of the kernels left.
+        autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
+            them in fp32, over those of the narrow type.
+        update_traffic: Bytes of an optimiser update run as a list of sweeps, over one sweep.
+        clock: The power limit's effect.
+        links: Collectives.
+        overlap: Part of the replicas' communication that computation can hide.
+        cpu: The same for the CPU at hand.
+        spread: Errors that remain.
+        capability: Factors by compute capability.
+        fitted_capabilities: Those that data cover.
+    """
+
+    products: dict[Unit, Shape]
+    product_fraction: dict[Unit, float]
+    bandwidth_fraction: float
+    row_share: float
+    kernel_s: float
+    host_forward_s: float
+    host_backward_s: float
+    convolution_fraction: dict[Unit, float]
+    grouped_fraction: float
+    attention_fraction: dict[Unit, float]
+    recurrent_step_s: float
+    layout_traffic: float
+    fused_traffic: float
+    fused_launches: float
+    autocast_traffic: float
+    update_traffic: float
+    clock: Clock
+    links: LinkParameters
+    overlap: float
+    cpu: CpuParameters
+    spread: Spread
+    fitted_capabilities: tuple[str, ...]
+    capability: dict[str, Generation] = field(default_factory=dict)
+
+    def generation(self, capability: str) -> Generation:
+        """Factors of a compute capability; those of none where no data cover it."""
+        return self.capability.get(capability, Generation())
+
+
+@cache
+def parameters() -> Parameters:
+    """The fitted parameters that ship with the package."""
+    return read(Parameters, _FILE)

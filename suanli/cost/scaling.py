@@ -1,0 +1,262 @@
+"""A step spread over several cards: data, tensor and pipeline parallelism, and sharded replicas.
+
+Everything that is hidden behind computation is only hidden as far as computation lasts.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+
+from suanli.base.errors import BadInputError
+from suanli.base.gpu_sheet import GpuSheet
+from suanli.base.prediction import Link, ParallelLayout, PlanKind, StepPrediction
+from suanli.base.work import BoundBy, Operator, Work
+from suanli.cost.collective_time import Fabric, collective_s, fabric_of
+from suanli.cost.gpu_rates import rates
+from suanli.cost.intervals import interval, spread_of
+from suanli.cost.kernel_time import joined
+from suanli.cost.parameters import Parameters, parameters
+from suanli.cost.power_draw import mean_power_w
+from suanli.cost.predictor import host_seconds, kernel_terms, least_ms
+from suanli.cost.rates import element_bytes, narrowed
+from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
+
+_BLOCK = re.compile(r"^(.*?)\.?(\d+)(?:\.|$)")
+_GRADIENT_BYTES = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The repeated part of a model.
+
+    Attributes:
+        count: How many blocks follow each other.
+        boundary_bytes: What passes from one to the next, at the width it was captured with.
+        dtype: That width's type.
+    """
+
+    count: int
+    boundary_bytes: float
+    dtype: str = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """Seconds of one micro-batch through the whole model on one tensor-parallel group."""
+
+    forward_s: float
+    backward_s: float
+    update_s: float
+    host_s: float
+    compute_s: float
+    memory_s: float
+
+
+def blocks_of(work: Work) -> Blocks:
+    """Find the repeated blocks by module path: the list whose entries hold most operations.
+
+    A model without such a list is one block.
+    """
+    forward = [op for op in work.operators if op.phase == "forward"]
+    weight: Counter[str] = Counter()
+    entries: dict[str, set[str]] = {}
+    for op in forward:
+        found = _BLOCK.match(op.module)
+        if found:
+            weight[found[1]] += op.flops
+            entries.setdefault(found[1], set()).add(found[2])
+    if not weight:
+        return Blocks(count=1, boundary_bytes=float(work.output_bytes))
+    name, _ = weight.most_common(1)[0]
+    inside = [op for op in forward if (m := _BLOCK.match(op.module)) and m[1] == name]
+    last = [op for op in inside if op.matmul and op.output_shapes][-1:]
+    if not last:
+        return Blocks(count=len(entries[name]), boundary_bytes=float(work.output_bytes))
+    size = prod(last[0].output_shapes[0]) * element_bytes(last[0].dtype)
+    return Blocks(count=len(entries[name]), boundary_bytes=size, dtype=last[0].dtype)
+
+
+def predict_parallel(
+    work: Work,
+    gpu: GpuSheet,
+    layout: ParallelLayout,
+    *,
+    dtype: str,
+    plan_kind: PlanKind = "eager",
+    fabric: Fabric | None = None,
+    constants: Parameters | None = None,
+) -> StepPrediction:
+    """Predict one step (all micro-batches and the update) on `layout.devices` cards.
+
+    Args:
+        work: Of one micro-batch of one replica, the model unsplit, forward and backward and
+            update; forward alone for inference.
+        gpu: The card.
+        layout: How it is spread. Tensor parallelism splits every product by columns or by sums,
+            with two all-reduces a block and pass (Shoeybi et al., "Megatron-LM", 2019); stages run
+            one forward and one backward in turn, with a bubble of pp - 1 micro-batches
+            (Narayanan et al., "PipeDream-2BW", 2021); sharded replicas gather parameters before
+            forward and backward (Rajbhandari et al., "ZeRO", 2020).
+        dtype: What products run in.
+        plan_kind: As in `predict_operators`.
+        fabric: How the cards are joined; the usual way where None.
+        constants: Other parameters than those that ship.
+
+    Raises:
+        BadInputError: The layout makes no sense, the card cannot run the type, or the network is
+            needed and unknown.
+    """
+    if min(layout.dp, layout.tp, layout.pp, layout.micro_batches) < 1:
+        raise BadInputError("every number of a layout must be at least 1")
+    p = constants or parameters()
+    fabric = fabric or (fabric_of(gpu) if layout.devices > 1 else _ALONE)
+    parts = _parts(work, gpu, layout, dtype=dtype, plan_kind=plan_kind, p=p)
+    blocks = blocks_of(work)
+    training = parts.backward_s > 0
+    again = 1.0 if layout.recompute and training else 0.0
+    boundary = narrowed(blocks.boundary_bytes, blocks.dtype, dtype)
+    passes = (2.0 if training else 1.0) + again
+    tensor_s = blocks.count * 2.0 * passes
+    tensor_s *= collective_s("all_reduce", boundary, layout.tp, fabric, p.links)
+    device_s = parts.forward_s * (1.0 + again) + parts.backward_s
+    host_s = parts.host_s * (1.0 + again / 3.0)
+    through_s = max(device_s, host_s) + tensor_s
+    stage_s = through_s / layout.pp
+    slots = layout.micro_batches + layout.pp - 1
+    send_s = 0.0
+    if layout.pp > 1:
+        one = collective_s("send_recv", boundary, layout.tp * 2, fabric, p.links)
+        send_s = slots * (2.0 if training else 1.0) * one
+    gradients_s = _replicas_s(work, layout, parts, fabric, p, dtype=dtype) if training else 0.0
+    update_s = parts.update_s / (layout.dp if layout.sharded else 1)
+    total_s = slots * stage_s + send_s + gradients_s + update_s
+    useful_s = layout.micro_batches * device_s / layout.pp + update_s
+    communication_s = slots * tensor_s / layout.pp + send_s + gradients_s
+    return _answer(work, gpu, layout, parts, (total_s, useful_s, communication_s), p, dtype=dtype)
+
+
+_ALONE = Fabric(inside=Link(kind="pcie", bytes_per_s=1.0, devices=1))
+
+
+def _parts(
+    work: Work,
+    gpu: GpuSheet,
+    layout: ParallelLayout,
+    *,
+    dtype: str,
+    plan_kind: PlanKind,
+    p: Parameters,
+) -> _Parts:
+    training = any(op.phase == "backward" for op in work.operators)
+    autocast = training and dtype not in ("fp32", "tf32") and not layout.sharded
+    how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=True)
+    kernels = _split(kernels_of(work, how), layout.tp)
+    compute_s, memory_s, start_s = kernel_terms(kernels, gpu, p, dtype)
+    seconds = joined(p.products["vector"], compute_s, memory_s) + start_s
+    phases = np.array([_phase(work.operators[int(i)]) for i in kernels["operator"]])
+    sums = [float(np.sum(seconds[phases == phase])) for phase in range(3)]
+    return _Parts(
+        forward_s=sums[0],
+        backward_s=sums[1],
+        update_s=sums[2] / (layout.tp * layout.pp),
+        host_s=host_seconds(kernels, p),
+        compute_s=float(np.sum(compute_s)),
+        memory_s=float(np.sum(memory_s)),
+    )
+
+
+def _phase(op: Operator) -> int:
+    return {"forward": 0, "backward": 1, "optimizer": 2}[op.phase]
+
+
+def _split(kernels: Kernels, tp: int) -> Kernels:
+    """Products, attention and what follows them shared by `tp` cards.
+
+    The longer of a product's columns and sums is cut, as column- and row-parallel layers do by
+    turns; attention by heads. Norms are repeated on every card.
+    """
+    if tp == 1:
+        return kernels
+    columns = dict(kernels.columns)
+    kind = columns["kind"].astype(int)
+    product = kind == KINDS.index("product")
+    heads = kind == KINDS.index("attention")
+    by_sum = product & (columns["k"] > columns["n"])
+    by_column = product & ~by_sum
+    columns["k"] = np.where(by_sum, columns["k"] / tp, columns["k"])
+    columns["n"] = np.where(by_column, columns["n"] / tp, columns["n"])
+    batched = product & (columns["batch"] > 1)
+    columns["batch"] = np.where(heads | batched, columns["batch"] / tp, columns["batch"])
+    repeated = kind == KINDS.index("rows")
+    columns["moved"] = np.where(repeated, columns["moved"], columns["moved"] / tp)
+    return replace(kernels, columns=columns)
+
+
+def _replicas_s(
+    work: Work, layout: ParallelLayout, parts: _Parts, fabric: Fabric, p: Parameters, *, dtype: str
+) -> float:
+    """Seconds that keeping replicas equal adds to a step, beyond what computation hides."""
+    if layout.dp == 1:
+        return 0.0
+    mine = work.parameters / (layout.tp * layout.pp)
+    backward_s = parts.backward_s / layout.pp
+    forward_s = parts.forward_s / layout.pp
+    width = element_bytes(dtype)
+    if not layout.sharded:
+        size = mine * (_GRADIENT_BYTES if width == 4 else width)
+        whole = collective_s("all_reduce", size, layout.dp, fabric, p.links)
+        return whole - min(p.overlap * whole, p.overlap * backward_s)
+    gather = collective_s("all_gather", mine * width, layout.dp, fabric, p.links)
+    scatter = collective_s("reduce_scatter", mine * width, layout.dp, fabric, p.links)
+    per_micro = gather - min(p.overlap * gather, p.overlap * forward_s)
+    again = gather + scatter
+    per_micro += again - min(p.overlap * again, p.overlap * backward_s)
+    return layout.micro_batches * per_micro
+
+
+def _answer(
+    work: Work,
+    gpu: GpuSheet,
+    layout: ParallelLayout,
+    parts: _Parts,
+    seconds: tuple[float, float, float],
+    p: Parameters,
+    *,
+    dtype: str,
+) -> StepPrediction:
+    total_s, useful_s, communication_s = seconds
+    spread, reasons = spread_of(gpu, rates(gpu, p, dtype).missing, p)
+    if layout.devices > 1:
+        spread = (spread**2 + (p.spread.doubling * np.log2(layout.devices)) ** 2) ** 0.5
+    both = parts.compute_s + parts.memory_s
+    compute_ms = 1e3 * useful_s * parts.compute_s / max(both, 1e-12)
+    memory_ms = 1e3 * useful_s - compute_ms
+    waiting_s = max(0.0, total_s - useful_s - communication_s)
+    terms: dict[BoundBy, float] = {
+        "compute": compute_ms,
+        "memory": memory_ms,
+        "overhead": 1e3 * waiting_s,
+        "communication": 1e3 * communication_s,
+    }
+    watts = mean_power_w(
+        gpu, p.clock, busy=useful_s / total_s, compute_share=parts.compute_s / max(both, 1e-12)
+    )
+    least = least_ms(work, gpu, dtype=dtype) * layout.micro_batches / (layout.tp * layout.pp)
+    return StepPrediction(
+        step_ms=interval(1e3 * total_s, float(spread)),
+        bound_by=max(terms, key=lambda name: terms[name]),
+        compute_ms=compute_ms,
+        memory_ms=memory_ms,
+        overhead_ms=1e3 * waiting_s,
+        communication_ms=1e3 * communication_s,
+        sol_ms=least,
+        operators=(),
+        spread=float(spread),
+        widened=reasons,
+        power_w=watts,
+        energy_j=None if watts is None else watts * total_s * layout.devices,
+        idle_share=1.0 - useful_s / total_s,
+    )

@@ -1,0 +1,321 @@
+"""From the operators of a workload to the kernels that run them, as columns of numbers.
+
+The kernels of a step are kept as arrays, so that a model of thousands of operators is priced in one
+go, on one card or, in the fit, on many.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from math import prod
+
+import numpy as np
+
+from suanli.base.prediction import KernelKind, PlanKind
+from suanli.base.work import Operator, Work
+from suanli.cost.rates import element_bytes, narrowed
+
+KINDS: tuple[KernelKind, ...] = (
+    "product",
+    "convolution",
+    "attention",
+    "recurrent",
+    "rows",
+    "pointwise",
+    "update",
+    "free",
+)
+_ROWS = ("norm", "softmax", "cross_entropy", "nll_loss", "var", "std")
+# Channels per group under which a convolution runs on the vector units, each channel by itself.
+_FEW_CHANNELS = 16
+_GATES = {"lstm": 4, "gru": 3}
+
+# Factors that depend on the fitted parameters are named here and looked up when time is worked
+# out, so that the kernels of a work are found once and priced often.
+SHARES = ("whole", "convolution", "grouped", "attention")
+TRAFFIC = ("once", "autocast", "layout", "fused", "fused autocast", "update")
+STARTS = ("each", "fused", "list", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One kernel, or `repeat` of them one after the other.
+
+    Attributes:
+        operator: Index of the operator in the work.
+        kind: Index in `KINDS`.
+        vector: 1 where the products run on the vector units whatever the type asked for.
+        share: Which part of a product's rate it reaches at best, an index in `SHARES`.
+        traffic: What multiplies `moved`, an index in `TRAFFIC`.
+        starts: What its start costs, an index in `STARTS`.
+        batch: Products in one kernel; 0 where there is none.
+        m: Rows of the result.
+        n: Columns of the result.
+        k: Length of the sums.
+        moved: Bytes read and written.
+        row_bytes: Bytes of a row, for passes that need each row twice; else 0.
+        second_read: Part of `moved` that is read again where rows do not fit the cache.
+        repeat: How often it runs.
+    """
+
+    operator: int
+    kind: int
+    moved: float
+    vector: float = 0.0
+    share: int = 0
+    traffic: int = 0
+    starts: int = 0
+    batch: float = 0.0
+    m: float = 1.0
+    n: float = 1.0
+    k: float = 1.0
+    row_bytes: float = 0.0
+    second_read: float = 0.0
+    repeat: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """The kernels of a step as columns, named as in `Kernel`, and what the host does for them.
+
+    Attributes:
+        columns: Name -> one number per kernel.
+        calls: Operators that the host calls.
+        training: Whether it records and runs autograd meanwhile.
+        compiled: Whether calls are fused.
+    """
+
+    columns: dict[str, "np.ndarray[tuple[int], np.dtype[np.float64]]"]
+    calls: int
+    training: bool
+    compiled: bool
+
+    def __getitem__(self, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+        return self.columns[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How the operators are run.
+
+    Attributes:
+        dtype: What products run in, and how wide data between operators is.
+        plan_kind: Operator by operator, or compiled and fused.
+        autocast: Whether weights stay in fp32 and are narrowed in every step.
+        channels_last: Whether images lie channels last, which tensor units need.
+    """
+
+    dtype: str
+    plan_kind: PlanKind = "eager"
+    autocast: bool = False
+    channels_last: bool = False
+
+
+def kernels_of(work: Work, how: How) -> Kernels:
+    """Kernels of one step.
+
+    Raises:
+        BadInputError: The type is unknown.
+    """
+    found: list[Kernel] = []
+    calls = 0
+    for index, op in enumerate(work.operators):
+        made = list(_of_operator(index, op, how))
+        found += made
+        calls += int(bool(made) and op.phase != "optimizer")
+    names = [f.name for f in fields(Kernel)]
+    columns = {name: np.array([getattr(k, name) for k in found], dtype=float) for name in names}
+    return Kernels(
+        columns=columns,
+        calls=calls,
+        training=any(op.phase == "backward" for op in work.operators),
+        compiled=how.plan_kind == "compiled",
+    )
+
+
+def kind_of(op: Operator) -> KernelKind:
+    """The family of kernels that runs an operator."""
+    if op.phase == "optimizer":
+        return "update"
+    if op.flops + op.bytes_read + op.bytes_written == 0:
+        return "free"
+    for word in ("attention", "lstm", "gru", "rnn"):
+        if word in op.name and op.matmul:
+            return "attention" if word == "attention" else "recurrent"
+    if op.matmul:
+        return "convolution" if "convolution" in op.name else "product"
+    return "rows" if any(word in op.name for word in _ROWS) else "pointwise"
+
+
+def _of_operator(index: int, op: Operator, how: How) -> Iterator[Kernel]:
+    kind = kind_of(op)
+    if kind == "free" or prod(op.output_shapes[0] if op.output_shapes else (2,)) == 1 == op.flops:
+        return
+    moved = _moved(op, how.dtype)
+    if how.autocast and op.parameter_bytes and op.phase == "forward" and op.matmul:
+        cast = op.parameter_bytes * (1.0 + element_bytes(how.dtype) / 4.0)
+        yield Kernel(operator=index, kind=KINDS.index("pointwise"), moved=cast)
+    yield from _MAKERS[kind](index, op, moved, how)
+
+
+def _moved(op: Operator, dtype: str) -> float:
+    if op.phase == "optimizer":
+        return float(op.bytes_read + op.bytes_written)
+    return narrowed(op.bytes_read + op.bytes_written, op.dtype, dtype)
+
+
+def _product(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    out = op.output_shapes[0] if op.output_shapes else (1, 1)
+    n = out[-1] if out else 1
+    batch = prod(out[:-2]) if len(out) > 2 and _batched(op) else 1
+    m = max(1, prod(out) // max(1, n * batch))
+    k = op.flops / max(1.0, 2.0 * batch * m * n)
+    sizes = {"batch": batch, "m": m, "n": n, "k": max(1.0, k)}
+    yield Kernel(operator=index, kind=KINDS.index("product"), moved=moved, **sizes)
+
+
+def _batched(op: Operator) -> bool:
+    """Whether both operands have a batch: else its rows are rows of one product."""
+    return sum(len(shape) > 2 for shape in op.input_shapes) >= 2
+
+
+def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    """Convolutions as products over patches ("implicit GEMM", Chetlur et al., cuDNN, 2014).
+
+    Forward: positions x filters, sum over taps. Backward: the gradient of the input has positions
+    x channels, that of the weight filters x (channels * taps) with a sum over positions.
+    """
+    backward = op.name.endswith("_backward")
+    if len(op.input_shapes) < (3 if backward else 2):
+        yield from _product(index, op, moved, how)
+        return
+    x, weight = op.input_shapes[1:3] if backward else op.input_shapes[:2]
+    out = op.input_shapes[0] if backward else op.output_shapes[0]
+    dims = len(weight) - 2
+    filters, per_group, taps = weight[0], weight[1], prod(weight[2:])
+    groups = max(1, x[-dims - 1] // per_group)
+    positions = prod(out) // max(1, out[-dims - 1])
+    inputs = prod(x) // max(1, x[-dims - 1])
+    few = groups > 1 and per_group < _FEW_CHANNELS
+    turned = not how.channels_last and not few and element_bytes(how.dtype) < 4
+    sides = [(positions, filters // groups, per_group * taps)]
+    if backward:
+        per = 2.0 * groups * positions * (filters // groups) * per_group * taps
+        sides = [(filters // groups, per_group * taps, positions)]
+        if op.flops > 1.5 * per:
+            sides.append((inputs, per_group, (filters // groups) * taps))
+    total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
+    scale = op.flops / total if total else 1.0
+    for m, n, k in sides:
+        yield Kernel(
+            operator=index,
+            kind=KINDS.index("convolution"),
+            moved=moved / len(sides),
+            vector=float(few),
+            share=SHARES.index("grouped" if few else "convolution"),
+            traffic=TRAFFIC.index("layout" if turned else "once"),
+            batch=groups,
+            m=m,
+            n=n,
+            k=max(1.0, k * scale),
+        )
+
+
+def _attention(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    """One kernel that keeps the scores on the chip; its products are square tiles of the scores."""
+    query, key = op.input_shapes[0], op.input_shapes[1] if len(op.input_shapes) > 1 else (1, 1)
+    batch = prod(query[:-2])
+    m, n = query[-2], max(1, key[-2])
+    yield Kernel(
+        operator=index,
+        kind=KINDS.index("attention"),
+        moved=moved,
+        share=SHARES.index("attention"),
+        batch=batch,
+        m=m,
+        n=n,
+        k=max(1.0, op.least_flops / max(1.0, 2.0 * batch * m * n)),
+    )
+
+
+def _recurrent(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    """The inputs' products of all steps at once, then the steps, one after the other."""
+    name = op.name.removesuffix("_backward")
+    gates = _GATES.get(name, 1)
+    x, state = op.input_shapes[0], op.input_shapes[1]
+    layers, rows, hidden = state[0], max(1, state[-2]), state[-1]
+    steps = max(1, prod(x[:-1]) // rows)
+    one = 2.0 * rows * gates * hidden * hidden
+    passes = 2 if op.name.endswith("_backward") else 1
+    stepwise = min(one * steps * layers, 0.9 * op.flops / passes)
+    k = max(1.0, (op.flops - stepwise) / (2.0 * rows * steps * gates * hidden))
+    wide = {"batch": 1, "m": rows * steps, "n": gates * hidden, "k": k}
+    recurrent = KINDS.index("recurrent")
+    yield Kernel(operator=index, kind=recurrent, moved=moved, **wide)
+    width = element_bytes(how.dtype)
+    yield Kernel(
+        operator=index,
+        kind=recurrent,
+        moved=width * gates * hidden * (hidden + rows),
+        batch=1,
+        m=rows,
+        n=gates * hidden,
+        k=hidden,
+        repeat=steps * layers,
+        starts=STARTS.index("step"),
+    )
+
+
+def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    shape = max(op.input_shapes, key=prod, default=(1,))
+    width = element_bytes(how.dtype)
+    length = shape[-1] if shape else 1
+    if "batch_norm" in op.name and len(shape) > 1:
+        length = prod(shape) // max(1, shape[1])
+    elif "group_norm" in op.name and len(shape) > 1:
+        length = prod(shape[1:]) // 32
+    second = 0.67 if op.name.endswith(("_backward", "_backward_data")) else 0.5
+    fused = how.plan_kind == "compiled"
+    traffic = ("fused " if fused else "") + ("autocast" if how.autocast and width < 4 else "")
+    yield Kernel(
+        operator=index,
+        kind=KINDS.index("rows"),
+        moved=moved,
+        traffic=TRAFFIC.index(traffic.strip() or "once"),
+        starts=STARTS.index("fused" if fused else "each"),
+        row_bytes=max(1.0, length * width),
+        second_read=second,
+    )
+
+
+def _sweep(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    fused = how.plan_kind == "compiled"
+    yield Kernel(
+        operator=index,
+        kind=KINDS.index("pointwise"),
+        moved=moved,
+        traffic=TRAFFIC.index("fused" if fused else "once"),
+        starts=STARTS.index("fused" if fused else "each"),
+    )
+
+
+def _update(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    """An optimiser's update: few kernels update lists of tensors."""
+    yield Kernel(
+        operator=index,
+        kind=KINDS.index("update"),
+        moved=moved,
+        traffic=TRAFFIC.index("update" if how.plan_kind == "eager" else "once"),
+        starts=STARTS.index("list"),
+    )
+
+
+_Maker = Callable[[int, Operator, float, How], Iterator[Kernel]]
+_MAKERS: dict[KernelKind, _Maker] = {
+    "product": _product,
+    "convolution": _convolution,
+    "attention": _attention,
+    "recurrent": _recurrent,
+    "rows": _rows,
+    "pointwise": _sweep,
+    "update": _update,
+}
