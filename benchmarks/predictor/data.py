@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from suanli.base.gpu_sheet import GpuSheet
-from suanli.cost.work_kernels import KINDS, Kernels
+from suanli.cost.work_kernels import KINDS, ROW_READS, Kernels
 from suanli.devices.catalogue import catalogue
 
 # Names in the data -> names in the catalogue.
@@ -59,7 +59,7 @@ def gpu(name: str) -> GpuSheet:
 def rows(name: str) -> list[dict[str, str]]:
     """One file's rows."""
     with (folder() / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(line for line in file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ def as_kernels(kind: str, **columns: Any) -> Kernels:
         "n": np.ones(length),
         "k": np.ones(length),
         "row_bytes": np.zeros(length),
+        "at_once": np.ones(length),
         "second_read": np.zeros(length),
         "repeat": np.ones(length),
     }
@@ -117,15 +118,19 @@ def neusight_operators() -> tuple[OperatorSet, ...]:
             if op in ("linear", "bmm"):
                 kernels = products(columns["B"], columns["M"], columns["N"], columns["K"], 4.0)
             else:
+                rule = "softmax" if op == "softmax" else "norm"
                 kernels = as_kernels(
                     "rows",
                     moved=8.0 * columns["B"] * columns["H"],
                     row_bytes=4.0 * columns["H"],
-                    second_read=np.full(len(mine), 0.5),
+                    second_read=np.full(len(mine), ROW_READS[rule][0]),
+                    at_once=np.full(len(mine), ROW_READS[rule][1]),
                 )
             seconds = np.array([float(row["Latency"]) * 1e-3 for row in mine])
             found.append(
-                OperatorSet(name=op, gpu=gpu(device), dtype="fp32", kernels=kernels, seconds=seconds)
+                OperatorSet(
+                    name=op, gpu=gpu(device), dtype="fp32", kernels=kernels, seconds=seconds
+                )
             )
     return tuple(found)
 

@@ -83,12 +83,13 @@ class Link:
     """What joins a group of devices.
 
     Attributes:
-        kind: "nvlink", "pcie" or "network".
+        kind: "nvlink" through switches, "nvlink_mesh" from card to card without (before compute
+            capability 8.0), "pcie" or "network".
         bytes_per_s: One direction of one device, as the maker states it.
         devices: How many it can join.
     """
 
-    kind: Literal["nvlink", "pcie", "network"]
+    kind: Literal["nvlink", "nvlink_mesh", "pcie", "network"]
     bytes_per_s: float
     devices: int
 

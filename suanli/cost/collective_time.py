@@ -44,7 +44,7 @@ def fabric_of(gpu: GpuSheet, *, network_bytes_per_s: float | None = None) -> Fab
     """
     if gpu.nvlink_gb_per_s_both_ways and (gpu.nvlink_gpus or 8) > 2:
         inside = Link(
-            kind="nvlink",
+            kind="nvlink" if float(gpu.compute_capability) >= 8.0 else "nvlink_mesh",
             bytes_per_s=gpu.nvlink_gb_per_s_both_ways / 2 * 1e9,
             devices=gpu.nvlink_gpus or _USUAL_SERVER,
         )
@@ -98,8 +98,10 @@ def collective_s(
 
 
 def _wire_bytes(kind: Collective, n_bytes: float, devices: int) -> float:
-    """Bytes that each device sends: Thakur, Rabenseifner and Gropp, "Optimization of collective
-    communication operations in MPICH", 2005.
+    """Bytes that each device sends in a ring.
+
+    Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in
+    MPICH", 2005.
     """
     part = (devices - 1) / devices
     if kind == "all_reduce":
@@ -121,5 +123,6 @@ def _ring_s(wire_bytes: float, devices: int, link: Link, p: LinkParameters) -> f
 
 
 def link_share(link: Link, devices: int, p: LinkParameters) -> float:
-    """Part of a link's stated rate that collectives reach: less in groups of few."""
-    return max(0.05, p.share[link.kind] - p.small_group / devices)
+    """Part of a link's stated rate that collectives reach: through switches less in small groups."""
+    lost = p.small_group / devices if link.kind == "nvlink" else 0.0
+    return max(0.05, p.share[link.kind] - lost)

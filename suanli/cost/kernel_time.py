@@ -21,7 +21,7 @@ TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (64
 # Bytes that a product keeps in the accumulator, per element of the output, when a sum is split.
 _PARTIAL_BYTES = 4.0
 _LONGEST_SPLIT = 256.0  # shortest piece of a sum that libraries split off
-_BLOCKS = 8.0  # rows in work at once on one multiprocessor, for kernels that take a row a block
+_SHORT_ROW = 16384.0  # bytes; longer rows take many steps, so that the last one hardly counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,19 @@ class Shape:
     cache_gain: float
     cache_share: float
     overlap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How passes over rows depend on the length of a row.
+
+    Attributes:
+        cache_share: Part of the last cache that the rows in work can use.
+        padding: Exponent of (next power of two / length): 1 if idle lanes cost their full share.
+    """
+
+    cache_share: float
+    padding: float
 
 
 def reach(machine: Machine, shape: Shape, working_set: Number) -> Number:
@@ -131,27 +144,25 @@ def sweep_s(machine: Machine, shape: Shape, *, moved: Number) -> Number:
     return machine.kernel_s + moved / reach(machine, shape, moved)
 
 
-def rows_s(
-    machine: Machine, shape: Shape, *, moved: Number, row_bytes: Number, second_read: Number
+def row_traffic(
+    machine: Machine, rows: Rows, *, row_bytes: Number, at_once: Number, second_read: Number
 ) -> Number:
-    """Seconds of a pass over rows that needs each row twice (softmax, norms).
+    """How many times its plain traffic a pass over rows costs that needs each row twice.
 
-    The second read of a row is free while the rows in work fit the last cache, and costs memory
-    traffic where they do not.
+    Softmax and norms read a row, then read it again. The second read is free while the rows in
+    work on all multiprocessors fit the last cache, and goes to memory where they do not. Rows that
+    are no power of two leave lanes of the last step idle.
 
     Args:
         machine: What it runs on.
-        shape: Efficiency by shape.
-        moved: Bytes of one read and one write.
+        rows: The two constants.
         row_bytes: Bytes of one row.
-        second_read: Part of `moved` that a second read of everything is (a half where as much is
-            read as written), times the part of it that goes to memory at worst.
+        at_once: Rows in work on one multiprocessor.
+        second_read: What reading everything again adds to one read and one write.
     """
-    missed = second_reads(machine, shape.cache_share, row_bytes)
-    return sweep_s(machine, shape, moved=moved * (1.0 + second_read * missed))
-
-
-def second_reads(machine: Machine, room: Number, row_bytes: Number) -> Number:
-    """Part of the second reads that miss the last cache, of which `room` is there for the rows."""
-    at_work = machine.multiprocessors * _BLOCKS * row_bytes
-    return 1.0 / (1.0 + (room * np.maximum(machine.l2_bytes, 1.0) / at_work) ** 4)
+    at_work = machine.multiprocessors * at_once * row_bytes
+    room = rows.cache_share * np.maximum(machine.l2_bytes, 1.0)
+    missed = 1.0 / (1.0 + (room / at_work) ** 4)
+    padded = 2.0 ** np.ceil(np.log2(row_bytes)) / row_bytes
+    lanes = np.where(row_bytes <= _SHORT_ROW, padded**rows.padding, 1.0)
+    return (1.0 + second_read * missed) * lanes

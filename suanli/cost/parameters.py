@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from suanli.base.codec import read
-from suanli.cost.kernel_time import Shape
+from suanli.cost.kernel_time import Rows, Shape
 
 Unit = Literal["vector", "tensor"]
 _FILE = Path(__file__).with_name("predictor.json")
@@ -25,7 +25,10 @@ class Clock:
         w_per_gb_per_s: Watts of the memory per 1e9 bytes per second of its bandwidth.
         exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
         idle_share: Part of the power limit that an idle card in its working state takes.
-        busy_share: Of the rest, what kernels take that wait for memory; products take all.
+        busy_w_per_gb_per_s: Watts for 1e9 bytes per second that are moved.
+        limit_floor: Part of the power limit under which lowering it takes no power from the clock.
+        limit_exponent: How a step's time grows with the power it lacks above that floor.
+        limit_reached: Part of a limit that a card draws which it holds back.
         w_per_vector_tflop: Watts for 1e12 fp32 operations per second at the printed clock, by
             compute capability; falls with the fabrication process.
         tensor_gain: How many times less a tensor unit takes for one fp16 operation.
@@ -35,7 +38,10 @@ class Clock:
     w_per_gb_per_s: float
     exponent: float
     idle_share: float
-    busy_share: float
+    busy_w_per_gb_per_s: float
+    limit_floor: float
+    limit_exponent: float
+    limit_reached: float
     w_per_vector_tflop: dict[str, float]
     tensor_gain: dict[str, float]
 
@@ -69,7 +75,7 @@ class LinkParameters:
 
     Attributes:
         share: Of the stated rate of one direction, in large groups, by kind of link.
-        small_group: What is lost of that share in a group of n, times n.
+        small_group: What switches lose of that share in a group of n, times n.
         piece_s: Seconds from one piece of a message to the next; sets how slowly large messages
             approach the full rate.
         start_s: Least seconds of a collective.
@@ -88,6 +94,27 @@ class LinkParameters:
     network_s: float
     start_overlap: float
     level_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountParameters:
+    """What totals of a model say of its time.
+
+    Attributes:
+        share: Part of the sustained rate that models of many operations per activation reach.
+        half_intensity: Multiply-adds per activation at which half of that is left.
+        traffic: How often each activation is read or written.
+        layers: Layers of the usual model.
+        starts: Kernels per layer.
+        overlap: Exponent of the norm that joins arithmetic and traffic.
+    """
+
+    share: float
+    half_intensity: float
+    traffic: float
+    layers: float
+    starts: float
+    overlap: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +157,7 @@ class Parameters:
         products: Efficiency by shape, for vector units and for tensor units.
         product_fraction: Part of the printed rate that large products sustain where power allows.
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
-        row_share: Part of the last cache that the rows in work can use.
+        rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
         host_forward_s: Seconds of the host for one operator of the forward pass run eagerly.
         host_backward_s: The same with autograd recording and running it, per forward operator and
@@ -139,8 +166,8 @@ class Parameters:
         grouped_fraction: The same for convolutions of few channels per group.
         attention_fraction: The same for attention kernels.
         recurrent_step_s: Seconds that one step of a recurrent layer takes at least.
-        layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those of
-            channels last, which the tensor units need.
+        layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those
+            of channels last, which the tensor units need.
         fused_traffic: Part of the bytes between operators that is left after compilation.
         fused_launches: Part of the kernels left.
         autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
@@ -149,6 +176,7 @@ class Parameters:
         clock: The power limit's effect.
         links: Collectives.
         overlap: Part of the replicas' communication that computation can hide.
+        counts: For models of which only totals are known.
         cpu: The same for the CPU at hand.
         spread: Errors that remain.
         capability: Factors by compute capability.
@@ -158,7 +186,7 @@ class Parameters:
     products: dict[Unit, Shape]
     product_fraction: dict[Unit, float]
     bandwidth_fraction: float
-    row_share: float
+    rows: Rows
     kernel_s: float
     host_forward_s: float
     host_backward_s: float
@@ -174,6 +202,7 @@ class Parameters:
     clock: Clock
     links: LinkParameters
     overlap: float
+    counts: CountParameters
     cpu: CpuParameters
     spread: Spread
     fitted_capabilities: tuple[str, ...]

@@ -1,36 +1,57 @@
 """Mean power of a card during a step, and what a lower power limit does to its time."""
 
 from suanli.base.gpu_sheet import GpuSheet
-from suanli.cost.parameters import Clock
+from suanli.cost.gpu_rates import watts_per_tflop
+from suanli.cost.parameters import Clock, Unit
 
 
 def mean_power_w(
-    gpu: GpuSheet, clock: Clock, *, busy: float, compute_share: float, limit_w: float | None = None
+    gpu: GpuSheet,
+    clock: Clock,
+    *,
+    flops_per_s: float,
+    bytes_per_s: float,
+    unit: Unit,
+    limit_w: float | None = None,
 ) -> float | None:
     """Mean watts of a card in a step; None where its sheet has no power limit.
+
+    What it takes at rest with its clocks up, and energy for each operation and each byte moved.
 
     Args:
         gpu: The card's sheet.
         clock: The power figures of the parameter file.
-        busy: Part of the step in which a kernel runs.
-        compute_share: Part of that time which products need at the rate that they sustain.
+        flops_per_s: Operations of products per second, over the whole step.
+        bytes_per_s: Bytes moved per second, over the whole step.
+        unit: What the products run on.
         limit_w: A limit set below the card's own.
     """
     if gpu.power_w is None:
         return None
-    cap = min(limit_w or gpu.power_w, gpu.power_w)
-    idle = clock.idle_share * gpu.power_w
-    load = clock.busy_share + (1.0 - clock.busy_share) * min(1.0, max(0.0, compute_share))
-    wanted = idle + (gpu.power_w - idle) * min(1.0, max(0.0, busy)) * load
-    return min(wanted, cap)
+    wanted = rest_w(gpu, clock)
+    wanted += watts_per_tflop(gpu, clock, unit) * flops_per_s / 1e12
+    wanted += clock.busy_w_per_gb_per_s * bytes_per_s / 1e9
+    return min(wanted, clock.limit_reached * min(limit_w or gpu.power_w, gpu.power_w))
 
 
-def slowdown(wanted_w: float, limit_w: float, idle_w: float, clock: Clock) -> float:
-    """How many times longer a step takes that wants more power than the limit gives.
+def rest_w(gpu: GpuSheet, clock: Clock) -> float:
+    """Watts of a card that waits with its clocks up; 0 where its sheet has no power limit."""
+    return clock.idle_share * (gpu.power_w or 0.0)
 
-    1 where the limit does not bind.
+
+def slowdown(gpu: GpuSheet, clock: Clock, *, wanted_w: float, limit_w: float) -> float:
+    """How many times longer a step takes that would draw more power than a limit gives.
+
+    1 where the limit does not bind. Steps are seldom bound by the clock alone, so time grows less
+    than the clock falls.
+
+    Args:
+        gpu: The card's sheet.
+        clock: The power figures of the parameter file.
+        wanted_w: Mean watts without the limit.
+        limit_w: The limit.
     """
-    if wanted_w <= limit_w:
-        return 1.0
-    left = max(limit_w - idle_w, 0.05 * limit_w)
-    return ((wanted_w - idle_w) / left) ** clock.exponent
+    floor_w = clock.limit_floor * (gpu.power_w or 0.0)
+    left = max(clock.limit_reached * limit_w - floor_w, 5.0)
+    want = max(wanted_w - floor_w, 1.0)
+    return float(max(1.0, want / left) ** clock.limit_exponent)

@@ -21,7 +21,7 @@ from suanli.base.prediction import OperatorTime, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Work
 from suanli.cost.gpu_rates import peak_flops, rates
 from suanli.cost.intervals import interval, spread_of
-from suanli.cost.kernel_time import Number, joined, product_terms, reach, second_reads
+from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_traffic
 from suanli.cost.parameters import Parameters, Unit, parameters
 from suanli.cost.power_draw import mean_power_w
 from suanli.cost.rates import narrowed
@@ -80,8 +80,9 @@ def predict_operators(
     watts = mean_power_w(
         gpu,
         p.clock,
-        busy=device_s / max(device_s + idle_s, 1e-12),
-        compute_share=float(np.sum(terms[0])) / max(device_s, 1e-12),
+        flops_per_s=work.matmul_flops / max(device_s + idle_s, 1e-12),
+        bytes_per_s=moved_bytes(kernels, p) / max(device_s + idle_s, 1e-12),
+        unit=known.unit,
     )
     return StepPrediction(
         step_ms=interval(step_ms, spread),
@@ -205,8 +206,14 @@ def kernel_terms(
         moved=moved,
     )
     compute_s = np.where(has, compute_s, 0.0)
-    again = second_reads(machine, p.row_share, np.maximum(kernels["row_bytes"], 1.0))
-    moved = moved * (1.0 + np.where(kernels["row_bytes"] > 0, kernels["second_read"] * again, 0.0))
+    again = row_traffic(
+        machine,
+        p.rows,
+        row_bytes=np.maximum(kernels["row_bytes"], 1.0),
+        at_once=kernels["at_once"],
+        second_read=kernels["second_read"],
+    )
+    moved = moved * np.where(kernels["row_bytes"] > 0, again, 1.0)
     memory_s = np.where(has, memory_s, moved / reach(machine, shape, moved))
     starts = machine.kernel_s * _starts(p)[_index(kernels, "starts")]
     starts = np.where(_index(kernels, "starts") == _STEP, p.recurrent_step_s, starts)
@@ -219,6 +226,12 @@ _STEP = STARTS.index("step")
 
 def _index(kernels: Kernels, name: str) -> Number:
     return kernels[name].astype(int)
+
+
+def moved_bytes(kernels: Kernels, p: Parameters) -> float:
+    """Bytes that all kernels of a step read and write."""
+    moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
+    return float(np.sum(moved * kernels["repeat"]))
 
 
 def _shares(p: Parameters, unit: Unit) -> Number:
@@ -252,8 +265,6 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Seconds in which the device works, and those in which it waits for the host.
 
-    The host runs ahead of the device, so its time shows only where it is the longer.
-
     Args:
         kernels: Of the step.
         terms: As `kernel_terms` gives them.
@@ -261,7 +272,18 @@ def step_seconds(
     """
     compute_s, memory_s, start_s = terms
     device_s = float(np.sum(joined(p.products["vector"], compute_s, memory_s) + start_s))
-    return device_s, max(0.0, host_seconds(kernels, p) - device_s)
+    return device_s, waiting_s(device_s, host_seconds(kernels, p))
+
+
+def waiting_s(device_s: float, host_s: float) -> float:
+    """Seconds that the device waits for a host that runs ahead of it where it can.
+
+    All of the excess where the host is far slower, none where it is far faster, and some between,
+    because a step has stretches of many small operators and of few large ones.
+    """
+    larger = max(device_s, host_s, 1e-12)
+    both = larger * ((device_s / larger) ** 4 + (host_s / larger) ** 4) ** 0.25
+    return both - device_s
 
 
 def _by_operator(

@@ -15,12 +15,12 @@ from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import Link, ParallelLayout, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Operator, Work
 from suanli.cost.collective_time import Fabric, collective_s, fabric_of
-from suanli.cost.gpu_rates import rates
+from suanli.cost.gpu_rates import rates, unit_of
 from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters, parameters
 from suanli.cost.power_draw import mean_power_w
-from suanli.cost.predictor import host_seconds, kernel_terms, least_ms
+from suanli.cost.predictor import host_seconds, kernel_terms, least_ms, moved_bytes, waiting_s
 from suanli.cost.rates import element_bytes, narrowed
 from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
 
@@ -49,10 +49,12 @@ class _Parts:
 
     forward_s: float
     backward_s: float
+    ends_s: float
     update_s: float
     host_s: float
     compute_s: float
     memory_s: float
+    moved_bytes: float
 
 
 def blocks_of(work: Work) -> Blocks:
@@ -60,23 +62,31 @@ def blocks_of(work: Work) -> Blocks:
 
     A model without such a list is one block.
     """
+    name = _block_list(work)
     forward = [op for op in work.operators if op.phase == "forward"]
-    weight: Counter[str] = Counter()
-    entries: dict[str, set[str]] = {}
-    for op in forward:
-        found = _BLOCK.match(op.module)
-        if found:
-            weight[found[1]] += op.flops
-            entries.setdefault(found[1], set()).add(found[2])
-    if not weight:
-        return Blocks(count=1, boundary_bytes=float(work.output_bytes))
-    name, _ = weight.most_common(1)[0]
-    inside = [op for op in forward if (m := _BLOCK.match(op.module)) and m[1] == name]
+    inside = [op for op in forward if _block_of(op, name) is not None]
     last = [op for op in inside if op.matmul and op.output_shapes][-1:]
     if not last:
-        return Blocks(count=len(entries[name]), boundary_bytes=float(work.output_bytes))
+        return Blocks(count=1, boundary_bytes=float(work.output_bytes))
     size = prod(last[0].output_shapes[0]) * element_bytes(last[0].dtype)
-    return Blocks(count=len(entries[name]), boundary_bytes=size, dtype=last[0].dtype)
+    count = len({_block_of(op, name) for op in inside})
+    return Blocks(count=count, boundary_bytes=size, dtype=last[0].dtype)
+
+
+def _block_list(work: Work) -> str | None:
+    """Path of the list of modules that does most operations; None where there is none."""
+    weight: Counter[str] = Counter()
+    for op in work.operators:
+        found = _BLOCK.match(op.module)
+        if found and op.phase == "forward":
+            weight[found[1]] += op.flops
+    return weight.most_common(1)[0][0] if weight else None
+
+
+def _block_of(op: Operator, name: str | None) -> str | None:
+    """Which entry of the list an operator belongs to; None where to none."""
+    found = _BLOCK.match(op.module)
+    return found[2] if found and found[1] == name else None
 
 
 def predict_parallel(
@@ -123,8 +133,10 @@ def predict_parallel(
     tensor_s *= collective_s("all_reduce", boundary, layout.tp, fabric, p.links)
     device_s = parts.forward_s * (1.0 + again) + parts.backward_s
     host_s = parts.host_s * (1.0 + again / 3.0)
-    through_s = max(device_s, host_s) + tensor_s
-    stage_s = through_s / layout.pp
+    through_s = device_s + waiting_s(device_s, host_s) + tensor_s
+    # The stage with the head is the longest, and all others wait for it.
+    ends = parts.ends_s / max(device_s, 1e-12) if layout.pp > 1 else 0.0
+    stage_s = through_s * ((1.0 - ends) / layout.pp + ends)
     slots = layout.micro_batches + layout.pp - 1
     send_s = 0.0
     if layout.pp > 1:
@@ -157,14 +169,20 @@ def _parts(
     compute_s, memory_s, start_s = kernel_terms(kernels, gpu, p, dtype)
     seconds = joined(p.products["vector"], compute_s, memory_s) + start_s
     phases = np.array([_phase(work.operators[int(i)]) for i in kernels["operator"]])
+    name = _block_list(work)
+    outside = np.array(
+        [_block_of(work.operators[int(i)], name) is None for i in kernels["operator"]]
+    )
     sums = [float(np.sum(seconds[phases == phase])) for phase in range(3)]
     return _Parts(
         forward_s=sums[0],
         backward_s=sums[1],
+        ends_s=float(np.sum(seconds[(phases < 2) & outside])),
         update_s=sums[2] / (layout.tp * layout.pp),
         host_s=host_seconds(kernels, p),
         compute_s=float(np.sum(compute_s)),
         memory_s=float(np.sum(memory_s)),
+        moved_bytes=moved_bytes(kernels, p),
     )
 
 
@@ -241,8 +259,13 @@ def _answer(
         "overhead": 1e3 * waiting_s,
         "communication": 1e3 * communication_s,
     }
+    share = layout.micro_batches / (layout.tp * layout.pp)
     watts = mean_power_w(
-        gpu, p.clock, busy=useful_s / total_s, compute_share=parts.compute_s / max(both, 1e-12)
+        gpu,
+        p.clock,
+        flops_per_s=work.matmul_flops * share / total_s,
+        bytes_per_s=parts.moved_bytes * layout.micro_batches / layout.pp / total_s,
+        unit=unit_of(gpu, dtype),
     )
     least = least_ms(work, gpu, dtype=dtype) * layout.micro_batches / (layout.tp * layout.pp)
     return StepPrediction(

@@ -29,6 +29,10 @@ _ROWS = ("norm", "softmax", "cross_entropy", "nll_loss", "var", "std")
 _FEW_CHANNELS = 16
 _GATES = {"lstm": 4, "gru": 3}
 
+# What reading rows again adds, and rows in work on one multiprocessor: a softmax passes three times
+# over a row and gives it a large block of threads, a norm passes twice with a small one.
+ROW_READS = {"softmax": (1.0, 2.0), "norm": (0.5, 8.0)}
+
 # Factors that depend on the fitted parameters are named here and looked up when time is worked
 # out, so that the kernels of a work are found once and priced often.
 SHARES = ("whole", "convolution", "grouped", "attention")
@@ -53,6 +57,7 @@ class Kernel:
         k: Length of the sums.
         moved: Bytes read and written.
         row_bytes: Bytes of a row, for passes that need each row twice; else 0.
+        at_once: Rows in work on one multiprocessor.
         second_read: Part of `moved` that is read again where rows do not fit the cache.
         repeat: How often it runs.
     """
@@ -69,6 +74,7 @@ class Kernel:
     n: float = 1.0
     k: float = 1.0
     row_bytes: float = 0.0
+    at_once: float = 1.0
     second_read: float = 0.0
     repeat: float = 1.0
 
@@ -221,10 +227,14 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
 
 
 def _attention(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
-    """One kernel that keeps the scores on the chip; its products are square tiles of the scores."""
-    query, key = op.input_shapes[0], op.input_shapes[1] if len(op.input_shapes) > 1 else (1, 1)
+    """One kernel that keeps the scores on the chip.
+
+    A tile of queries runs over all keys: rows are queries, columns a head's width, and the sum is
+    as long as the keys, once for the scores and once for the values.
+    """
+    query = op.input_shapes[0]
     batch = prod(query[:-2])
-    m, n = query[-2], max(1, key[-2])
+    m, n = query[-2], query[-1]
     yield Kernel(
         operator=index,
         kind=KINDS.index("attention"),
@@ -273,7 +283,7 @@ def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
         length = prod(shape) // max(1, shape[1])
     elif "group_norm" in op.name and len(shape) > 1:
         length = prod(shape[1:]) // 32
-    second = 0.67 if op.name.endswith(("_backward", "_backward_data")) else 0.5
+    second, at_once = ROW_READS["softmax" if "softmax" in op.name else "norm"]
     fused = how.plan_kind == "compiled"
     traffic = ("fused " if fused else "") + ("autocast" if how.autocast and width < 4 else "")
     yield Kernel(
@@ -283,6 +293,7 @@ def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
         traffic=TRAFFIC.index(traffic.strip() or "once"),
         starts=STARTS.index("fused" if fused else "each"),
         row_bytes=max(1.0, length * width),
+        at_once=at_once,
         second_read=second,
     )
 
