@@ -113,7 +113,7 @@ class ModuleRun:
 
     Attributes:
         named_parameters: Its parameters by name.
-        tensors: Its parameters and buffers.
+        named_tensors: Its parameters and buffers by name.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class ModuleRun:
         self._swapped: dict[str, torch.Tensor] = {}
         self._training = training
         self._modes: dict[nn.Module, bool] = {}
+        self._narrowed: dict[int, nn.Parameter] = {}
         if copied is None:
             stored = [*module.named_parameters(), *module.named_buffers()]
             self._swapped = {name: memo[id(tensor)] for name, tensor in stored}
@@ -132,8 +133,13 @@ class ModuleRun:
         self.named_parameters = [
             (name, self._swapped.get(name, p)) for name, p in self._module.named_parameters()
         ]
-        buffers = [self._swapped.get(name, b) for name, b in self._module.named_buffers()]
-        self.tensors = [p for _, p in self.named_parameters] + buffers
+        buffers = [(name, self._swapped.get(name, b)) for name, b in self._module.named_buffers()]
+        self.named_tensors = [*self.named_parameters, *buffers]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Its parameters and buffers."""
+        return [tensor for _, tensor in self.named_tensors]
 
     def cast(self, dtype: torch.dtype) -> None:
         """Bring every floating weight to `dtype`, as `module.to(dtype)` would; in the fake mode."""
@@ -142,11 +148,19 @@ class ModuleRun:
                 name: tensor.to(dtype) if tensor.is_floating_point() else tensor
                 for name, tensor in self._swapped.items()
             }
-            self.tensors = list(self._swapped.values())
+            self.named_tensors = list(self._swapped.items())
             return
-        self._module.to(dtype)
+        # in place of `module.to`, which cannot swap fake tensors that something refers to
+        for child in self._module.modules():
+            for name, parameter in child._parameters.items():
+                if parameter is not None and parameter.is_floating_point():
+                    narrow = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+                    child._parameters[name] = self._narrowed.setdefault(id(parameter), narrow)
+            for name, buffer in child._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    child._buffers[name] = buffer.to(dtype)
         self.named_parameters = list(self._module.named_parameters())
-        self.tensors = [p for _, p in self.named_parameters] + list(self._module.buffers())
+        self.named_tensors = [*self.named_parameters, *self._module.named_buffers()]
 
     @contextmanager
     def following(self, places: Places) -> Iterator[None]:

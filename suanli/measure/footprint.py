@@ -1,7 +1,7 @@
 """Which memory a step of a model needs and when, found on fake tensors."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -67,8 +67,8 @@ def footprint(
     memo.clear()
     places = Places()
     lives = Lifetimes(places)
-    lives.hold(run.tensors, "weights")
-    lives.hold([*tensors_in(inputs), *tensors_in(aims)], "activations")
+    lives.hold(_with_modules(run.named_tensors), "weights")
+    lives.hold((("", t) for t in [*tensors_in(inputs), *tensors_in(aims)]), "activations")
     out: Any = None
     with ExitStack() as stack:
         stack.enter_context(explained(lives))
@@ -86,9 +86,16 @@ def footprint(
         if training:
             lives.start_backward()
             out.backward()
-            lives.name_gradients(p for _, p in run.named_parameters)
+            lives.name_gradients(_with_modules(run.named_parameters))
     blocks = lives.blocks()
     return Footprint(batch=batch, training=training, blocks=blocks, calls=lives.calls)
+
+
+def _with_modules(
+    named: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """By the path of the module, not of the tensor."""
+    return ((name.rpartition(".")[0], tensor) for name, tensor in named)
 
 
 def _precision(half: torch.dtype | None) -> Any:

@@ -50,19 +50,19 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._lives: list[_Life] = []
         self._forward_calls = 0
 
-    def hold(self, tensors: Iterable[torch.Tensor], kind: MemoryKind) -> None:
-        """Note what is there before the step."""
-        for tensor in tensors:
+    def hold(self, tensors: Iterable[tuple[str, torch.Tensor]], kind: MemoryKind) -> None:
+        """Note what is there before the step, by the path of the module that has it."""
+        for module, tensor in tensors:
             for inner in plain_tensors(tensor):
-                self._see(inner, kind, born=0)
+                self._see(inner, kind, born=0, module=module)
 
-    def name_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+    def name_gradients(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Once the backward pass is over: what the parameters' gradients stand in."""
-        for parameter in parameters:
+        for module, parameter in parameters:
             if parameter.grad is not None:
                 life = self._known.get(parameter.grad.untyped_storage())
                 if life is not None:
-                    life.kind = "gradients"
+                    life.kind, life.module = "gradients", module
 
     def start_backward(self) -> None:
         """The forward pass is over."""
@@ -98,12 +98,14 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._see(tensor, "activations", born=self.calls)
         return out
 
-    def _see(self, tensor: torch.Tensor, kind: MemoryKind, *, born: int) -> None:
+    def _see(
+        self, tensor: torch.Tensor, kind: MemoryKind, *, born: int, module: str | None = None
+    ) -> None:
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
         life = _Life(kind=kind, size=int(storage.nbytes()), born=born, forward=self.forward)
-        life.module = self._places.module
+        life.module = self._places.module if module is None else module
         self._known[storage] = life
         self._lives.append(life)
         weakref.finalize(storage, self._gone, life).atexit = False
