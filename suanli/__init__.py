@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from suanli.api import doctor, export, load, optimize, rebuild, run
+    from suanli.api import doctor, export, load, optimize, predict, rebuild, run
     from suanli.engines.engine import Engine
     from suanli.workloads.record import Workload
 
@@ -16,6 +16,7 @@ _HOMES = {
     "doctor": "suanli.api",
     "optimize": "suanli.api",
     "load": "suanli.api",
+    "predict": "suanli.api",
     "run": "suanli.api",
     "rebuild": "suanli.api",
     "export": "suanli.api",
@@ -31,6 +32,7 @@ __all__ = [
     "export",
     "load",
     "optimize",
+    "predict",
     "rebuild",
     "run",
 ]

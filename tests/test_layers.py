@@ -16,6 +16,7 @@ LAYERS = {
     "measure": 2,
     "plans": 3,
     "kernels": 3,
+    "predicting": 3,
     "parallel": 4,
     "training": 5,
     "engines": 5,
@@ -134,6 +135,7 @@ def test_public_names() -> None:
         "export",
         "load",
         "optimize",
+        "predict",
         "rebuild",
         "run",
     }

@@ -5,15 +5,18 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
+from suanli.base.predict_results import ChooseResult, PredictResult
 from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
 RECORDS: dict[str, type] = {
+    "choose": ChooseResult,
     "doctor": DoctorResult,
     "error": ErrorResult,
     "optimize": OptimizeResult,
     "plan": Plan,
+    "predict": PredictResult,
     "run": RunResult,
 }
 
