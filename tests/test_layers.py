@@ -24,7 +24,9 @@ LAYERS = {
     "serving": 6,
     "reports": 6,
     "api": 7,
-    "cli": 8,
+    "cli_output": 8,
+    "cli_predict": 9,
+    "cli": 10,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -110,9 +110,7 @@ def test_every_card_of_the_catalogue_is_predicted_above_its_bounds(gpu: GpuSheet
 def test_one_tile_more_than_fills_the_card_costs_a_wave() -> None:
     """108 multiprocessors: 108 large tiles are one wave, 109 are more."""
     shape = parameters().products["tensor"]
-    machine = Machine(
-        flops=1e14, bytes_per_s=1e15, l2_bytes=1e9, multiprocessors=108, kernel_s=0.0
-    )
+    machine = Machine(flops=1e14, bytes_per_s=1e15, l2_bytes=1e9, multiprocessors=108, kernel_s=0.0)
 
     def seconds(batch: int) -> float:
         one = product_s(machine, shape, batch=batch, sizes=(256, 128, 8192), moved=1.0)

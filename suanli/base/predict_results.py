@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.hardware import DeviceInfo, Environment
 from suanli.base.memory import MemoryUse
 from suanli.base.plan import Plan
@@ -161,3 +162,13 @@ class ChooseResult:
     here: Here | None
     notes: tuple[str, ...] = ()
     seconds_spent: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueResult:
+    """What `suanli predict --list` prints: cards by the name that is typed."""
+
+    schema: SchemaName
+    verb: str
+    environment: Environment
+    gpus: dict[str, GpuSheet]

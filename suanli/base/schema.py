@@ -5,19 +5,32 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
-from suanli.base.predict_results import ChooseResult, PredictResult
-from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
+from suanli.base.predict_results import CatalogueResult, ChooseResult, PredictResult
+from suanli.base.results import (
+    DoctorResult,
+    ErrorResult,
+    ExportResult,
+    OptimizeResult,
+    RunResult,
+    SchemaName,
+    TrustResult,
+    WorkloadsResult,
+)
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
 RECORDS: dict[str, type] = {
     "choose": ChooseResult,
+    "gpus": CatalogueResult,
     "doctor": DoctorResult,
     "error": ErrorResult,
+    "export": ExportResult,
     "optimize": OptimizeResult,
     "plan": Plan,
     "predict": PredictResult,
     "run": RunResult,
+    "trust": TrustResult,
+    "workloads": WorkloadsResult,
 }
 
 

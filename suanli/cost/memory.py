@@ -158,9 +158,7 @@ def _events(footprint: Footprint, sizes: list[int], states: int) -> Iterator[tup
         yield (index, sizes[index]) if sign > 0 else (index, -1)
 
 
-def _scales(
-    footprint: Footprint, shape: ModelShape, held: Held, layout: ParallelLayout
-) -> _Scale:
+def _scales(footprint: Footprint, shape: ModelShape, held: Held, layout: ParallelLayout) -> _Scale:
     """The part of each allocation that one device has."""
     shared = layout.dp if layout.sharded else 1
     outside = _outside_share(footprint, shape) if layout.pp > 1 else 1.0
@@ -183,7 +181,9 @@ def _scales(
 def _outside_share(footprint: Footprint, shape: ModelShape) -> float:
     """The part of the weights outside of the layers on the stage that has more of them."""
     weights = [block for block in footprint.blocks if block.kind == "weights"]
-    inside = [index for index, block in enumerate(weights) if shape.within(block.module) is not None]
+    inside = [
+        index for index, block in enumerate(weights) if shape.within(block.module) is not None
+    ]
     if not inside:
         return 1.0
     before = sum(block.size_bytes for block in weights[: inside[0]])
@@ -191,9 +191,7 @@ def _outside_share(footprint: Footprint, shape: ModelShape) -> float:
     return max(before, after) / (before + after) if before + after else 1.0
 
 
-def _in_flight(
-    footprint: Footprint, shape: ModelShape, held: Held, layout: ParallelLayout
-) -> int:
+def _in_flight(footprint: Footprint, shape: ModelShape, held: Held, layout: ParallelLayout) -> int:
     """Saved activations beyond those of one micro-batch in the replay."""
     if not footprint.training:
         return 0
@@ -209,9 +207,7 @@ def _in_flight(
     return int(kept + saved / shape.layers)
 
 
-def _gathered(
-    footprint: Footprint, held: Held, layout: ParallelLayout, shape: ModelShape
-) -> int:
+def _gathered(footprint: Footprint, held: Held, layout: ParallelLayout, shape: ModelShape) -> int:
     if not layout.sharded or layout.dp == 1:
         return 0
     weights = sum(b.size_bytes for b in footprint.blocks if b.kind == "weights")

@@ -94,7 +94,9 @@ def find_sheet(name: str) -> GpuSheet:
         raise BadInputError(f"which {name}?", next_step=_listed([slug(s) for s in holding]))
     slugs = [slug(sheet) for sheet in catalogue()]
     near = difflib.get_close_matches("-".join(wanted), slugs, n=4, cutoff=0.6)
-    near += [known for known in slugs if key and key in known.replace("-", "") and known not in near]
+    near += [
+        known for known in slugs if key and key in known.replace("-", "") and known not in near
+    ]
     step = f"near names: {_listed(near)}" if near else "suanli predict --list names them all"
     raise BadInputError(f"no GPU {name!r} in the catalogue", next_step=step)
 

@@ -118,9 +118,7 @@ def step_ms(workload: Workload, batch: int, *, training: bool, dtype: str) -> fl
     return statistics.median(durations)
 
 
-def make_step(
-    workload: Workload, batch: int, *, training: bool, dtype: str
-) -> Callable[[], None]:
+def make_step(workload: Workload, batch: int, *, training: bool, dtype: str) -> Callable[[], None]:
     """A plain eager step on the CPU: forward, or forward, backward and an SGD update."""
     model = workload.make_model().train(training)
     half = dtype not in ("fp32", "tf32")
@@ -128,9 +126,11 @@ def make_step(
         model = model.to(torch.bfloat16)
     inputs = workload.make_inputs(batch)
     args, kwargs = torch.utils._pytree.tree_map(
-        lambda x: x.to(torch.bfloat16)
-        if half and not training and isinstance(x, torch.Tensor) and x.is_floating_point()
-        else x,
+        lambda x: (
+            x.to(torch.bfloat16)
+            if half and not training and isinstance(x, torch.Tensor) and x.is_floating_point()
+            else x
+        ),
         (tuple(inputs.args), dict(inputs.kwargs)),
     )
     labels = torch.zeros(batch, dtype=torch.int64)

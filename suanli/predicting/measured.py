@@ -61,9 +61,7 @@ def _with_rate(sheet: GpuSheet, dtype: str, item: Ceiling) -> GpuSheet:
         work,
         dtype,
         measured_ms,
-        lambda s, f: replace(
-            s, dense_tflops={**s.dense_tflops, dtype: s.dense_tflops[dtype] * f}
-        ),
+        lambda s, f: replace(s, dense_tflops={**s.dense_tflops, dtype: s.dense_tflops[dtype] * f}),
     )
 
 

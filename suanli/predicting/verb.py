@@ -10,7 +10,13 @@ from suanli.base import schema
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.hardware import DeviceInfo
-from suanli.base.predict_results import ChooseResult, Here, Prediction, PredictResult
+from suanli.base.predict_results import (
+    CatalogueResult,
+    ChooseResult,
+    Here,
+    Prediction,
+    PredictResult,
+)
 from suanli.devices import catalogue, find_sheet, slug
 from suanli.devices.lookup import device
 from suanli.measure.ceilings import ceilings
@@ -116,9 +122,7 @@ def choose(
     captured = _captured(workload, asked, clock.say, fused_attention=True)
     batch = captured.checked_batch(asked.batch or usual_batch(asked))
     asked = replace(asked, batch=batch)
-    ranked, excluded = rank(
-        captured, catalogue(), asked, limits, prices=known, say=clock.say
-    )
+    ranked, excluded = rank(captured, catalogue(), asked, limits, prices=known, say=clock.say)
     own = _here(workload, captured, asked, timed, clock.say)
     return ChooseResult(
         schema=schema.name("choose"),
@@ -137,6 +141,16 @@ def choose(
         here=own,
         notes=captured.notes,
         seconds_spent=clock.spent_s,
+    )
+
+
+def gpus() -> CatalogueResult:
+    """All catalogued cards, with what was measured of those that are here."""
+    return CatalogueResult(
+        schema=schema.name("gpus"),
+        verb="predict",
+        environment=environment(),
+        gpus={slug(sheet): as_measured(sheet) for sheet in catalogue()},
     )
 
 
