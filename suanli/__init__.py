@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from suanli.api import doctor, export, load, optimize, predict, rebuild, run
+    from suanli.api import doctor, export, load, optimize, rebuild, run
+    from suanli.api_predict import predict
     from suanli.engines.engine import Engine
     from suanli.workloads.record import Workload
 
@@ -16,7 +17,7 @@ _HOMES = {
     "doctor": "suanli.api",
     "optimize": "suanli.api",
     "load": "suanli.api",
-    "predict": "suanli.api",
+    "predict": "suanli.api_predict",
     "run": "suanli.api",
     "rebuild": "suanli.api",
     "export": "suanli.api",

@@ -11,7 +11,6 @@ from suanli.base import schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.hardware import BackendStatus, Ceilings, DeviceInfo
-from suanli.base.predict_results import CatalogueResult, ChooseResult, PredictResult
 from suanli.base.results import (
     DoctorResult,
     ExportResult,
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
     from suanli.engines.engine import Engine
     from suanli.plans.situation import Objective
-    from suanli.predicting.ask import Ask
-    from suanli.predicting.choose import Limits
     from suanli.workloads.record import Workload
 
 _DEFAULT_BATCH = {"latency": 1, "throughput": 32}
@@ -175,93 +172,6 @@ def optimize_workload(
     result = engine.result
     engine.close()
     return result
-
-
-def predict(
-    workload: "str | nn.Module | Workload",
-    inputs: Any = None,
-    *,
-    gpu: str,
-    ask: "Ask | None" = None,
-    prices: Path | None = None,
-    on_event: Listener = ignore,
-    **options: Any,
-) -> PredictResult:
-    """Say what a step would take on a card that is not here.
-
-    Args:
-        workload: A reference, a `Workload`, or an `nn.Module` with example inputs.
-        inputs: As for `optimize`, where a module is given.
-        gpu: The card, such as "h100-sxm5-80gb", or "cpu" for this machine's processor.
-        ask: How it is to run; else it is made of the options.
-        prices: TOML file of prices by the hour.
-        on_event: Told what is going on.
-        **options: Fields of `suanli.predicting.ask.Ask`.
-
-    Raises:
-        BadInputError: The card is unknown or cannot do it, or an option makes no sense.
-        CaptureError: The workload cannot run without data.
-    """
-    from suanli.predicting import verb
-
-    asked = ask or predict_options(**options)
-    return verb.predict(_made(workload, inputs), gpu, asked, prices=prices, on_event=on_event)
-
-
-def choose(
-    workload: "str | nn.Module | Workload",
-    ask: "Ask",
-    limits: "Limits",
-    *,
-    inputs: Any = None,
-    prices: Path | None = None,
-    timed: bool = False,
-    on_event: Listener = ignore,
-) -> ChooseResult:
-    """Rank all catalogued cards for a job; see `predict`."""
-    from suanli.predicting import verb
-
-    made = _made(workload, inputs)
-    return verb.choose(made, ask, limits, prices=prices, timed=timed, on_event=on_event)
-
-
-def predict_options(**options: Any) -> "Ask":
-    """How a predicted step is to run: fields of `suanli.predicting.ask.Ask`.
-
-    Raises:
-        BadInputError: One makes no sense.
-    """
-    from suanli.predicting.ask import Ask
-
-    return Ask(**options).checked()
-
-
-def choose_limits(*, deadline: str = "", **options: Any) -> "Limits":
-    """What a chosen card must keep: fields of `suanli.predicting.choose.Limits`.
-
-    Raises:
-        BadInputError: The deadline is no time such as "2h".
-    """
-    from suanli.predicting.choose import Limits, parse_time
-
-    return Limits(deadline_s=parse_time(deadline) if deadline else None, **options)
-
-
-def gpus() -> CatalogueResult:
-    """All catalogued cards by the name that is typed."""
-    from suanli.predicting import verb
-
-    return verb.gpus()
-
-
-def _made(workload: "str | nn.Module | Workload", inputs: Any) -> "Workload":
-    from torch import nn
-
-    from suanli.workloads.resolve import resolve
-
-    if isinstance(workload, str):
-        return resolve(workload)
-    return _workload_of(workload, inputs) if isinstance(workload, nn.Module) else workload
 
 
 def load(folder: str | os.PathLike[str], *, trust: bool = False) -> "Engine":

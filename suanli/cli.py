@@ -11,8 +11,8 @@ import typer
 
 from suanli import __version__, cli_predict
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
-from suanli.cli_output import Json
 from suanli.cli_output import WORKLOAD as _WORKLOAD
+from suanli.cli_output import Json
 from suanli.cli_output import examples as _examples
 from suanli.cli_output import print_result as _print
 from suanli.cli_output import write_json as _write_json

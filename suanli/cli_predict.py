@@ -90,7 +90,7 @@ def predict(  # noqa: PLR0913, PLR0917
     Time with an interval, memory by kind, energy and cost, from the card's sheet and the
     workload's operators. Nothing is run and no GPU is needed.
     """
-    from suanli import api
+    from suanli import api_predict as api
     from suanli.reports import predict_text, text
 
     if listed:
@@ -102,7 +102,7 @@ def predict(  # noqa: PLR0913, PLR0917
         raise BadInputError(
             "give --gpu NAME or --choose", next_step="suanli predict --list names the cards"
         )
-    ask = api.predict_options(
+    ask = api.options(
         training=train,
         batch=batch,
         dtype=dtype,
@@ -115,7 +115,7 @@ def predict(  # noqa: PLR0913, PLR0917
     )
     with text.Live(quiet=as_json) as live:
         if choose:
-            limits = api.choose_limits(
+            limits = api.limits(
                 samples=samples, max_cost=max_cost, deadline=deadline, max_power_w=max_power
             )
             ranking = api.choose(

@@ -24,6 +24,7 @@ LAYERS = {
     "serving": 6,
     "reports": 6,
     "api": 7,
+    "api_predict": 7,
     "cli_output": 8,
     "cli_predict": 9,
     "cli": 10,

@@ -49,8 +49,9 @@ def checked(shape: ModelShape, layout: ParallelLayout, *, devices: int, batch: i
 
 
 def micro_batches(replica_batch: int, pp: int) -> list[int]:
-    """Into how many parts a replica's batch may be cut: few first without stages, enough of them
-    to keep the bubble small with stages.
+    """Into how many parts a replica's batch may be cut, those worth trying first.
+
+    Without stages few are best; with stages enough of them to keep the bubble small.
     """
     parts = [n for n in _divisors(replica_batch) if n <= _MOST_MICRO_BATCHES]
     if pp == 1:

@@ -181,6 +181,7 @@ class ModuleRun:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        """Run the module; `recorder` is what exported programs need and it does not."""
         if self._swapped:
             return functional_call(self._module, self._swapped, args, kwargs)
         return self._module(*args, **kwargs)

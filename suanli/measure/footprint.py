@@ -20,7 +20,7 @@ Loss = Callable[..., torch.Tensor]
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def footprint(
+def footprint(  # noqa: PLR0913
     model: nn.Module,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,

@@ -123,6 +123,8 @@ def _best(
     if ask.layout:
         layout = parse_layout(ask.layout)
         checked(subject.shape, layout, devices=ask.devices, batch=batch)
+        if (layout.sharded or layout.recompute) and not subject.training:
+            raise BadInputError("sharded and recompute are layouts of training")
         if (batch // layout.dp) % layout.micro_batches:
             raise BadInputError(
                 f"{batch // layout.dp} samples of a replica do not divide into "
@@ -158,7 +160,8 @@ def _candidates(
     for dp, tp, pp in splits:
         tries = []
         for sharded, recompute in ((False, False), (True, False), (False, True), (True, True)):
-            if (sharded and dp == 1) or (recompute and not subject.training):
+            # both are ways of training: inference gathers no weights and keeps no activations
+            if (sharded and dp == 1) or ((sharded or recompute) and not subject.training):
                 continue
             for parts in micro_batches(batch // dp, pp) if subject.training else [1]:
                 layout = ParallelLayout(
