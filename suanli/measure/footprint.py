@@ -81,11 +81,11 @@ def footprint(  # noqa: PLR0913
             stack.enter_context(FusedAttention())
         with _precision(half if training else None), torch.set_grad_enabled(training):
             out = run(None, places, *inputs)
-            if training:
-                out = scalar(out, loss, aims)
+            # training loops hold on to the output until the step is over, and so does this
+            minimised = scalar(out, loss, aims) if training else out
         if training:
             lives.start_backward()
-            out.backward()
+            minimised.backward()
             lives.name_gradients(_with_modules(run.named_parameters))
     blocks = lives.blocks()
     return Footprint(batch=batch, training=training, blocks=blocks, calls=lives.calls)

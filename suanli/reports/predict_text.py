@@ -133,7 +133,7 @@ def choose(result: ChooseResult, out: Console | None = None) -> None:
         told.append(("here", _here(result.here)))
     told += [("note", words) for words in result.notes]
     if any(entry.pareto for entry in result.ranked):
-        told.append(("*", "nothing else is better in time, money or energy and no worse in all"))
+        told.append(("*", "no other card beats it in time, money and energy together"))
     out.print(lines(told, out.width, style="dim"))
 
 
