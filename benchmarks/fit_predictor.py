@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.predictor import data, jobs, layouts, transfers
+from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers
 from benchmarks.predictor.data import OperatorSet
 from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
 from benchmarks.predictor.zeus import power_errors, power_rows
@@ -80,13 +80,16 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("layout_traffic", prior=2.0, width=0.3),
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
-    _knob("host_forward_s", prior=8e-6, width=0.3),
-    _knob("host_backward_s", prior=1.2e-5, width=0.3),
+    _knob("sustained", "vector", prior=0.97, width=0.05),
+    _knob("host_forward_s", prior=3e-5),
+    _knob("host_backward_s", prior=5e-5),
     *(
-        _knob("capability", capability, name, prior=1.0, width=0.08)
+        _knob("capability", capability, name, prior=1.0, width=width)
         for capability in ("7.0", "8.0", "8.6", "8.9")
-        for name in ("tensor", "bandwidth")
+        for name, width in (("tensor", 0.12), ("bandwidth", 0.1))
+        if (capability, name) not in (("8.6", "tensor"), ("8.9", "tensor"))
     ),
+    _knob("clock", "raised", prior=1.1, width=0.1),
 )
 LINK_KNOBS: tuple[Knob, ...] = (
     _knob("links", "share", "nvlink", prior=0.8, width=0.05),
@@ -98,7 +101,8 @@ LINK_KNOBS: tuple[Knob, ...] = (
     _knob("links", "start_overlap", prior=3.0),
 )
 LAYOUT_KNOBS: tuple[Knob, ...] = (
-    _knob("attention_fraction", "tensor", prior=0.5),
+    _knob("attention_fraction", "tensor", prior=0.6),
+    _knob("sustained", "tensor", prior=0.88, width=0.1),
     _knob("overlap", prior=0.8, width=0.2),
     _knob("update_traffic", prior=1.6, width=0.4),
 )
@@ -111,7 +115,7 @@ POWER_KNOBS: tuple[Knob, ...] = (
 
 def operator_errors(found: OperatorSet, p: Parameters) -> Any:
     """log(predicted / measured) of each row."""
-    terms = kernel_terms(found.kernels, found.gpu, p, found.dtype)
+    terms = kernel_terms(found.kernels, found.gpu, p, found.dtype, alone=True)
     seconds = joined(p.products["vector"], terms[0], terms[1]) + terms[2]
     if found.name in ("linear", "bmm", "softmax", "ln"):
         seconds = np.maximum(seconds, _SHORTEST_S)
@@ -179,7 +183,11 @@ def fit_steps(start: File, without: Collection[str] = (), most: int = 40) -> Fil
     """Stage 2, without the cards named."""
     groups = [
         few([s for s in rows if s.gpu.name not in without], most)
-        for rows in (jobs.published_steps(), jobs.timm_steps())
+        for rows in (
+            training_jobs.published_steps(),
+            jobs.timm_steps(),
+            jobs.torchvision_steps(),
+        )
     ]
     return fit(
         start,
@@ -213,7 +221,7 @@ def fit_layouts(start: File, rows: Sequence[layouts.Spread], extra: Sequence[Kno
         start,
         (*LAYOUT_KNOBS, *extra),
         lambda p: [np.array([layout_error(r, p) for r in rows])],
-        steps=4,
+        steps=8,
     )
 
 
@@ -229,7 +237,7 @@ def fit_all(start: File, say: Callable[[str], None] = print) -> File:
     stages: list[tuple[str, Callable[[File], File]]] = [
         ("operators", fit_operators),
         ("transfers", lambda d: fit_links(d, links)),
-        ("layouts", lambda d: fit_layouts(d, few(layouts.mpt_steps(), 40))),
+        ("layouts", lambda d: fit_layouts(d, few(layouts.mpt_steps(), 80))),
         ("steps", fit_steps),
         ("power", lambda d: fit_power(d, {row.gpu.name for row in power_rows()})),
     ]

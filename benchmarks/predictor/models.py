@@ -4,6 +4,7 @@ Only shapes matter: they are captured on fake tensors. Sizes are those of the pa
 repositories that published the measurements.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,63 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+class Inverted(nn.Module):
+    """EfficientNet's block: widen, one channel at a time, squeeze, narrow."""
+
+    def __init__(self, wide: int, out: int, widen: int, taps: int, stride: int) -> None:
+        super().__init__()
+        inner = wide * widen
+        first: list[nn.Module] = []
+        if widen > 1:
+            first = [nn.Conv2d(wide, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.SiLU()]
+        self.first = nn.Sequential(
+            *first,
+            nn.Conv2d(inner, inner, taps, stride, taps // 2, groups=inner, bias=False),
+            nn.BatchNorm2d(inner), nn.SiLU(),
+        )  # fmt: skip
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, max(1, wide // 4), 1), nn.SiLU(),
+            nn.Conv2d(max(1, wide // 4), inner, 1), nn.Sigmoid(),
+        )  # fmt: skip
+        self.last = nn.Sequential(nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out))
+        self.same = stride == 1 and wide == out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = self.last(y * self.squeeze(y))
+        return x + y if self.same else y
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet (Tan and Le, 2019) by its two coefficients."""
+
+    def __init__(self, width: float, depth: float) -> None:
+        super().__init__()
+
+        def wide(n: int) -> int:
+            rounded = max(8, int(n * width + 4) // 8 * 8)
+            return rounded + 8 if rounded < 0.9 * n * width else rounded
+
+        stages = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3),
+                  (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))  # fmt: skip
+        now = wide(32)
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, now, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(now),
+            nn.SiLU(),
+        ]
+        for widen, out, count, stride, taps in stages:
+            for i in range(-(-int(count * depth * 1000) // 1000)):
+                layers.append(Inverted(now, wide(out), widen, taps, stride if i == 0 else 1))
+                now = wide(out)
+        top = wide(1280)
+        layers += [nn.Conv2d(now, top, 1, bias=False), nn.BatchNorm2d(top), nn.SiLU()]
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(top, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
 
 
 class Ssd(nn.Module):
@@ -269,7 +327,7 @@ class Unet(nn.Module):
                 *first, conv(b, b, 3, 1, 1, bias=False), norm(b, affine=True), nn.LeakyReLU()
             )
 
-        pairs = list(zip(filters, filters[1:], strict=False))
+        pairs = list(itertools.pairwise(filters))
         self.first = twice(ins, filters[0])
         self.down = nn.ModuleList(twice(a, b, 2) for a, b in pairs)
         self.up = nn.ModuleList(up(b, a, 2, 2) for a, b in reversed(pairs))

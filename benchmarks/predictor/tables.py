@@ -88,10 +88,19 @@ def _attention(g: Gpt, batch: int, module: str, phase: Phase) -> list[Operator]:
         moved = 4 * b * s * d
         name = "scaled_dot_product_attention" + ("_backward" if passes == 2 else "")
         return [
-            Operator(name=name, phase=phase, module=module, flops=flops, needed_flops=flops // 2,
-                     bytes_read=3 * passes * moved, bytes_written=moved * (3 if passes == 2 else 1),
-                     input_shapes=(q, q, q), output_shapes=(q,), matmul=True)
-        ]  # fmt: skip
+            Operator(
+                name=name,
+                phase=phase,
+                module=module,
+                flops=flops,
+                needed_flops=flops // 2,
+                bytes_read=3 * passes * moved,
+                bytes_written=moved * (3 if passes == 2 else 1),
+                input_shapes=(q, q, q),
+                output_shapes=(q,),
+                matmul=True,
+            )
+        ]
     found = [_sweep("copy", 6 * b * s * d, module, phase)]
     for _ in range(passes):
         found += [_bmm(b, s, s, d, module, phase), _bmm(b, s, d, s, module, phase)]
@@ -111,27 +120,58 @@ def _product(m: int, n: int, k: int, module: str, phase: Phase) -> list[Operator
 
 def _matmul(name: str, sizes: tuple[int, int, int], module: str, phase: Phase) -> Operator:
     m, n, k = sizes
-    return Operator(name=name, phase=phase, module=module, flops=2 * m * n * k,
-                    bytes_read=4 * (m * k + k * n), bytes_written=4 * m * n,
-                    parameter_bytes=4 * k * n if phase == "forward" else 0,
-                    input_shapes=((m, k), (k, n)), output_shapes=((m, n),), matmul=True)  # fmt: skip
+    return Operator(
+        name=name,
+        phase=phase,
+        module=module,
+        flops=2 * m * n * k,
+        bytes_read=4 * (m * k + k * n),
+        bytes_written=4 * m * n,
+        parameter_bytes=4 * k * n if phase == "forward" else 0,
+        input_shapes=((m, k), (k, n)),
+        output_shapes=((m, n),),
+        matmul=True,
+    )
 
 
 def _bmm(b: int, m: int, n: int, k: int, module: str, phase: Phase) -> Operator:
-    return Operator(name="bmm", phase=phase, module=module, flops=2 * b * m * n * k,
-                    bytes_read=4 * b * (m * k + k * n), bytes_written=4 * b * m * n,
-                    input_shapes=((b, m, k), (b, k, n)), output_shapes=((b, m, n),), matmul=True)  # fmt: skip
+    return Operator(
+        name="bmm",
+        phase=phase,
+        module=module,
+        flops=2 * b * m * n * k,
+        bytes_read=4 * b * (m * k + k * n),
+        bytes_written=4 * b * m * n,
+        input_shapes=((b, m, k), (b, k, n)),
+        output_shapes=((b, m, n),),
+        matmul=True,
+    )
 
 
 def _rows(name: str, rows: int, length: int, module: str, phase: Phase) -> Operator:
     back = phase == "backward"
     size = 4 * rows * length
-    return Operator(name=name + ("_backward" if back else ""), phase=phase, module=module,
-                    flops=rows * length, bytes_read=size * (2 if back else 1), bytes_written=size,
-                    input_shapes=((rows, length),), output_shapes=((rows, length),))  # fmt: skip
+    return Operator(
+        name=name + ("_backward" if back else ""),
+        phase=phase,
+        module=module,
+        flops=rows * length,
+        bytes_read=size * (2 if back else 1),
+        bytes_written=size,
+        input_shapes=((rows, length),),
+        output_shapes=((rows, length),),
+    )
 
 
 def _sweep(name: str, moved: int, module: str, phase: Phase) -> Operator:
     """Reads and writes of `moved` elements in all."""
-    return Operator(name=name, phase=phase, module=module, flops=moved, bytes_read=2 * moved,
-                    bytes_written=2 * moved, input_shapes=((moved,),), output_shapes=((moved,),))  # fmt: skip
+    return Operator(
+        name=name,
+        phase=phase,
+        module=module,
+        flops=moved,
+        bytes_read=2 * moved,
+        bytes_written=2 * moved,
+        input_shapes=((moved,),),
+        output_shapes=((moved,),),
+    )

@@ -25,7 +25,7 @@ class Transfers:
 
 @cache
 def all_reduces() -> tuple[Transfers, ...]:
-    """In one server each: four tables of vTrain (1 MiB to 1 GiB), three of vidur (2 KiB to 64 MiB)."""
+    """In one server each: vTrain's four tables (1 MiB to 1 GiB), vidur's three (to 64 MiB)."""
     found = []
     for name, card, devices in (
         ("vtrain A100 x2", "A100 SXM4 40GB", 2),
@@ -37,7 +37,7 @@ def all_reduces() -> tuple[Transfers, ...]:
         with (folder() / f"vtrain_allreduce_{short}_{devices}gpu.csv").open(
             encoding="utf-8"
         ) as file:
-            table = [row for row in csv.reader(file)][1:]
+            table = list(csv.reader(file))[1:]
         found.append(
             Transfers(
                 name=name,

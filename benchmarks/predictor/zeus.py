@@ -7,12 +7,97 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.predictor import models
 from benchmarks.predictor.data import gpu, rows
+from benchmarks.predictor.jobs import ids, vision
+from benchmarks.predictor.works import captured
 from suanli.base.gpu_sheet import GpuSheet
+from suanli.base.work import Work
 from suanli.cost.parameters import Parameters
 from suanli.cost.power_draw import slowdown
 
 _CARDS = {"p100": "Tesla P100 PCIe 16GB", "v100": "Tesla V100 PCIe 32GB"}
+
+
+# Samples in an epoch of the data sets whose size is published.
+_SAMPLES = {"imagenet": 1281167, "cifar100": 50000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeRow:
+    """One job at one batch under the card's own limit, in fp32, with its graph.
+
+    Attributes:
+        seconds: Of one step; None where the number of samples is not published.
+    """
+
+    job: str
+    gpu: GpuSheet
+    work: Work
+    seconds: float | None
+    power_w: float
+
+
+@cache
+def free_rows() -> tuple[FreeRow, ...]:
+    """ResNet-50, BERT-base (SQuAD, 384 tokens) and ShuffleNet v2 by batch, optimisers averaged."""
+    found: dict[str, list[tuple[str, str, int, float, float]]] = {}
+    for short in _CARDS:
+        for row in rows(f"zeus_power_{short}.csv"):
+            data, network = row["dataset"], row["network"]
+            if network in ("resnet50", "shufflenetv2") or data == "squad":
+                if float(row["power_limit"]) < 250:
+                    continue
+                batch = int(row["batch_size"])
+                entry = (
+                    data,
+                    network,
+                    batch,
+                    float(row["time_per_epoch"]),
+                    float(row["average_power"]),
+                )
+                found.setdefault(f"{short} {network} {batch}", []).append(entry)
+    made = []
+    for key, entries in found.items():
+        data, network, batch, _, _ = entries[0]
+        epoch_s = sum(e[3] for e in entries) / len(entries)
+        samples = _SAMPLES.get(data)
+        made.append(
+            FreeRow(
+                job=f"{network} {batch}",
+                gpu=gpu(_CARDS[key.split()[0]]),
+                work=_graph(network, batch),
+                seconds=epoch_s * batch / samples if samples else None,
+                power_w=sum(e[4] for e in entries) / len(entries),
+            )
+        )
+    return tuple(made)
+
+
+def _graph(network: str, batch: int) -> Work:
+    if network == "resnet50":
+        return vision(
+            "zeus resnet50", lambda: models.Residual((3, 4, 6, 3)), 224, batch, training=True
+        )
+    if network == "shufflenetv2":
+        return vision("zeus shufflenet", models.ShuffleNet, 32, batch, training=True)
+
+    def build() -> dict[str, Any]:
+        make = models.hub("BertConfig", "BertForQuestionAnswering", attention="eager")
+        kwargs = {
+            "input_ids": ids(batch, 384),
+            "start_positions": ids(batch),
+            "end_positions": ids(batch),
+        }
+        return {
+            "model": make(),
+            "kwargs": kwargs,
+            "batch": batch,
+            "training": True,
+            "optimizer": "adamw",
+        }
+
+    return captured(f"zeus bert-base {batch}", build)
 
 
 @dataclass(frozen=True, kw_only=True)

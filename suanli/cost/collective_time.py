@@ -123,6 +123,6 @@ def _ring_s(wire_bytes: float, devices: int, link: Link, p: LinkParameters) -> f
 
 
 def link_share(link: Link, devices: int, p: LinkParameters) -> float:
-    """Part of a link's stated rate that collectives reach: through switches less in small groups."""
+    """Part of a link's rate that collectives reach: through switches less in small groups."""
     lost = p.small_group / devices if link.kind == "nvlink" else 0.0
     return max(0.05, p.share[link.kind] - lost)

@@ -11,6 +11,9 @@ _NARROW = {"tf32", "bf16", "fp16", "fp8", "int8"}
 # Where the sheet says nothing of the last cache: that of a card of the same generation and a
 # middling size, MiB. Rounded down; NVIDIA's architecture whitepapers.
 _USUAL_L2_MB = {6: 3.0, 7: 5.0, 8: 6.0, 9: 50.0, 10: 120.0, 12: 48.0}
+# Cards for people raise their clock above the printed one while power and heat allow; those for
+# servers print their highest.
+_RAISES_ITS_CLOCK = ("GeForce", "TITAN")
 # Cores per multiprocessor and operations per clock give no count of multiprocessors, so a sheet
 # without one gets this many; only quantisation depends on it.
 _USUAL_MULTIPROCESSORS = 80
@@ -35,6 +38,8 @@ class Rates:
 
 def unit_of(gpu: GpuSheet, dtype: str) -> Unit:
     """Whether products of this type run on tensor units: from compute capability 7.0 on."""
+    if dtype == "tf32" and gpu.flops("tf32") is None:
+        return "vector"
     return "tensor" if dtype in _NARROW and _major(gpu) >= 7 else "vector"
 
 
@@ -62,14 +67,14 @@ def peak_flops(gpu: GpuSheet, dtype: str) -> float:
 def clock_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> float:
     """Part of the printed clock that the power limit sustains under dense products.
 
-    1 where the sheet has no power limit.
+    1 where the sheet has no power limit; above 1 for cards that raise their clock.
     """
     if gpu.power_w is None:
         return 1.0
     need_w = watts_per_tflop(gpu, clock, unit) * flops / 1e12
-    memory_w = clock.w_per_gb_per_s * (gpu.memory_gb_per_s or 0.0)
-    left_w = max(gpu.power_w - clock.board_w - memory_w, 0.2 * gpu.power_w)
-    return min(1.0, (left_w / need_w) ** clock.exponent)
+    left_w = max(gpu.power_w * (1.0 - clock.memory_share) - clock.board_w, 0.2 * gpu.power_w)
+    most = clock.raised if gpu.name.startswith(_RAISES_ITS_CLOCK) else 1.0
+    return float(min(most, (left_w / need_w) ** clock.exponent))
 
 
 def watts_per_tflop(gpu: GpuSheet, clock: Clock, unit: Unit) -> float:

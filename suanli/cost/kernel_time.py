@@ -50,6 +50,8 @@ class Shape:
     Attributes:
         tile_half: Harmonic size of a tile (rows * columns / (rows + columns)) at which half of the
             sustained rate is left, because operands then come from the caches too slowly.
+        unit_flops: Operations per second of one multiprocessor for which the two lengths are
+            stated; both grow with the root of its rate, since faster units starve sooner.
         sum_fill: Length of sum that filling and draining a tile's pipeline costs.
         cache_gain: How many times faster than memory the last cache is.
         cache_share: Part of the last cache that a kernel's data can use.
@@ -58,6 +60,7 @@ class Shape:
     """
 
     tile_half: float
+    unit_flops: float
     sum_fill: float
     cache_gain: float
     cache_share: float
@@ -104,15 +107,17 @@ def product_terms(
     m, n, k = (np.asarray(size, dtype=float) for size in sizes)
     batch = np.asarray(batch, dtype=float)
     per_unit = machine.flops / machine.multiprocessors
+    root = np.sqrt(per_unit / shape.unit_flops)
+    half, fill = shape.tile_half * root, shape.sum_fill * root
     best = None
     for rows, columns in TILES:
         tiles = batch * np.ceil(m / rows) * np.ceil(n / columns)
         harmonic = rows * columns / (rows + columns)
-        keep = harmonic / (harmonic + shape.tile_half) * (64.0 + shape.tile_half) / 64.0
+        keep = harmonic / (harmonic + half) * (64.0 + half) / 64.0
         split = np.clip(np.floor(machine.multiprocessors / tiles), 1.0, None)
         split = np.minimum(split, np.maximum(1.0, np.floor(k / _LONGEST_SPLIT)))
         waves = np.ceil(tiles * split / machine.multiprocessors)
-        seconds = waves * 2.0 * rows * columns * (k / split + shape.sum_fill) / (per_unit * keep)
+        seconds = waves * 2.0 * rows * columns * (k / split + fill) / (per_unit * keep)
         partial = np.where(split > 1, 2.0 * _PARTIAL_BYTES * split * batch * m * n, 0.0)
         seconds = seconds + partial / (machine.bytes_per_s * shape.cache_gain)
         best = seconds if best is None else np.minimum(best, seconds)

@@ -22,9 +22,11 @@ class Clock:
 
     Attributes:
         board_w: Watts that the board takes whatever it does.
-        w_per_gb_per_s: Watts of the memory per 1e9 bytes per second of its bandwidth.
+        memory_share: Part of the limit that the memory takes under load.
         exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
+        raised: Clock over the printed one of cards for people, where the limit leaves room.
         idle_share: Part of the power limit that an idle card in its working state takes.
+        busy_share: Part of the limit that it takes beside while a kernel runs, whichever.
         busy_w_per_gb_per_s: Watts for 1e9 bytes per second that are moved.
         limit_floor: Part of the power limit under which lowering it takes no power from the clock.
         limit_exponent: How a step's time grows with the power it lacks above that floor.
@@ -35,9 +37,11 @@ class Clock:
     """
 
     board_w: float
-    w_per_gb_per_s: float
+    memory_share: float
     exponent: float
+    raised: float
     idle_share: float
+    busy_share: float
     busy_w_per_gb_per_s: float
     limit_floor: float
     limit_exponent: float
@@ -53,6 +57,8 @@ class Spread:
     Attributes:
         base: Of whole steps on a device of a fitted generation.
         transfer: Of steps predicted from a measurement of the same step on another card.
+        collective: Of single collectives.
+        power: Of time and power under a power limit.
         doubling: Added, before squaring, for each doubling of the number of devices.
         operator: Of single operators there.
         unseen_generation: Added in square for a compute capability that no data covers.
@@ -62,6 +68,8 @@ class Spread:
 
     base: float
     transfer: float
+    collective: float
+    power: float
     doubling: float
     operator: float
     unseen_generation: float
@@ -156,12 +164,14 @@ class Parameters:
     Attributes:
         products: Efficiency by shape, for vector units and for tensor units.
         product_fraction: Part of the printed rate that large products sustain where power allows.
+        sustained: Part of that which is left in steps that last.
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
         rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
-        host_forward_s: Seconds of the host for one operator of the forward pass run eagerly.
-        host_backward_s: The same with autograd recording and running it, per forward operator and
-            per backward operator.
+        host_forward_s: Seconds of the host for one operator run eagerly in inference, the model's
+            own Python included.
+        host_backward_s: The same in training, for one operator of either pass, the update's share
+            included.
         convolution_fraction: Of a product of the same size, for convolutions.
         grouped_fraction: The same for convolutions of few channels per group.
         attention_fraction: The same for attention kernels.
@@ -185,6 +195,7 @@ class Parameters:
 
     products: dict[Unit, Shape]
     product_fraction: dict[Unit, float]
+    sustained: dict[Unit, float]
     bandwidth_fraction: float
     rows: Rows
     kernel_s: float

@@ -12,11 +12,13 @@ def mean_power_w(
     flops_per_s: float,
     bytes_per_s: float,
     unit: Unit,
+    busy: float,
     limit_w: float | None = None,
 ) -> float | None:
     """Mean watts of a card in a step; None where its sheet has no power limit.
 
-    What it takes at rest with its clocks up, and energy for each operation and each byte moved.
+    What it takes at rest with its clocks up, more while any kernel runs, and energy for each
+    operation and each byte moved.
 
     Args:
         gpu: The card's sheet.
@@ -24,11 +26,12 @@ def mean_power_w(
         flops_per_s: Operations of products per second, over the whole step.
         bytes_per_s: Bytes moved per second, over the whole step.
         unit: What the products run on.
+        busy: Part of the step in which kernels run.
         limit_w: A limit set below the card's own.
     """
     if gpu.power_w is None:
         return None
-    wanted = rest_w(gpu, clock)
+    wanted = rest_w(gpu, clock) + clock.busy_share * busy * gpu.power_w
     wanted += watts_per_tflop(gpu, clock, unit) * flops_per_s / 1e12
     wanted += clock.busy_w_per_gb_per_s * bytes_per_s / 1e9
     return min(wanted, clock.limit_reached * min(limit_w or gpu.power_w, gpu.power_w))

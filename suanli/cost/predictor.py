@@ -83,6 +83,7 @@ def predict_operators(
         flops_per_s=work.matmul_flops / max(device_s + idle_s, 1e-12),
         bytes_per_s=moved_bytes(kernels, p) / max(device_s + idle_s, 1e-12),
         unit=known.unit,
+        busy=device_s / max(device_s + idle_s, 1e-12),
     )
     return StepPrediction(
         step_ms=interval(step_ms, spread),
@@ -183,16 +184,24 @@ def _updates(phase: str) -> bool:
 
 
 def kernel_terms(
-    kernels: Kernels, gpu: GpuSheet, p: Parameters, dtype: str
+    kernels: Kernels, gpu: GpuSheet, p: Parameters, dtype: str, *, alone: bool = False
 ) -> tuple[Number, Number, Number]:
     """Seconds per kernel, one array each: arithmetic, memory, starts; repeats included.
+
+    Args:
+        kernels: Of a step, or unrelated ones.
+        gpu: The card.
+        p: The constants.
+        dtype: What products run in.
+        alone: Whether each runs by itself, as in a benchmark of operators; a step that lasts
+            warms the card until its clock falls.
 
     Raises:
         BadInputError: As `predict_operators`.
     """
     known = rates(gpu, p, dtype)
-    alone = np.any(kernels["vector"] > 0) and known.unit == "tensor"
-    vector_flops = rates(gpu, p, "fp32").machine.flops if alone else known.machine.flops
+    apart = known.unit == "tensor" and bool(np.any(kernels["vector"] > 0))
+    vector_flops = rates(gpu, p, "fp32").machine.flops if apart else known.machine.flops
     flops = np.where(kernels["vector"] > 0, vector_flops, known.machine.flops)
     machine = replace(known.machine, flops=flops * _shares(p, known.unit)[_index(kernels, "share")])
     shape = p.products[known.unit]
@@ -205,7 +214,7 @@ def kernel_terms(
         sizes=(kernels["m"], kernels["n"], kernels["k"]),
         moved=moved,
     )
-    compute_s = np.where(has, compute_s, 0.0)
+    compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else p.sustained[known.unit])
     again = row_traffic(
         machine,
         p.rows,
@@ -283,7 +292,7 @@ def waiting_s(device_s: float, host_s: float) -> float:
     """
     larger = max(device_s, host_s, 1e-12)
     both = larger * ((device_s / larger) ** 4 + (host_s / larger) ** 4) ** 0.25
-    return both - device_s
+    return float(both - device_s)
 
 
 def _by_operator(

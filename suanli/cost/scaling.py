@@ -163,6 +163,7 @@ def _parts(
     p: Parameters,
 ) -> _Parts:
     training = any(op.phase == "backward" for op in work.operators)
+    # Sharded replicas gather weights that are narrow already.
     autocast = training and dtype not in ("fp32", "tf32") and not layout.sharded
     how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=True)
     kernels = _split(kernels_of(work, how), layout.tp)
@@ -266,6 +267,7 @@ def _answer(
         flops_per_s=work.matmul_flops * share / total_s,
         bytes_per_s=parts.moved_bytes * layout.micro_batches / layout.pp / total_s,
         unit=unit_of(gpu, dtype),
+        busy=min(1.0, useful_s / total_s),
     )
     least = least_ms(work, gpu, dtype=dtype) * layout.micro_batches / (layout.tp * layout.pp)
     return StepPrediction(

@@ -5,7 +5,8 @@ go, on one card or, in the fit, on many.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -108,22 +109,26 @@ class How:
         plan_kind: Operator by operator, or compiled and fused.
         autocast: Whether weights stay in fp32 and are narrowed in every step.
         channels_last: Whether images lie channels last, which tensor units need.
+        training: Whether the work has a backward pass; `kernels_of` sees for itself.
     """
 
     dtype: str
     plan_kind: PlanKind = "eager"
     autocast: bool = False
     channels_last: bool = False
+    training: bool = False
 
 
+@lru_cache(maxsize=32)
 def kernels_of(work: Work, how: How) -> Kernels:
-    """Kernels of one step.
+    """Kernels of one step; kept, because a work is priced on many cards and in many layouts.
 
     Raises:
         BadInputError: The type is unknown.
     """
     found: list[Kernel] = []
     calls = 0
+    how = replace(how, training=any(op.phase == "backward" for op in work.operators))
     for index, op in enumerate(work.operators):
         made = list(_of_operator(index, op, how))
         found += made
@@ -133,7 +138,7 @@ def kernels_of(work: Work, how: How) -> Kernels:
     return Kernels(
         columns=columns,
         calls=calls,
-        training=any(op.phase == "backward" for op in work.operators),
+        training=how.training,
         compiled=how.plan_kind == "compiled",
     )
 
@@ -175,8 +180,15 @@ def _product(index: int, op: Operator, moved: float, how: How) -> Iterator[Kerne
     batch = prod(out[:-2]) if len(out) > 2 and _batched(op) else 1
     m = max(1, prod(out) // max(1, n * batch))
     k = op.flops / max(1.0, 2.0 * batch * m * n)
-    sizes = {"batch": batch, "m": m, "n": n, "k": max(1.0, k)}
-    yield Kernel(operator=index, kind=KINDS.index("product"), moved=moved, **sizes)
+    yield Kernel(
+        operator=index,
+        kind=KINDS.index("product"),
+        moved=moved,
+        batch=batch,
+        m=m,
+        n=n,
+        k=max(1.0, k),
+    )
 
 
 def _batched(op: Operator) -> bool:
@@ -202,13 +214,15 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     positions = prod(out) // max(1, out[-dims - 1])
     inputs = prod(x) // max(1, x[-dims - 1])
     few = groups > 1 and per_group < _FEW_CHANNELS
-    turned = not how.channels_last and not few and element_bytes(how.dtype) < 4
+    turned = not how.channels_last and not few and how.dtype != "fp32"
     sides = [(positions, filters // groups, per_group * taps)]
     if backward:
         per = 2.0 * groups * positions * (filters // groups) * per_group * taps
         sides = [(filters // groups, per_group * taps, positions)]
         if op.flops > 1.5 * per:
             sides.append((inputs, per_group, (filters // groups) * taps))
+    if few:  # each channel by itself: no tiles of channels to fill, the sum is the taps
+        sides, groups = [(positions, filters, per_group * taps)] * len(sides), 1
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
     scale = op.flops / total if total else 1.0
     for m, n, k in sides:
@@ -258,9 +272,16 @@ def _recurrent(index: int, op: Operator, moved: float, how: How) -> Iterator[Ker
     passes = 2 if op.name.endswith("_backward") else 1
     stepwise = min(one * steps * layers, 0.9 * op.flops / passes)
     k = max(1.0, (op.flops - stepwise) / (2.0 * rows * steps * gates * hidden))
-    wide = {"batch": 1, "m": rows * steps, "n": gates * hidden, "k": k}
     recurrent = KINDS.index("recurrent")
-    yield Kernel(operator=index, kind=recurrent, moved=moved, **wide)
+    yield Kernel(
+        operator=index,
+        kind=recurrent,
+        moved=moved,
+        batch=1,
+        m=rows * steps,
+        n=gates * hidden,
+        k=k,
+    )
     width = element_bytes(how.dtype)
     yield Kernel(
         operator=index,
@@ -276,6 +297,9 @@ def _recurrent(index: int, op: Operator, moved: float, how: How) -> Iterator[Ker
 
 
 def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
+    if "batch_norm" in op.name and not how.training:  # known statistics: one pass
+        yield from _sweep(index, op, moved, how)
+        return
     shape = max(op.input_shapes, key=prod, default=(1,))
     width = element_bytes(how.dtype)
     length = shape[-1] if shape else 1

@@ -1,0 +1,293 @@
+"""DeepLearningExamples: published training throughput, and what each job trains."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from benchmarks.predictor import models
+from benchmarks.predictor.data import gpu, rows
+from benchmarks.predictor.jobs import Step, efficient_net, ids, vision
+from benchmarks.predictor.works import captured
+from suanli.base.work import Work
+from suanli.cost.work_kernels import How
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One job of DeepLearningExamples.
+
+    Attributes:
+        folder: End of its path.
+        fields: What its row must hold besides, in any column.
+        batch: Samples per card by (card, narrow type).
+        work: Batch -> its work.
+        units: Published units in one sample (tokens, images).
+    """
+
+    folder: str
+    work: Callable[[int], Work]
+    batch: dict[tuple[str, bool], int]
+    fields: tuple[str, ...] = ()
+    units: float = 1.0
+    channels_last: bool = True
+
+
+def _plain(
+    name: str, make: Callable[[], Any], inputs: Callable[[int], tuple[Any, ...]]
+) -> Callable[[int], Work]:
+    def work(batch: int) -> Work:
+        def build() -> dict[str, Any]:
+            return {
+                "model": make(),
+                "args": inputs(batch),
+                "batch": batch,
+                "training": True,
+                "optimizer": "adam",
+            }
+
+        return captured(f"job {name} {batch}", build)
+
+    return work
+
+
+def _bert(length: int, head: str) -> Callable[[int], Work]:
+    def work(batch: int) -> Work:
+        def build() -> dict[str, Any]:
+            make = models.hub(
+                "BertConfig",
+                head,
+                hidden_size=1024,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                intermediate_size=4096,
+                attention="eager",
+            )
+            kwargs: dict[str, Any] = {"input_ids": ids(batch, length)}
+            if head == "BertForPreTraining":
+                kwargs |= {"labels": ids(batch, length), "next_sentence_label": ids(batch)}
+            else:
+                kwargs |= {"start_positions": ids(batch), "end_positions": ids(batch)}
+            return {
+                "model": make(),
+                "kwargs": kwargs,
+                "batch": batch,
+                "training": True,
+                "optimizer": "adam",
+            }
+
+        return captured(f"bert {head} {length} {batch}", build)
+
+    return work
+
+
+def _image(name: str, make: Callable[[], Any], side: int = 224) -> Callable[[int], Work]:
+    return lambda batch: vision(f"dle {name}", make, side, batch, training=True)
+
+
+def _same(a100: tuple[int, int], v100: tuple[int, int]) -> dict[tuple[str, bool], int]:
+    """Batches: (fp32 or tf32, narrow) on each card."""
+    return {
+        ("A100", False): a100[0],
+        ("A100", True): a100[1],
+        ("V100", False): v100[0],
+        ("V100", True): v100[1],
+    }
+
+
+JOBS: dict[str, Published] = {
+    "ResNet-50": Published(
+        folder="resnet50v1.5",
+        work=_image("resnet50", lambda: models.Residual((3, 4, 6, 3))),
+        batch=_same((256, 256), (128, 256)),
+    ),
+    "ResNeXt-101": Published(
+        folder="/resnext101-32x4d",
+        work=_image("resnext101", lambda: models.Residual((3, 4, 23, 3), groups=32, width=128)),
+        batch=_same((128, 128), (64, 128)),
+    ),
+    "SE-ResNeXt-101": Published(
+        folder="se-resnext101-32x4d",
+        work=_image(
+            "seresnext101",
+            lambda: models.Residual((3, 4, 23, 3), groups=32, width=128, squeeze=True),
+        ),
+        batch=_same((128, 128), (64, 128)),
+    ),
+    "EfficientNet-B0": Published(
+        folder="/efficientnet",
+        fields=('"efficientnet-b0"',),
+        work=_image("mb0", efficient_net(1.0, 1.0)),
+        batch=_same((256, 256), (128, 256)),
+    ),
+    "EfficientNet-B4": Published(
+        folder="/efficientnet",
+        fields=('"efficientnet-b4"',),
+        work=_image("mb4", efficient_net(1.4, 1.8), 380),
+        batch=_same((64, 128), (32, 64)),
+    ),
+    "SSD300 32": Published(
+        folder="/SSD",
+        fields=('"32"',),
+        work=_image("ssd", models.Ssd, 300),
+        batch=_same((32, 32), (32, 32)),
+    ),
+    "SSD300 64": Published(
+        folder="/SSD",
+        fields=('"64"',),
+        work=_image("ssd", models.Ssd, 300),
+        batch=_same((64, 64), (64, 64)),
+    ),
+    "BERT-large 128": Published(
+        folder="/BERT",
+        fields=('"Sequence length": "128"',),
+        work=_bert(128, "BertForPreTraining"),
+        batch=_same((128, 256), (32, 64)),
+    ),
+    "BERT-large 512": Published(
+        folder="/BERT",
+        fields=('"Sequence length": "512"',),
+        work=_bert(512, "BertForPreTraining"),
+        batch=_same((16, 32), (4, 8)),
+    ),
+    "BERT-large SQuAD": Published(
+        folder="/BERT",
+        fields=("FINE",),
+        work=_bert(384, "BertForQuestionAnswering"),
+        batch=_same((32, 32), (8, 16)),
+    ),
+    "GNMT": Published(
+        folder="/GNMT",
+        work=_plain("gnmt", models.Gnmt, lambda b: (ids(b, 26), ids(b, 26))),
+        units=52.0,
+        batch=_same((128, 128), (128, 128)),
+    ),
+    "Transformer": Published(
+        folder="Translation/Transformer",
+        work=_plain("transformer", models.Seq2Seq, lambda b: (ids(b, 28), ids(b, 28))),
+        units=28.0,
+        batch=_same((366, 366), (91, 183)),
+    ),
+    "NCF": Published(
+        folder="/NCF",
+        work=_plain("ncf", models.Ncf, lambda b: (ids(b), ids(b))),
+        batch=_same((1048576, 1048576), (1048576, 1048576)),
+    ),
+    "Jasper 32": Published(
+        folder="/Jasper",
+        fields=('"Batch size / GPU": "32"',),
+        work=_plain(
+            "jasper1200", models.Jasper, lambda b: (torch.empty(b, 64, 1200, device="meta"),)
+        ),
+        batch=_same((32, 32), (32, 32)),
+    ),
+    "nnU-Net 2D 64": Published(
+        folder="/nnUNet",
+        fields=('"Dimension": "2"', '"Batch size / GPU": "64"'),
+        work=_plain(
+            "unet2b",
+            lambda: models.Unet(2, (32, 64, 128, 256, 512, 512)),
+            lambda b: (torch.empty(b, 5, 192, 160, device="meta"),),
+        ),
+        batch=_same((64, 64), (64, 64)),
+    ),
+    "nnU-Net 3D 2": Published(
+        folder="/nnUNet",
+        fields=('"Dimension": "3"', '"Batch size / GPU": "2"'),
+        work=_plain(
+            "unet3",
+            lambda: models.Unet(3, (32, 64, 128, 256, 320, 320)),
+            lambda b: (torch.empty(b, 5, 128, 128, 128, device="meta"),),
+        ),
+        batch=_same((2, 2), (2, 2)),
+    ),
+    "Transformer-XL base": Published(
+        folder="/Transformer-XL",
+        fields=("BASE",),
+        work=_plain(
+            "xl", lambda: models.TransformerXl(16, 512, 8, 2048, 192), lambda b: (ids(b, 192),)
+        ),
+        units=192.0,
+        batch=_same((32, 32), (32, 32)),
+    ),
+}
+
+
+def _number(text: str) -> float | None:
+    """The first number of a cell: "1,200 img/s" is 1200, "10.42M" is 1.042e7."""
+    found = re.match(r"^[~<]?\s*([\d,]+(?:\.\d+)?)\s*([MKk]?)", text.strip())
+    if not found:
+        return None
+    scale = {"": 1.0, "M": 1e6, "K": 1e3, "k": 1e3}[found[2]]
+    return float(found[1].replace(",", "")) * scale
+
+
+@cache
+def published_steps() -> tuple[Step, ...]:
+    """DeepLearningExamples: PyTorch training on one card, V100 16 and 32 GB and A100."""
+    found = []
+    for row in rows("deeplearningexamples.csv"):
+        section = row["section"]
+        last = section.split(">")[-1]
+        card = _card(last)
+        if card is None or ("raining" not in section and "tuning" not in section):
+            continue
+        cells: dict[str, str] = json.loads(row["row_json"])
+        count = next((c for k, c in cells.items() if k in ("GPUs", "Number of GPUs")), "")
+        if count != "1":
+            continue
+        for name, job in JOBS.items():
+            fine = "ine-tuning" in last
+            wanted = [f for f in job.fields if f not in ("FINE", "BASE")]
+            if not ("/" + row["model_dir"]).endswith(job.folder):
+                continue
+            if ("FINE" in job.fields) != fine and "BERT" in name:
+                continue
+            if not all(f in row["row_json"] for f in wanted):
+                continue
+            found += list(_of_row(name, job, card, cells))
+    first: dict[tuple[str, str], Step] = {}
+    for step in found:
+        first.setdefault((step.job, step.gpu.name), step)
+    return tuple(first.values())
+
+
+def _card(section: str) -> str | None:
+    if "A100" in section:
+        return "A100 SXM4 40GB" if "40GB" in section else "A100 SXM4 80GB"
+    if "DGX-1" in section and ("16GB" in section or "16G" in section):
+        return "Tesla V100 SXM2 16GB"
+    if "DGX-1" in section:
+        return "Tesla V100 SXM2 32GB"
+    return None
+
+
+def _of_row(name: str, job: Published, card: str, cells: dict[str, str]) -> list[Step]:
+    found = []
+    family = "A100" if card.startswith("A100") else "V100"
+    for key, text in cells.items():
+        low = key.lower()
+        if "speedup" in low or "scaling" in low or "time" in low or "size" in low or "step" in low:
+            continue
+        narrow = "mixed" in low or "amp" in low or "bf16" in low
+        wide = not narrow and ("fp32" in low or "tf32" in low)
+        value = _number(text)
+        if not (narrow or wide) or value is None:
+            continue
+        batch = job.batch[family, narrow]
+        dtype = "fp16" if narrow else ("tf32" if family == "A100" else "fp32")
+        found.append(
+            Step(
+                data="DeepLearningExamples",
+                job=f"{name} {'narrow' if narrow else 'wide'}",
+                gpu=gpu(card),
+                how=How(dtype=dtype, autocast=narrow, channels_last=job.channels_last and narrow),
+                work=job.work(batch),
+                seconds=batch * job.units / value,
+            )
+        )
+    return found
