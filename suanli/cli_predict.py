@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         epilog=examples(
-            "suanli predict resnet50 --gpu h100-sxm5-80gb --train --batch 256 --dtype bf16",
+            "suanli predict resnet50 --gpu l40s --train --batch 256 --dtype bf16",
             "suanli predict bert-base --choose --dtype fp16 --prices prices.toml",
             "suanli predict --list",
         )
