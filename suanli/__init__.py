@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from suanli.api import doctor, export, load, optimize, rebuild, run
+    from suanli.api_predict import predict
     from suanli.engines.engine import Engine
     from suanli.workloads.record import Workload
 
@@ -16,6 +17,7 @@ _HOMES = {
     "doctor": "suanli.api",
     "optimize": "suanli.api",
     "load": "suanli.api",
+    "predict": "suanli.api_predict",
     "run": "suanli.api",
     "rebuild": "suanli.api",
     "export": "suanli.api",
@@ -31,6 +33,7 @@ __all__ = [
     "export",
     "load",
     "optimize",
+    "predict",
     "rebuild",
     "run",
 ]

@@ -391,7 +391,8 @@ class TestCatalogue:
         a10, a10g = sheet_for("NVIDIA A10"), sheet_for("NVIDIA A10G")
         assert a10 is not None and a10g is not None and a10.name != a10g.name
         assert sheet_for("NVIDIA GeForce RTX 4090 Laptop GPU") is None
-        assert sheet_for("NVIDIA GeForce RTX 3090 Ti") is None
+        ti, plain = (sheet_for(f"NVIDIA GeForce RTX 3090{s}") for s in (" Ti", ""))
+        assert ti is not None and plain is not None and ti.name != plain.name
         assert sheet_for("NVIDIA A100-SXM4-80GB MIG 1g.10gb") is None
 
     def test_older_drivers_leave_the_maker_out(self) -> None:
@@ -399,7 +400,7 @@ class TestCatalogue:
 
     def test_every_sheet_is_plausible_and_sourced(self) -> None:
         names = [name for sheet in catalogue() for name in sheet.nvml_names]
-        assert len(catalogue()) >= 12
+        assert len(catalogue()) >= 45
         assert len(names) == len(set(names))
         for sheet in catalogue():
             assert sheet.sources, sheet.name

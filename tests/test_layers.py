@@ -16,6 +16,7 @@ LAYERS = {
     "measure": 2,
     "plans": 3,
     "kernels": 3,
+    "predicting": 3,
     "parallel": 4,
     "training": 5,
     "engines": 5,
@@ -23,7 +24,10 @@ LAYERS = {
     "serving": 6,
     "reports": 6,
     "api": 7,
-    "cli": 8,
+    "api_predict": 7,
+    "cli_output": 8,
+    "cli_predict": 9,
+    "cli": 10,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -134,6 +138,7 @@ def test_public_names() -> None:
         "export",
         "load",
         "optimize",
+        "predict",
         "rebuild",
         "run",
     }

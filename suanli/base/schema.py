@@ -5,6 +5,7 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
+from suanli.base.predict_results import CatalogueResult, ChooseResult, PredictResult
 from suanli.base.results import (
     DoctorResult,
     ErrorResult,
@@ -19,11 +20,14 @@ from suanli.base.results import (
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
 RECORDS: dict[str, type] = {
+    "choose": ChooseResult,
+    "gpus": CatalogueResult,
     "doctor": DoctorResult,
     "error": ErrorResult,
     "export": ExportResult,
     "optimize": OptimizeResult,
     "plan": Plan,
+    "predict": PredictResult,
     "run": RunResult,
     "trust": TrustResult,
     "workloads": WorkloadsResult,

@@ -1,6 +1,6 @@
 """Layer 1: what computes here. Identity, events, memory and power of each device."""
 
-from suanli.devices.catalogue import catalogue, derived_flops, sheet_for
+from suanli.devices.catalogue import catalogue, derived_flops, find_sheet, sheet_for, slug
 from suanli.devices.cpu import CpuDevice
 from suanli.devices.cpu_facts import cpu_info, request_amx
 from suanli.devices.device import Device, Event, GpuDevice, MemoryUse
@@ -18,7 +18,9 @@ __all__ = [
     "derived_flops",
     "device",
     "device_names",
+    "find_sheet",
     "gpu_infos",
     "request_amx",
     "sheet_for",
+    "slug",
 ]

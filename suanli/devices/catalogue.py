@@ -1,19 +1,25 @@
 """The GPU catalogue: what the makers say of each card, one TOML file a card under `gpus/`.
 
 All rates are dense. Sheets often quote rates with structured sparsity, which are twice as high and
-which no dense product reaches.
+which no dense product reaches. A file in the user's own folder (`gpus/` in the configuration
+folder) adds a card, or takes the place of the one with the same name.
 """
 
+import difflib
 import re
 import tomllib
 from functools import cache
 from pathlib import Path
 
 from suanli.base.codec import from_json
-from suanli.base.errors import ArtefactError
+from suanli.base.errors import ArtefactError, BadInputError
+from suanli.base.files import config_dir
 from suanli.base.gpu_sheet import GpuSheet
 
 _FOLDER = Path(__file__).parent / "gpus"
+# Words that a person leaves out.
+_MAKER_WORDS = ("nvidia", "geforce", "tesla", "quadro")
+_MOST_NAMED = 8
 
 # Operations per clock and multiprocessor, a multiply-add as two, dense, by compute capability.
 # Worked out from the catalogue: rate / (multiprocessors x boost clock), and for the families with
@@ -29,18 +35,83 @@ _PER_CLOCK: dict[str, dict[str, int]] = {
     "8.9": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp16": 1024, "fp8": 2048, "int8": 2048},
     "9.0": {"fp32": 256, "tf32": 2048, "bf16": 4096, "fp16": 4096, "fp8": 8192, "int8": 8192},
     "10.0": {"fp32": 256, "tf32": 4096, "bf16": 8192, "fp16": 8192, "fp8": 16384, "int8": 16384},
+    "10.3": {"fp32": 256, "tf32": 4096, "bf16": 8192, "fp16": 8192, "fp8": 16384},
     "12.0": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp16": 1024, "fp8": 2048, "int8": 2048},
 }
 
 
-@cache
 def catalogue() -> tuple[GpuSheet, ...]:
-    """All cards that are known, by name.
+    """All cards that are known, by name; the user's own files win.
 
     Raises:
         ArtefactError: A file of the catalogue is damaged.
     """
-    return tuple(sorted(map(read_sheet, _FOLDER.glob("*.toml")), key=lambda sheet: sheet.name))
+    return _merged(user_folder())
+
+
+def user_folder() -> Path:
+    """Where a user's own cards stand, one TOML file each."""
+    return config_dir() / "gpus"
+
+
+@cache
+def _shipped() -> tuple[GpuSheet, ...]:
+    return tuple(map(read_sheet, _FOLDER.glob("*.toml")))
+
+
+def _merged(folder: Path) -> tuple[GpuSheet, ...]:
+    sheets = {sheet.name: sheet for sheet in _shipped()}
+    for path in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
+        sheet = read_sheet(path)
+        sheets[sheet.name] = sheet
+    return tuple(sorted(sheets.values(), key=lambda sheet: sheet.name))
+
+
+def slug(sheet: GpuSheet) -> str:
+    """A card's name as it is typed, such as "h100-sxm5-80gb"."""
+    return "-".join(word for word in _words(sheet.name) if word not in _MAKER_WORDS)
+
+
+def find_sheet(name: str) -> GpuSheet:
+    """The card that a person means.
+
+    A whole name or alias decides, with any case and without the maker's words; else the one card
+    whose name holds all the words.
+
+    Raises:
+        BadInputError: No card or several cards are called so; the message lists what is near.
+    """
+    wanted = _words(name)
+    key = _joined(wanted)
+    for sheet in catalogue():
+        names = (sheet.name, *sheet.aliases, *sheet.nvml_names)
+        if key and key in {_joined(_words(known)) for known in names}:
+            return sheet
+    holding = [s for s in catalogue() if wanted and set(wanted) <= set(_words(s.name))]
+    if len(holding) == 1:
+        return holding[0]
+    if holding:
+        raise BadInputError(f"which {name}?", next_step=_listed([slug(s) for s in holding]))
+    slugs = [slug(sheet) for sheet in catalogue()]
+    near = difflib.get_close_matches("-".join(wanted), slugs, n=4, cutoff=0.6)
+    near += [
+        known for known in slugs if key and key in known.replace("-", "") and known not in near
+    ]
+    step = f"near names: {_listed(near)}" if near else "suanli predict --list names them all"
+    raise BadInputError(f"no GPU {name!r} in the catalogue", next_step=step)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMED])
+    return f"{shown} and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else shown
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9.]+", name.lower())
+
+
+def _joined(words: list[str]) -> str:
+    return "".join(word for word in words if word not in _MAKER_WORDS)
 
 
 def read_sheet(path: Path) -> GpuSheet:

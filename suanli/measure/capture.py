@@ -26,6 +26,7 @@ from suanli.base.errors import CaptureError, SuanliError
 from suanli.base.work import Work
 from suanli.measure.capturing import fakes
 from suanli.measure.capturing.exported import ExportedRun
+from suanli.measure.capturing.lifetimes import Lifetimes
 from suanli.measure.capturing.places import Places, line_of
 from suanli.measure.capturing.recorder import Recorder, WholeCalls
 from suanli.measure.capturing.traffic import Parameters, moved_bytes, tensors_in
@@ -82,12 +83,12 @@ def capture(
     places = Places()
     recorder = Recorder(parameters, places)
     out: Any = None
-    with _explained(recorder), _quiet_machine(), runner.following(places), mode:
+    with explained(recorder), quiet_machine(), runner.following(places), mode:
         with recorder, WholeCalls(recorder), torch.set_grad_enabled(training):
             out = runner(recorder, places, *inputs)
         if training:
             with recorder, WholeCalls(recorder), torch.enable_grad():
-                out = _scalar(out, loss, aims)
+                out = scalar(out, loss, aims)
                 places.fixed = None
                 recorder.phase = "backward"
                 out.backward()
@@ -107,8 +108,13 @@ def capture(
     )
 
 
-class _ModuleRun:
-    """Runs a module on fake weights: a copy of it, or itself with its weights swapped meanwhile."""
+class ModuleRun:
+    """Runs a module on fake weights: a copy of it, or itself with its weights swapped meanwhile.
+
+    Attributes:
+        named_parameters: Its parameters by name.
+        named_tensors: Its parameters and buffers by name.
+    """
 
     def __init__(
         self, module: nn.Module, mode: FakeTensorMode, memo: fakes.Fakes, *, training: bool
@@ -119,6 +125,7 @@ class _ModuleRun:
         self._swapped: dict[str, torch.Tensor] = {}
         self._training = training
         self._modes: dict[nn.Module, bool] = {}
+        self._narrowed: dict[int, nn.Parameter] = {}
         if copied is None:
             stored = [*module.named_parameters(), *module.named_buffers()]
             self._swapped = {name: memo[id(tensor)] for name, tensor in stored}
@@ -126,8 +133,34 @@ class _ModuleRun:
         self.named_parameters = [
             (name, self._swapped.get(name, p)) for name, p in self._module.named_parameters()
         ]
-        buffers = [self._swapped.get(name, b) for name, b in self._module.named_buffers()]
-        self.tensors = [p for _, p in self.named_parameters] + buffers
+        buffers = [(name, self._swapped.get(name, b)) for name, b in self._module.named_buffers()]
+        self.named_tensors = [*self.named_parameters, *buffers]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Its parameters and buffers."""
+        return [tensor for _, tensor in self.named_tensors]
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Bring every floating weight to `dtype`, as `module.to(dtype)` would; in the fake mode."""
+        if self._swapped:
+            self._swapped = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in self._swapped.items()
+            }
+            self.named_tensors = list(self._swapped.items())
+            return
+        # in place of `module.to`, which cannot swap fake tensors that something refers to
+        for child in self._module.modules():
+            for name, parameter in child._parameters.items():
+                if parameter is not None and parameter.is_floating_point():
+                    narrow = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+                    child._parameters[name] = self._narrowed.setdefault(id(parameter), narrow)
+            for name, buffer in child._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    child._buffers[name] = buffer.to(dtype)
+        self.named_parameters = list(self._module.named_parameters())
+        self.named_tensors = [*self.named_parameters, *self._module.named_buffers()]
 
     @contextmanager
     def following(self, places: Places) -> Iterator[None]:
@@ -142,8 +175,13 @@ class _ModuleRun:
                 child.training = mode
 
     def __call__(
-        self, recorder: Recorder, places: Places, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        recorder: Recorder | None,
+        places: Places,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
+        """Run the module; `recorder` is what exported programs need and it does not."""
         if self._swapped:
             return functional_call(self._module, self._swapped, args, kwargs)
         return self._module(*args, **kwargs)
@@ -151,11 +189,11 @@ class _ModuleRun:
 
 def _runner(
     model: Any, mode: FakeTensorMode, memo: fakes.Fakes, *, training: bool
-) -> "_ModuleRun | ExportedRun":
+) -> "ModuleRun | ExportedRun":
     if isinstance(model, ExportedProgram):
         return ExportedRun(model, mode, memo)
     if isinstance(model, nn.Module):
-        return _ModuleRun(model, mode, memo, training=training)
+        return ModuleRun(model, mode, memo, training=training)
     raise CaptureError(
         f"a {type(model).__name__} cannot be captured",
         operator=type(model).__name__,
@@ -163,7 +201,7 @@ def _runner(
     )
 
 
-def _scalar(out: Any, loss: Loss | None, targets: Any) -> torch.Tensor:
+def scalar(out: Any, loss: Loss | None, targets: Any) -> torch.Tensor:
     """The number that is minimised.
 
     Raises:
@@ -188,7 +226,7 @@ def _scalar(out: Any, loss: Loss | None, targets: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _explained(recorder: Recorder) -> Iterator[None]:
+def explained(recorder: Recorder | Lifetimes) -> Iterator[None]:
     """Turn what stops a model without data into one line that names operator and source."""
     try:
         yield
@@ -211,7 +249,7 @@ def _explained(recorder: Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_machine() -> Iterator[None]:
+def quiet_machine() -> Iterator[None]:
     """Keep fused shortcuts and compilers of torch out of the way while the model runs."""
     fast = torch.backends.mha.get_fastpath_enabled()
     logger = logging.getLogger("torch._subclasses.fake_tensor")

@@ -149,6 +149,18 @@ def cache_path(target: Device) -> Path:
     return cache_dir() / "ceilings" / file
 
 
+def kept_ceilings(title: str) -> Ceilings | None:
+    """The newest ceilings in the cache of a GPU of this name, or None.
+
+    Args:
+        title: As the driver reports the card.
+    """
+    folder = cache_dir() / "ceilings"
+    found = [_kept(path) for path in sorted(folder.glob("cuda-*.json"))]
+    same = [kept for kept in found if kept is not None and kept.device.title == title]
+    return max(same, key=lambda kept: kept.measured_at, default=None)
+
+
 def _kept(path: Path) -> Ceilings | None:
     """What the cache holds, unless it is absent, damaged, or better can be had by now."""
     try:

@@ -3,9 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -23,12 +21,14 @@ from suanli.base.results import (
 from suanli.base.timing import Estimate
 from suanli.base.trial import Quality, Trial, ValueCheck
 from suanli.base.work import SpeedOfLight
+from suanli.reports.layout import Line
+from suanli.reports.layout import console as _console
+from suanli.reports.layout import lines as _lines
+from suanli.reports.layout import table as _table
 from suanli.reports.live import STYLES, Live
 
 __all__ = ["Live", "doctor", "export", "optimize", "ratio", "run", "trust", "workloads"]
 
-_WIDEST = 110  # columns; longer lines are hard to read
-_LABEL = 10  # columns of the names on the left
 _MOST_SKIPPED = 12  # lines; the rest is counted
 _MOST_NAMES = 4  # names in a line; the rest is counted
 _MOST_REASON = 240  # characters of a reason; --json has all of it
@@ -36,8 +36,6 @@ _BUSY = 0.5  # spread of a ceiling from which on something else must have run be
 
 # a figure with its unit, in the reasons of a search
 _FIGURE = re.compile(r"(?<!\S)\d+(?:\.\d+)?(?= (?:s|ms|us|variations?)\b)")
-
-Line = tuple[str, str | Text]
 
 
 # -- suanli optimize ------------------------------------------------------------------------------
@@ -454,25 +452,6 @@ def workloads(result: WorkloadsResult, console: Console | None = None) -> None:
 
 
 # -- layout ---------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False)
-
-
-def _table(width: int) -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, width=min(width, _WIDEST))
-
-
-def _lines(lines: Iterable[Line], width: int, style: str = "") -> Padding:
-    """Names on the left, words on the right that fold under themselves."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.width = min(width, _WIDEST) - 2
-    grid.add_column(width=_LABEL, no_wrap=True)
-    grid.add_column(ratio=1, overflow="fold")
-    for name, words in lines:
-        grid.add_row(Text(name), Text(words) if isinstance(words, str) else words, style=style)
-    return Padding(grid, (0, 0, 0, 2), expand=False)
 
 
 def _joined(text: str) -> str:

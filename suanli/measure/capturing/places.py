@@ -44,11 +44,16 @@ class Places:
         """Whether a module's forward is running."""
         return bool(self._stack)
 
+    @property
+    def module(self) -> str:
+        """Path of the innermost module that is running; "" outside of all."""
+        return self._stack[-1] if self._stack else ""
+
     def here(self) -> Place:
         """Place of the operator that is running."""
         if self.fixed is not None:
             return self.fixed
-        return Place(module=self._stack[-1] if self._stack else "", source=_source_line())
+        return Place(module=self.module, source=_source_line())
 
     @contextmanager
     def following(self, module: nn.Module) -> Iterator[None]:

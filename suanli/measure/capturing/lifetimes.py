@@ -1,0 +1,149 @@
+"""Follows every allocation of a step that runs on fake tensors, from birth to death."""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from suanli.base.memory import Block, MemoryKind
+from suanli.measure.capturing.places import Places
+from suanli.measure.capturing.traffic import plain_tensors, tensors_in
+
+
+@dataclass
+class _Life:
+    kind: MemoryKind
+    size: int
+    born: int
+    dies: int | None = None
+    module: str = ""
+    forward: bool = True
+
+
+class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes which operator call made a storage and after which it was gone.
+
+    Storages of fake tensors live exactly as long as real ones would: Python's references and those
+    that autograd holds for the backward pass decide. Views share their base's storage and cost
+    nothing. What a kernel allocates inside itself is not seen.
+
+    Attributes:
+        calls: Operator calls so far.
+        forward: Whether what comes now belongs to the forward pass.
+        last: Name of the operator that ran last, for the message when the model stops.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = 0
+        self.forward = True
+        self._places = places
+        self.last = ""
+        self._known: Any = WeakIdKeyDictionary()
+        self._lives: list[_Life] = []
+        self._forward_calls = 0
+
+    def hold(self, tensors: Iterable[tuple[str, torch.Tensor]], kind: MemoryKind) -> None:
+        """Note what is there before the step, by the path of the module that has it."""
+        for module, tensor in tensors:
+            for inner in plain_tensors(tensor):
+                self._see(inner, kind, born=0, module=module)
+
+    def name_gradients(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Once the backward pass is over: what the parameters' gradients stand in."""
+        for module, parameter in parameters:
+            if parameter.grad is not None:
+                life = self._known.get(parameter.grad.untyped_storage())
+                if life is not None:
+                    life.kind, life.module = "gradients", module
+
+    def start_backward(self) -> None:
+        """The forward pass is over."""
+        self.forward = False
+        self._forward_calls = self.calls
+
+    def blocks(self) -> tuple[Block, ...]:
+        """All allocations in order of birth."""
+        turn = self._forward_calls or None
+        return tuple(
+            Block(
+                kind=life.kind,
+                size_bytes=life.size,
+                born=life.born,
+                dies=life.dies,
+                module=life.module,
+                saved=life.forward
+                and life.kind == "activations"
+                and turn is not None
+                and (life.dies is None or life.dies > turn),
+            )
+            for life in self._lives
+            if life.size
+        )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.last = str(func)
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        for tensor in tensors_in(out):
+            self._see(tensor, "activations", born=self.calls)
+        return out
+
+    def _see(
+        self, tensor: torch.Tensor, kind: MemoryKind, *, born: int, module: str | None = None
+    ) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        life = _Life(kind=kind, size=int(storage.nbytes()), born=born, forward=self.forward)
+        life.module = self._places.module if module is None else module
+        self._known[storage] = life
+        self._lives.append(life)
+        weakref.finalize(storage, self._gone, life).atexit = False
+
+    def _gone(self, life: _Life) -> None:
+        life.dies = self.calls
+
+
+class FusedAttention(TorchFunctionMode):
+    """Runs attention as the fused kernels do that every GPU has: no matrix of all pairs.
+
+    Memory-efficient and flash attention keep queries, keys, values, the output and one number per
+    query for the backward pass (Dao et al., "FlashAttention", 2022).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") != "scaled_dot_product_attention":
+            return func(*args, **kwargs)
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        return _Attention.apply(named["query"], named["key"], named["value"])
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """[..., Q, D], [..., K, D], [..., K, V] -> [..., Q, V]."""
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]), dtype=value.dtype)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        context.save_for_backward(query, key, value, out, sums)
+        return out
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gradients of query, key and value."""
+        query, key, value, _, _ = context.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

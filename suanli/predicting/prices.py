@@ -1,0 +1,54 @@
+"""Prices of cards by the hour, from a file of the user's."""
+
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from suanli.base.errors import BadInputError
+from suanli.devices import find_sheet, slug
+
+_FORM = 'write lines such as "h100-sxm5-80gb" = 2.5 under [per_hour]'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Money for one hour of one card.
+
+    Attributes:
+        currency: As the file says it; "" where it does not.
+        per_hour: Card's name as it is typed -> price.
+    """
+
+    currency: str
+    per_hour: dict[str, float]
+
+
+def read_prices(path: Path) -> Prices:
+    """Read a price file: TOML with `currency` and a table `per_hour` by card.
+
+    Raises:
+        BadInputError: It is absent or no such file, names an unknown card, or a price is no number
+            or negative.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInputError(f"no file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInputError(f"{path.name} is no price file: {error}", next_step=_FORM) from None
+    table = data.get("per_hour")
+    if not isinstance(table, dict) or not table:
+        raise BadInputError(f"{path.name} has no prices", next_step=_FORM)
+    return Prices(
+        currency=str(data.get("currency", "")),
+        per_hour={slug(find_sheet(name)): _price(path, name, p) for name, p in table.items()},
+    )
+
+
+def _price(path: Path, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadInputError(f"{path.name}: the price of {name} is no number", next_step=_FORM)
+    if value < 0:
+        raise BadInputError(f"{path.name}: the price of {name} is negative: {value:g}")
+    return float(value)
