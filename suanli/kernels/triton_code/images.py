@@ -6,12 +6,17 @@ import triton.language as tl
 
 @triton.jit
 def _pixels(height, width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Rows [BLOCK_H, 1], columns [1, BLOCK_W] and the mask of this program's tile."""
+    """The plane, rows [BLOCK_H, 1], columns [1, BLOCK_W] and the mask of this program's tile.
+
+    All tiles of all planes stand on the grid's first axis: the others end at 65,535.
+    """
     across = tl.cdiv(width, BLOCK_W)
-    tile = tl.program_id(0)
+    tiles = across * tl.cdiv(height, BLOCK_H)
+    plane = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
     y = (tile // across * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
     x = (tile % across * BLOCK_W + tl.arange(0, BLOCK_W))[None, :]
-    return y, x, (y < height) & (x < width)
+    return plane, y, x, (y < height) & (x < width)
 
 
 @triton.jit
@@ -28,8 +33,8 @@ def denoise(
     RADIUS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Bilateral filter: neighbours weigh exp(-distance**2 per_space - difference**2 per_range)."""
-    plane = tl.program_id(1).to(tl.int64) * height * width
-    y, x, inside = _pixels(height, width, BLOCK_H, BLOCK_W)
+    plane, y, x, inside = _pixels(height, width, BLOCK_H, BLOCK_W)
+    plane *= height * width
     centre = _near(image_ptr + plane, y, x, height, width, inside)
     total = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
     weights = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
@@ -53,8 +58,8 @@ def sharpen(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Unsharp mask: x + amount * (x - blurred x), blurred by the 3x3 binomial, then clamped."""
-    plane = tl.program_id(1).to(tl.int64) * height * width
-    y, x, inside = _pixels(height, width, BLOCK_H, BLOCK_W)
+    plane, y, x, inside = _pixels(height, width, BLOCK_H, BLOCK_W)
+    plane *= height * width
     centre = _near(image_ptr + plane, y, x, height, width, inside)
     blurred = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
     for i in tl.static_range(3):
@@ -106,8 +111,8 @@ def diffuse(
     grid_ptr, out_ptr, height, width, rate, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
 ):
     """One step of u + rate * (sum of four neighbours - 4 u); the border stays as it is."""
-    plane = tl.program_id(1).to(tl.int64) * height * width
-    y, x, inside = _pixels(height, width, BLOCK_H, BLOCK_W)
+    plane, y, x, inside = _pixels(height, width, BLOCK_H, BLOCK_W)
+    plane *= height * width
     at = grid_ptr + plane + y * width + x
     inner = inside & (y > 0) & (y < height - 1) & (x > 0) & (x < width - 1)
     u = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -129,9 +134,8 @@ def crop_flip(
 
     Offsets may be negative or reach over the border: what lies outside is 0.
     """
-    plane = tl.program_id(1).to(tl.int64)
+    plane, y, x, inside = _pixels(out_height, out_width, BLOCK_H, BLOCK_W)
     sample = plane // channels
-    y, x, inside = _pixels(out_height, out_width, BLOCK_H, BLOCK_W)
     top = tl.load(offset_ptr + 2 * sample)
     left = tl.load(offset_ptr + 2 * sample + 1)
     flip = tl.load(flip_ptr + sample)

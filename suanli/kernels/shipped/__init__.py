@@ -1,0 +1,1 @@
+"""The kernels that ship, each with its reference, its cost and its operator."""
