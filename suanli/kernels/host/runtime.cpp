@@ -36,7 +36,7 @@ struct Launch {
     uint64_t step = 0, limit = 0;
     std::vector<uint64_t> released;  // step of a block's last atomic operation behind a fence
     bool acquired = false, fenced = false;
-    long long barriers = 0, meetings = 0;
+    long long barriers = 0, meetings = 0, executed = 0;
     std::string refusal, report;
 };
 
@@ -133,9 +133,15 @@ static void touch_buffer(Buffer &buffer, int index, unsigned char *p, size_t byt
         if (entry.count == 1) entry.element = element;
         return;
     }
-    if (offset % bytes && (bytes & (bytes - 1)) == 0) complain("misaligned", stamp.site, nullptr, buffer.name);
+    if (offset % bytes && (bytes & (bytes - 1)) == 0)
+        complain("misaligned", stamp.site, nullptr, buffer.name);
     if (write && !buffer.writable) complain("input-written", stamp.site, nullptr, buffer.name);
+    if (buffer.cells.empty()) return;  // only traced
     size_t last = (offset + bytes - 1) / buffer.element;
+    if (buffer.output && !write && buffer.cells[element].writer.block < 0) {
+        Finding &entry = complain("uninitialised-output", stamp.site, nullptr, buffer.name);
+        if (entry.count == 1) entry.element = element;
+    }
     for (size_t e = element; e <= last; e++)
         touch_cell(buffer.cells[e], stamp, write, buffer.name, (long long)e);
 }
@@ -188,6 +194,8 @@ static void access(const void *address, size_t bytes, bool write, bool atomic, v
         }
     if (p >= run->module_begin && p < run->module_end) return;  // __constant__ and __device__ data
     if (is_index(p)) return;
+    auto fibres = (unsigned char *)run->fibres.all.data();
+    if (p >= fibres && p < fibres + run->fibres.all.size() * sizeof(Fibre)) return;
     for (Fibre &other : run->fibres.all)
         if (other.owns(p)) return;  // a fragment that a warp operation shares
     complain(write ? "wild-write" : "wild-read", site, nullptr, "");
