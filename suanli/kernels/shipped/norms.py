@@ -116,6 +116,22 @@ def _backward_reference(inputs: Inputs) -> Outputs:
     return grads[0] + inputs["grad_sum"], *grads[1:]
 
 
+def _backward_magnitude(inputs: Inputs) -> Outputs:
+    """Sizes of the terms, which cancel where a row is narrow or lies along its gradient."""
+    x, rstd = inputs["x"].double(), inputs["rstd"].double()[:, None]
+    mean = inputs["mean"].double()[:, None] if inputs["centred"] else 0.0
+    normal = ((x - mean) * rstd).abs()
+    grad = inputs["grad_out"].double().abs()
+    weighed = grad * inputs["weight"].double().abs()
+    on_x = rstd * (weighed + normal * (weighed * normal).mean(1, keepdim=True))
+    if inputs["centred"]:
+        on_x = on_x + rstd * weighed.mean(1, keepdim=True)
+    if inputs["grad_sum"] is not None:
+        on_x = on_x + inputs["grad_sum"].double().abs()
+    on_weight, on_bias = (grad * normal).sum(0), grad.sum(0)
+    return (on_x, on_weight, on_bias) if inputs["bias"] else (on_x, on_weight)
+
+
 def _inputs(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> Inputs:
     make, width = Source(device, seed), sizes["width"]
     return {
@@ -228,5 +244,5 @@ BACKWARD = Declaration(
     code=("norm",),
     files=_FILES,
     depth=lambda sizes: max(sizes["width"], sizes["rows"]),
-    roundings=1,
+    magnitude=_backward_magnitude,
 )
