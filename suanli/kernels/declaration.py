@@ -72,7 +72,10 @@ class Declaration:
         roundings: How many intermediate results are stored in the inputs' dtype.
         writes: Inputs that it changes in place; `run` returns them among the outputs.
         eager: Inputs -> outputs as a person would write it in PyTorch; by default the reference.
+        traffic: (config, sizes, bytes per element) -> bytes that pass between the multiprocessors
+            and L2 when tiles are read again; by default what `work` moves.
         libraries: Published rivals by name: inputs -> outputs; they import what they need.
+        files: Host files that launch it, for the hash of its source.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Declaration:
     roundings: int = 0
     writes: tuple[str, ...] = ()
     eager: Callable[[Inputs], Outputs] | None = None
+    traffic: Callable[[Config, Sizes, int], int] | None = None
     libraries: Mapping[str, Callable[[Inputs], Outputs]] | None = None
     files: tuple[Path, ...] = ()
 

@@ -3,10 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from suanli.base import codec
-from suanli.base.errors import MissingBackendError, TrialFailedError
+from suanli.base.errors import (
+    BadInputError,
+    MissingBackendError,
+    SuanliError,
+    TrialFailedError,
+)
 from suanli.base.lazy import present
 from suanli.kernels.checking import BF16, CaseCheck
 from suanli.kernels.compiled import CompiledKernel
@@ -74,26 +79,59 @@ def compile_isolated(
         MissingBackendError: Triton is absent.
         BadInputError: There is no such kernel, architecture or dtype.
     """
-    _need_triton()
-    results = []
-    pool = _OneWorker(ref, {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"})
-    with pool:
-        for request in requests:
-            arguments = {
-                "sizes": dict(request.sizes),
-                "dtype": request.dtype,
-                "config": None if request.config is None else dict(request.config),
-                "arch": request.arch,
-                "keep": str(keep) if keep else "",
-            }
-            try:
-                made = pool.call("compile", timeout_s, arguments)
-            except TrialFailedError as failure:
-                results.append(CompileResult(request=request, reason=str(failure)))
-                continue
-            functions = tuple(codec.from_json(CompiledKernel, item) for item in made)
-            results.append(CompileResult(request=request, functions=functions))
-    return results
+    with Compilation(ref, timeout_s=timeout_s, keep=keep) as compilation:
+        return [compilation.compile(request) for request in requests]
+
+
+class Compilation:
+    """A compiling process that goes on from request to request.
+
+    Args:
+        ref: A kernel that ships, or "file.py:name".
+        timeout_s: Limit of one request.
+        keep: Folder for the cubins.
+
+    Raises:
+        MissingBackendError: Triton is absent.
+    """
+
+    def __init__(self, ref: str, *, timeout_s: float = 60.0, keep: Path | None = None) -> None:
+        _need_triton()
+        self._timeout_s, self._keep = timeout_s, keep
+        env = {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
+        self._pool = _OneWorker(ref, env)
+
+    def compile(self, request: CompileRequest) -> CompileResult:
+        """Compile one request; a failure of the compiler is a reason, not an exception.
+
+        Raises:
+            BadInputError: There is no such kernel, architecture or dtype.
+        """
+        arguments = {
+            "sizes": dict(request.sizes),
+            "dtype": request.dtype,
+            "config": None if request.config is None else dict(request.config),
+            "arch": request.arch,
+            "keep": str(self._keep) if self._keep else "",
+        }
+        try:
+            made = self._pool.call("compile", self._timeout_s, arguments)
+        except (BadInputError, MissingBackendError):
+            raise
+        except SuanliError as failure:
+            return CompileResult(request=request, reason=str(failure))
+        functions = tuple(codec.from_json(CompiledKernel, item) for item in made)
+        return CompileResult(request=request, functions=functions)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def check_isolated(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import re
 import subprocess
@@ -152,6 +153,7 @@ def _compiled(
         dynamic_shared_bytes=int(made.metadata.shared),
         cubin=path,
         seconds=seconds,
+        blocks=math.prod(launch.grid),
         constants=constants,
         **usage,
     )

@@ -263,6 +263,12 @@ def _muon_work(sizes: Sizes, item: int) -> KernelWork:
     return KernelWork(flops=flops, bytes_read=read, bytes_written=written, matmul=True)
 
 
+def _muon_traffic(config: Config, sizes: Sizes, item: int) -> int:
+    work = _muon_work(sizes, item)
+    # two operands of 2 bytes (4 in fp32) per multiply-add, each used `tile` times
+    return work.bytes + work.flops // config["tile"] * (2 if sizes["low"] else 4)
+
+
 def _block_legal(config: Config, sizes: Sizes) -> bool:
     threads = 32 * config["num_warps"]
     return threads <= config["block"] <= 32 * threads
@@ -329,4 +335,5 @@ MUON = Declaration(
     files=_FILES,
     depth=_muon_depth,
     writes=("params", "averages"),
+    traffic=_muon_traffic,
 )
