@@ -39,9 +39,7 @@ class GpuWorker:
         for sizes in (*self._kernel.check_sizes, self._sizes):
             if sizes is self._sizes and not self._fits():
                 continue
-            case = check_here(
-                self._kernel, sizes, self._dtype, config=config, device=self._device
-            )
+            case = check_here(self._kernel, sizes, self._dtype, config=config, device=self._device)
             if case.status != "verified":
                 return f"{case.reason} (at {dict(sizes)})"
         return ""
@@ -71,9 +69,7 @@ class GpuWorker:
 
     def _given(self) -> Inputs:
         if self._inputs is None:
-            self._inputs = self._kernel.inputs(
-                self._sizes, DTYPES[self._dtype], self._device, 0
-            )
+            self._inputs = self._kernel.inputs(self._sizes, DTYPES[self._dtype], self._device, 0)
         return self._inputs
 
     def _call(self, config: Config) -> Callable[[], object]:

@@ -9,10 +9,10 @@ from suanli.base.errors import BadInputError, MissingBackendError, TrialFailedEr
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.lazy import present
 from suanli.base.timing import Estimate
-from suanli.devices import device as open_device
 from suanli.devices import catalogue, device_names, gpu_infos, sheet_for
+from suanli.devices import device as open_device
 from suanli.kernels.declaration import Declaration, Sizes
-from suanli.kernels.isolated import CheckRequest, CompileRequest, Compilation, check_isolated
+from suanli.kernels.isolated import CheckRequest, Compilation, CompileRequest, check_isolated
 from suanli.kernels.launching import INSTALL
 from suanli.kernels.static_model import forecast
 from suanli.kernels.tuning import Config, RaceFigures, Static

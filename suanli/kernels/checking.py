@@ -225,15 +225,15 @@ def _bound(
     return 2 * _ROUNDOFF[out] * magnitude.double() + sums + stored + _TINY[out]
 
 
-def _float(
-    made: torch.Tensor, right: torch.Tensor, bound: torch.Tensor, index: int
-) -> _Judgement:
+def _float(made: torch.Tensor, right: torch.Tensor, bound: torch.Tensor, index: int) -> _Judgement:
     if made.numel() == 0:
         return _Judgement(share=0.0, output=index, max_abs=0.0)
     value = made.double()
     # what the output's dtype cannot hold is infinite in both
     most = torch.finfo(made.dtype).max
-    right = torch.where(right.abs() > most * (1 + _ROUNDOFF[made.dtype]), right.sign() * math.inf, right)
+    right = torch.where(
+        right.abs() > most * (1 + _ROUNDOFF[made.dtype]), right.sign() * math.inf, right
+    )
     error = torch.where(value == right, 0.0, (value - right).abs())
     broken = error.isnan()
     if bool(broken.any()):

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+from suanli.base.timing import Estimate
 from suanli.devices import Device
 from suanli.measure.timing import Contender, RaceResult, median_interval, race
-from suanli.base.timing import Estimate
 
 Call = Callable[[], object]
 _DRIFT = 0.03

@@ -1,4 +1,4 @@
-"""What a kernel says of itself: how it is called, what is right, what it costs, what can be tuned."""
+"""What a kernel says of itself: its call, its reference, its cost and what can be tuned."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -152,7 +152,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
-    """The tensors among the inputs, by name; those of a list as "name.0", "name.1" …"""
+    """The tensors among the inputs, by name; those of a list as "name.0", "name.1" and so on."""
     found: dict[str, torch.Tensor] = {}
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor):

@@ -51,9 +51,9 @@ class GuardedMemory:
         extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         extent = extent if tensor.numel() else 0
         payload = self._take(name, extent, tensor.dtype)
-        return payload.as_strided(
-            tensor.shape, tensor.stride(), payload.storage_offset()
-        ).copy_(tensor)
+        return payload.as_strided(tensor.shape, tensor.stride(), payload.storage_offset()).copy_(
+            tensor
+        )
 
     def violations(self) -> list[str]:
         """One line per tensor that was written outside its bounds."""

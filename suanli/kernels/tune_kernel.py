@@ -48,9 +48,7 @@ def tune_kernel(
         kernel.tunables, lambda config: kernel.legal(config, shape), kernel.default(shape)
     )
     with open_bench(ref, kernel, shape, chosen, gpu=gpu) as bench:
-        result = tune(
-            kernel.name, shape, chosen, candidates, bench, most=most, listener=listener
-        )
+        result = tune(kernel.name, shape, chosen, candidates, bench, most=most, listener=listener)
         if keep and isinstance(bench, GpuBench) and result.config is not None:
             store(kernel, winner_of(kernel, result, bench.fingerprint))
     return result

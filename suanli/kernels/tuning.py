@@ -66,7 +66,7 @@ class Bench(Protocol):
         ...
 
     def verify(self, config: Config) -> str:
-        """"" if the outputs are right, else why not."""
+        """Why the outputs are wrong, or "" where they are right."""
         ...
 
     def time(self, config: Config) -> Estimate:
@@ -229,9 +229,7 @@ def _finished(
     return replace(made, races=races, note="; ".join(notes))
 
 
-def _judged(
-    candidates: Sequence[Config], bench: Bench, listener: Listener
-) -> Iterator[TuneTrial]:
+def _judged(candidates: Sequence[Config], bench: Bench, listener: Listener) -> Iterator[TuneTrial]:
     """Compile each; what cannot be used is failed (no code) or pruned (code that cannot run)."""
     for done, config in enumerate(candidates, 1):
         listener(Event(kind="step", text=f"compiling {done} of {len(candidates)}"))

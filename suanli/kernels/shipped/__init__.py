@@ -38,5 +38,7 @@ def shipped_kernel(name: str) -> Declaration:
         BadInputError: None has this name.
     """
     if name not in shipped():
-        raise BadInputError(f"no kernel {name!r} ships", next_step=f"there are {', '.join(shipped())}")
+        raise BadInputError(
+            f"no kernel {name!r} ships", next_step=f"there are {', '.join(shipped())}"
+        )
     return shipped()[name]

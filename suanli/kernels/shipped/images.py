@@ -229,9 +229,7 @@ def _pixels(sizes: Sizes) -> int:
 def _filter_work(per_pixel: int, passes: int = 1) -> WorkOf:
     def work(sizes: Sizes, item: int) -> KernelWork:
         n = _pixels(sizes)
-        return KernelWork(
-            flops=per_pixel * n, bytes_read=passes * n * item, bytes_written=n * item
-        )
+        return KernelWork(flops=per_pixel * n, bytes_read=passes * n * item, bytes_written=n * item)
 
     return work
 

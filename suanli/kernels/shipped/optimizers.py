@@ -33,7 +33,9 @@ _NORM_EPS = 1e-7
 def _kind(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
-    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
+    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[
+        dtype
+    ]
 
 
 def _adamw(inputs: Inputs, config: Config) -> Outputs:
