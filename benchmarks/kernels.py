@@ -5,6 +5,10 @@
 Tunes every kernel at its bench shapes (verified winners only), races it with each rival on new
 timings, and gives the share of the card's ceiling: of the measured read bandwidth, or for matrix
 products of the measured FLOP/s. Writes kernels-<card>.json with the card's name.
+
+    python -m benchmarks.kernels --static
+
+compiles every kernel for three architectures, with no GPU, and prints the table of the docs.
 """
 
 import argparse
@@ -19,6 +23,8 @@ from suanli.base.errors import SuanliError
 from suanli.base.hardware import Ceilings
 from suanli.devices import gpu_infos
 from suanli.kernels.declaration import Declaration, Sizes
+from suanli.kernels.isolated import CompileRequest, CompileResult, compile_isolated
+from suanli.kernels.occupancy import occupancy
 from suanli.kernels.shipped import shipped
 from suanli.kernels.tune_kernel import tune_kernel
 from suanli.kernels.tuning import TuneResult
@@ -72,6 +78,41 @@ def _print(row: dict[str, Any]) -> None:
     print(f"{row['kernel']:32} {row['dtype']} {row['sizes']}: {took}, {share}; {ups} {row['note']}")
 
 
+def _static_table(names: list[str]) -> None:
+    """What the compiler says of each kernel's default configuration, as a table for the docs."""
+    architectures = ("sm_80", "sm_90", "sm_100")
+    print("| kernel | " + " | ".join(architectures) + " |\n|---|" + "---|" * len(architectures))
+    for name in names:
+        kernel = shipped()[name]
+        dtype = "bf16" if "bf16" in kernel.dtypes else kernel.dtypes[0]
+        sizes = kernel.bench_sizes[0]
+        requests = [CompileRequest(sizes=sizes, dtype=dtype, arch=arch) for arch in architectures]
+        cells = [_cell(result) for result in compile_isolated(name, requests, timeout_s=120)]
+        print(f"| `{name}` | " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(result: CompileResult) -> str:
+    if result.reason:
+        return result.reason
+    functions = result.functions
+    shares = [
+        occupancy(
+            f.arch,
+            threads=f.threads,
+            registers=f.registers,
+            static_shared_bytes=f.static_shared_bytes,
+            dynamic_shared_bytes=f.dynamic_shared_bytes,
+        )
+        for f in functions
+    ]
+    worst = min(shares, key=lambda share: share.fraction)
+    spilled = max(f.spill_store_bytes + f.spill_load_bytes for f in functions)
+    text = f"{max(f.registers for f in functions)} registers"
+    text += f", {spilled} B spilled" if spilled else ""
+    text += f", {max(f.shared_bytes for f in functions) / 1024:.3g} KiB"
+    return f"{text}; {worst.fraction:.0%} ({worst.limited_by})"
+
+
 def main() -> int:
     """Run the benchmark; 0 where every kernel was verified."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,7 +120,11 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=60, help="configurations compiled per shape")
     parser.add_argument("--shapes", type=int, default=2, help="bench shapes per kernel")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--static", action="store_true", help="compile only; needs no GPU")
     given = parser.parse_args()
+    if given.static:
+        _static_table(given.kernels.split(","))
+        return 0
     cards = gpu_infos()
     if not cards:
         print("there is no GPU here", file=sys.stderr)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Protocol
 
-from suanli.base.errors import BadInputError, TrialFailedError
+from suanli.base.errors import BadInputError, SuanliError, TrialFailedError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.timing import Estimate
 from suanli.kernels.compiled import CompiledKernel
@@ -221,7 +221,7 @@ def _finished(
         listener(Event(kind="step", text=f"racing {rival}"))
         try:
             races[rival] = bench.race(winner.config, rival)
-        except TrialFailedError as failure:
+        except SuanliError as failure:  # absent, or without such a kernel: data like the rest
             notes.append(f"{rival}: {failure}")
         except KeyboardInterrupt:
             notes.append("interrupted: not every rival was raced")
@@ -258,7 +258,7 @@ def _timed(
             step = bench.time(trial.config)
             faster = step.p50 < best
             wrong = bench.verify(trial.config) if faster else ""
-        except TrialFailedError as failure:
+        except SuanliError as failure:
             yield replace(trial, status="failed", reason=str(failure))
             continue
         if wrong:

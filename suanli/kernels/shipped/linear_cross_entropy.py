@@ -24,6 +24,7 @@ from suanli.kernels.declaration import (
     wide,
 )
 from suanli.kernels.launching import ceil_div, empty, launch, precision
+from suanli.kernels.shipped import _libraries
 
 SLICE_BYTES = 256 * 2**20
 
@@ -222,6 +223,7 @@ FORWARD = Declaration(
     run=_forward,
     reference=_reference,
     eager=_eager,
+    libraries={"liger": _libraries.linear_cross_entropy},
     work=_work,
     tunables={**_TUNABLES, "splits": (1, 4, 8, 16)},
     default=_default,

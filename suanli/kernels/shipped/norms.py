@@ -17,6 +17,7 @@ from suanli.kernels.declaration import (
     wide,
 )
 from suanli.kernels.launching import ceil_div, empty, empty_like, launch, power_of_two
+from suanli.kernels.shipped import _libraries
 
 # A row stands in registers as a whole; above this a program would spill.
 WIDEST = 32768
@@ -216,6 +217,7 @@ FORWARD = Declaration(
     sizes=_sizes,
     run=_forward,
     reference=_reference,
+    libraries={"liger": _libraries.norm},
     work=_work,
     tunables={"rows": (1, 2, 4, 8), "num_warps": (1, 2, 4, 8, 16)},
     default=lambda sizes: {"rows": 1, "num_warps": _warps(sizes["width"])},
