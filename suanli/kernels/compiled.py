@@ -20,6 +20,7 @@ class CompiledKernel:
         dynamic_shared_bytes: Shared memory per block that the launch adds.
         cubin: Path of the machine code; "" where it was not kept.
         seconds: Wall time of the compilation.
+        blocks: Blocks of the launch that it was compiled for; 0 where that is not known.
         constants: Compile-time values and options by name.
     """
 
@@ -35,6 +36,7 @@ class CompiledKernel:
     dynamic_shared_bytes: int = 0
     cubin: str = ""
     seconds: float = 0.0
+    blocks: int = 0
     constants: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -1,5 +1,6 @@
 """Which configuration a kernel runs with: the tuned winner of this device, or the default."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +12,8 @@ from suanli.base import codec
 from suanli.base.errors import ArtefactError, BadInputError
 from suanli.base.files import cache_dir, write_atomic
 from suanli.base.lazy import present, version
-from suanli.kernels.declaration import Config, Declaration, Inputs, Sizes
+from suanli.devices import device
+from suanli.kernels.declaration import DTYPES, Config, Declaration, Inputs, Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +60,17 @@ def compiler_version() -> str:
     return f"triton {version('triton') or 'absent'}"
 
 
-def _path(kernel: Declaration, sizes: Sizes, dtype: str, device: str) -> Path:
+def _path(kernel: Declaration, sizes: Sizes, dtype: str, fingerprint: str) -> Path:
     key = codec.dumps(
         {
             "kernel": kernel.name,
             "source": kernel.source_hash,
             "sizes": dict(sorted(sizes.items())),
             "dtype": dtype,
-            "device": device,
+            "device": fingerprint,
             "compiler": compiler_version(),
         }
     )
-    import hashlib
-
     digest = hashlib.sha256(key.encode()).hexdigest()[:24]
     return cache_dir() / "kernels" / f"{kernel.name}-{digest}.json"
 
@@ -87,12 +87,12 @@ def store(kernel: Declaration, winner: Winner) -> Path:
     return path
 
 
-def find(kernel: Declaration, sizes: Sizes, dtype: str, device: str) -> Winner | None:
+def find(kernel: Declaration, sizes: Sizes, dtype: str, fingerprint: str) -> Winner | None:
     """The winner kept for exactly this source, shape, device and compiler, or None.
 
     A damaged file counts as none: what it says can be measured again.
     """
-    path = _path(kernel, sizes, dtype, device)
+    path = _path(kernel, sizes, dtype, fingerprint)
     if not path.is_file():
         return None
     try:
@@ -103,16 +103,14 @@ def find(kernel: Declaration, sizes: Sizes, dtype: str, device: str) -> Winner |
         kernel.name,
         kernel.source_hash,
         compiler_version(),
-        device,
+        fingerprint,
     )
     return winner if same else None
 
 
 @cache
 def _fingerprint(torch_device: str) -> str:
-    from suanli.devices import open_device
-
-    return open_device(torch_device).info.fingerprint
+    return device(torch_device).info.fingerprint
 
 
 _KERNELS: dict[str, Declaration] = {}
@@ -146,8 +144,6 @@ def choose(kernel: Declaration, inputs: Inputs, example: torch.Tensor) -> Config
 
 def short(tensor: torch.Tensor) -> str:
     """A tensor's dtype by its short name."""
-    from suanli.kernels.declaration import DTYPES
-
     for name, dtype in DTYPES.items():
         if dtype == tensor.dtype:
             return name

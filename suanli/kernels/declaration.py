@@ -1,4 +1,4 @@
-"""What a kernel says of itself: how it is called, what is right, what it costs, what can be tuned."""
+"""What a kernel says of itself: its call, its reference, its cost and what can be tuned."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -72,7 +72,10 @@ class Declaration:
         roundings: How many intermediate results are stored in the inputs' dtype.
         writes: Inputs that it changes in place; `run` returns them among the outputs.
         eager: Inputs -> outputs as a person would write it in PyTorch; by default the reference.
+        traffic: (config, sizes, bytes per element) -> bytes that pass between the multiprocessors
+            and L2 when tiles are read again; by default what `work` moves.
         libraries: Published rivals by name: inputs -> outputs; they import what they need.
+        files: Host files that launch it, for the hash of its source.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Declaration:
     roundings: int = 0
     writes: tuple[str, ...] = ()
     eager: Callable[[Inputs], Outputs] | None = None
+    traffic: Callable[[Config, Sizes, int], int] | None = None
     libraries: Mapping[str, Callable[[Inputs], Outputs]] | None = None
     files: tuple[Path, ...] = ()
 
@@ -148,7 +152,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
-    """The tensors among the inputs, by name; those of a list as "name.0", "name.1" …"""
+    """The tensors among the inputs, by name; those of a list as "name.0", "name.1" and so on."""
     found: dict[str, torch.Tensor] = {}
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor):

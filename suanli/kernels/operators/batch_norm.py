@@ -144,7 +144,5 @@ def batch_norm_act(
             f"no max-pool of size {size} with padding {padding}",
             next_step="the size is at most 15 and the padding at most half of it",
         )
-    out, mean, _, variance, _ = _operator(
-        x, weight, bias, eps, activation, [size, stride, padding]
-    )
+    out, mean, _, variance, _ = _operator(x, weight, bias, eps, activation, [size, stride, padding])
     return out, mean, variance

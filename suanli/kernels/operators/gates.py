@@ -57,7 +57,7 @@ _operator.register_autograd(_autograd, setup_context=_remember)
 
 
 def gate(a: torch.Tensor, b: torch.Tensor, kind: str = "silu") -> torch.Tensor:
-    """act(a) * b, element by element.
+    """Compute act(a) * b, element by element.
 
     Args:
         a: [..., width]; it may be a part of wider rows, as `chunk` gives it.

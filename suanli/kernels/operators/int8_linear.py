@@ -55,7 +55,7 @@ def int8_linear(
     scale: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x @ (weight * scale).T + bias, with the weight read as int8.
+    """Compute x @ (weight * scale).T + bias, with the weight read as int8.
 
     Args:
         x: [..., inner].

@@ -123,7 +123,7 @@ _operator.register_autograd(_autograd, setup_context=_remember)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float = _EPS) -> torch.Tensor:
-    """x / sqrt(mean(x**2) + eps) * weight over the last dimension.
+    """Compute x / sqrt(mean(x**2) + eps) * weight over the last dimension.
 
     Args:
         x: [..., width].
@@ -145,7 +145,7 @@ def add_rms_norm(
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, eps: float = _EPS
 ) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension."""
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension."""
     made: torch.Tensor = _operator(x, None, weight, bias, eps, True)[0]
     return made
 

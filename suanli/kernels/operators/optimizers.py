@@ -60,7 +60,9 @@ def _alike(*lists: Sequence[torch.Tensor]) -> None:
         raise BadInputError("parameters, gradients and state must be as many")
     for group in zip(*lists, strict=True):
         if len({t.shape for t in group}) != 1:
-            raise BadInputError(f"a parameter and its state differ: {[*map(tuple, _shapes(group))]}")
+            raise BadInputError(
+                f"a parameter and its state differ: {[*map(tuple, _shapes(group))]}"
+            )
         if any(t.stride() != group[0].stride() or not _dense(t) for t in group):
             raise BadInputError(
                 "a parameter, its gradient and its state must lie in memory alike, without gaps"

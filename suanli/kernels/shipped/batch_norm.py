@@ -53,6 +53,12 @@ def _warps(config: Config) -> dict[str, int]:
     return {"num_warps": config["num_warps"], "num_stages": 1}
 
 
+def _rows_per_program(n_rows: int, config: Config) -> int:
+    """Whole tiles, so that about `programs` programs share the rows."""
+    block = config["block_r"]
+    return ceil_div(ceil_div(n_rows, config["programs"]), block) * block
+
+
 def _moments(x: torch.Tensor, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance per channel of channels-last memory, in fp32."""
     from suanli.kernels.triton_code import batch_norm as code
@@ -60,8 +66,7 @@ def _moments(x: torch.Tensor, config: Config) -> tuple[torch.Tensor, torch.Tenso
     channels = x.shape[1]
     n_rows = x.numel() // channels
     blocks = _blocks(config, channels)
-    per_program = ceil_div(ceil_div(n_rows, config["programs"]), config["block_r"])
-    per_program *= config["block_r"]
+    per_program = _rows_per_program(n_rows, config)
     programs = ceil_div(n_rows, per_program)
     means = empty((programs, channels), torch.float32, x.device)
     squares = empty((programs, channels), torch.float32, x.device)
@@ -163,7 +168,7 @@ def _backward(inputs: Inputs, config: Config) -> Outputs:
     columns = ceil_div(channels, blocks["BLOCK_C"])
     options = {**blocks, "ACT": inputs["activation"], "SIZE": size}
     options |= {"STRIDE": stride, "PADDING": padding, **_warps(config)}
-    per_program = ceil_div(n_rows, config["programs"])
+    per_program = _rows_per_program(n_rows, config)
     programs = ceil_div(n_rows, per_program)
     sums = empty((programs, channels), torch.float32, x.device)
     products = empty((programs, channels), torch.float32, x.device)

@@ -17,6 +17,7 @@ from suanli.kernels.declaration import (
     wide,
 )
 from suanli.kernels.launching import ceil_div, empty, launch, power_of_two
+from suanli.kernels.shipped import _libraries
 
 
 def _forward(inputs: Inputs, config: Config) -> Outputs:
@@ -151,6 +152,7 @@ FORWARD = Declaration(
     run=_forward,
     reference=_reference,
     eager=_eager,
+    libraries={"liger": _libraries.cross_entropy},
     work=_work,
     tunables=_TUNABLES,
     default=_default,

@@ -16,6 +16,7 @@ from suanli.kernels.declaration import (
     gradients,
 )
 from suanli.kernels.launching import ceil_div, empty, launch, power_of_two
+from suanli.kernels.shipped import _libraries
 
 KINDS = ("silu", "gelu", "gelu_tanh")
 
@@ -130,6 +131,7 @@ FORWARD = Declaration(
     sizes=_sizes,
     run=_forward,
     reference=_reference,
+    libraries={"liger": _libraries.gate},
     work=_work,
     tunables=_TUNABLES,
     default=_default,

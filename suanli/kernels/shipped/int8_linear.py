@@ -126,6 +126,14 @@ def _linear_work(sizes: Sizes, item: int) -> KernelWork:
     )
 
 
+def _linear_traffic(config: Config, sizes: Sizes, item: int) -> int:
+    """Every tile of the output reads its rows of x and its int8 rows of the weight."""
+    products = sizes["rows"] * sizes["inner"] * sizes["columns"]
+    # a block that reaches over the last row still reads the weight for it
+    height = min(config["block_m"], sizes["rows"])
+    return int(products * (item / config["block_n"] + 1 / height))
+
+
 def _magnitude(inputs: Inputs) -> Outputs:
     weight = inputs["weight"].double().abs() * inputs["scale"][:, None].double()
     return (inputs["x"].double().abs() @ weight.t(),)
@@ -194,4 +202,5 @@ LINEAR = Declaration(
     files=_FILES,
     depth=lambda sizes: sizes["inner"],
     magnitude=_magnitude,
+    traffic=_linear_traffic,
 )

@@ -5,6 +5,8 @@ slice only; `slice_bytes` bounds it. That is 8 N V D operations in all instead o
 instead of 2 to 4 N V elements of memory.
 """
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from suanli.kernels.declaration import (
     wide,
 )
 from suanli.kernels.launching import ceil_div, empty, launch, precision
+from suanli.kernels.shipped import _libraries
 
 SLICE_BYTES = 256 * 2**20
 
@@ -167,6 +170,16 @@ def _legal(config: Config, sizes: Sizes) -> bool:
     return config["block_r"] * config["block_v"] <= 128 * 32 * config["num_warps"]
 
 
+def _tile_traffic(products: int) -> Callable[[Config, Sizes, int], int]:
+    """Every tile of the logits reads its rows of x and of the weight."""
+
+    def traffic(config: Config, sizes: Sizes, item: int) -> int:
+        per_logit = 1 / config["block_r"] + 1 / config["block_v"]
+        return int(products * item * math.prod(sizes.values()) * per_logit)
+
+    return traffic
+
+
 def _backward_magnitude(inputs: Inputs) -> Outputs:
     """|held| |weight| and |held|.T |x|, the sizes of what is summed, with |held| <= 1 * grad."""
     logits = functional.linear(inputs["x"], inputs["weight"])
@@ -210,6 +223,7 @@ FORWARD = Declaration(
     run=_forward,
     reference=_reference,
     eager=_eager,
+    libraries={"liger": _libraries.linear_cross_entropy},
     work=_work,
     tunables={**_TUNABLES, "splits": (1, 4, 8, 16)},
     default=_default,
@@ -219,6 +233,7 @@ FORWARD = Declaration(
     code=("linear_cross_entropy",),
     files=_FILES,
     depth=lambda sizes: sizes["width"] + sizes["classes"],
+    traffic=_tile_traffic(1),
 )
 BACKWARD = Declaration(
     name="linear_cross_entropy_backward",
@@ -238,4 +253,5 @@ BACKWARD = Declaration(
     depth=lambda sizes: sizes["width"] + sizes["classes"],
     magnitude=_backward_magnitude,
     roundings=2,
+    traffic=_tile_traffic(3),
 )

@@ -17,6 +17,7 @@ from suanli.kernels.declaration import (
     wide,
 )
 from suanli.kernels.launching import ceil_div, empty, empty_like, launch, power_of_two
+from suanli.kernels.shipped import _libraries
 
 # A row stands in registers as a whole; above this a program would spill.
 WIDEST = 32768
@@ -116,6 +117,22 @@ def _backward_reference(inputs: Inputs) -> Outputs:
     return grads[0] + inputs["grad_sum"], *grads[1:]
 
 
+def _backward_magnitude(inputs: Inputs) -> Outputs:
+    """Sizes of the terms, which cancel where a row is narrow or lies along its gradient."""
+    x, rstd = inputs["x"].double(), inputs["rstd"].double()[:, None]
+    mean = inputs["mean"].double()[:, None] if inputs["centred"] else 0.0
+    normal = ((x - mean) * rstd).abs()
+    grad = inputs["grad_out"].double().abs()
+    weighed = grad * inputs["weight"].double().abs()
+    on_x = rstd * (weighed + normal * (weighed * normal).mean(1, keepdim=True))
+    if inputs["centred"]:
+        on_x = on_x + rstd * weighed.mean(1, keepdim=True)
+    if inputs["grad_sum"] is not None:
+        on_x = on_x + inputs["grad_sum"].double().abs()
+    on_weight, on_bias = (grad * normal).sum(0), grad.sum(0)
+    return (on_x, on_weight, on_bias) if inputs["bias"] else (on_x, on_weight)
+
+
 def _inputs(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> Inputs:
     make, width = Source(device, seed), sizes["width"]
     return {
@@ -200,6 +217,7 @@ FORWARD = Declaration(
     sizes=_sizes,
     run=_forward,
     reference=_reference,
+    libraries={"liger": _libraries.norm},
     work=_work,
     tunables={"rows": (1, 2, 4, 8), "num_warps": (1, 2, 4, 8, 16)},
     default=lambda sizes: {"rows": 1, "num_warps": _warps(sizes["width"])},
@@ -228,5 +246,5 @@ BACKWARD = Declaration(
     code=("norm",),
     files=_FILES,
     depth=lambda sizes: max(sizes["width"], sizes["rows"]),
-    roundings=1,
+    magnitude=_backward_magnitude,
 )

@@ -21,7 +21,7 @@ from suanli.kernels.declaration import (
     Source,
     wide,
 )
-from suanli.kernels.launching import ceil_div, empty, launch, precision
+from suanli.kernels.launching import ceil_div, empty, launch, power_of_two, precision
 from suanli.kernels.shipped._tables import addresses, chunks
 
 # Of p(x) = a x + b x**3 + c x**5, chosen for a steep slope at 0 (Jordan, 2024).
@@ -33,7 +33,9 @@ _NORM_EPS = 1e-7
 def _kind(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
-    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
+    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[
+        dtype
+    ]
 
 
 def _adamw(inputs: Inputs, config: Config) -> Outputs:
@@ -105,7 +107,7 @@ def _adamw_eager(inputs: Inputs) -> Outputs:
 def _adamw_inputs(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> Inputs:
     make, each = Source(device, seed), sizes["elements"]
     # unequal tensors, the first with one element
-    counts = [1, *(each + 7 * i for i in range(1, sizes["tensors"]))]
+    counts = [1, *(each - 7 * i for i in range(1, sizes["tensors"]))]
     return {
         "params": [make.normal(n, dtype=dtype) for n in counts],
         "grads": [make.normal(n, dtype=dtype, scale=0.1) for n in counts],
@@ -116,9 +118,10 @@ def _adamw_inputs(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> I
 
 
 def _adamw_sizes(inputs: Inputs) -> Sizes:
-    """Tensors, and elements of a usual one to a power of two: timing depends on little else."""
+    """Both rounded up to powers of two, so that models of like sizes share what was tuned."""
     counts = sorted(t.numel() for t in inputs["params"])
-    return {"tensors": len(counts), "elements": counts[len(counts) // 2]}
+    middle = power_of_two(counts[len(counts) // 2])
+    return {"tensors": power_of_two(len(counts)), "elements": middle}
 
 
 def _adamw_work(sizes: Sizes, item: int) -> KernelWork:
@@ -262,6 +265,12 @@ def _muon_work(sizes: Sizes, item: int) -> KernelWork:
     return KernelWork(flops=flops, bytes_read=read, bytes_written=written, matmul=True)
 
 
+def _muon_traffic(config: Config, sizes: Sizes, item: int) -> int:
+    work = _muon_work(sizes, item)
+    # two operands of 2 bytes (4 in fp32) per multiply-add, each used `tile` times
+    return work.bytes + work.flops // config["tile"] * (2 if sizes["low"] else 4)
+
+
 def _block_legal(config: Config, sizes: Sizes) -> bool:
     threads = 32 * config["num_warps"]
     return threads <= config["block"] <= 32 * threads
@@ -291,7 +300,7 @@ ADAMW = Declaration(
     default=lambda sizes: {"block": 1024, "num_warps": 4},
     legal=_block_legal,
     check_sizes=({"tensors": 1, "elements": 1}, {"tensors": 4, "elements": 1021}),
-    bench_sizes=({"tensors": 64, "elements": 2**24}, {"tensors": 160, "elements": 2**16}),
+    bench_sizes=({"tensors": 64, "elements": 2**24}, {"tensors": 256, "elements": 2**16}),
     code=("optimizers",),
     files=_FILES,
     depth=lambda sizes: 16,
@@ -328,4 +337,5 @@ MUON = Declaration(
     files=_FILES,
     depth=_muon_depth,
     writes=("params", "averages"),
+    traffic=_muon_traffic,
 )

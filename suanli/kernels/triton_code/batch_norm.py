@@ -192,7 +192,7 @@ def gradient_input(
     ACT: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """weight * rstd * (dz - mean(dz) - normalised x * mean(dz * normalised x)) on a tile."""
+    """Weight * rstd * (dz - mean(dz) - normalised x * mean(dz * normalised x)) on a tile."""
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = channel < channels

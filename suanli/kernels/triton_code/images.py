@@ -94,7 +94,7 @@ def contrast(
     image_ptr, part_ptr, out_ptr, pixels, parts, factor, low, high,
     PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """mean + factor * (x - mean), clamped, with the mean of the whole image."""
+    """Mean + factor * (x - mean), clamped, with the mean of the whole image."""
     image = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     part = tl.arange(0, PARTS)
@@ -107,9 +107,7 @@ def contrast(
 
 
 @triton.jit
-def diffuse(
-    grid_ptr, out_ptr, height, width, rate, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
-):
+def diffuse(grid_ptr, out_ptr, height, width, rate, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
     """One step of u + rate * (sum of four neighbours - 4 u); the border stays as it is."""
     plane, y, x, inside = _pixels(height, width, BLOCK_H, BLOCK_W)
     plane *= height * width
