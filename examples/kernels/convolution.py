@@ -67,9 +67,7 @@ kernel = CudaKernel(
     launch=launch,
     tunables={"ACROSS": (32, 16), "DOWN": (4, 8)},
     reference=convolve,
-    magnitude=lambda given: convolve(
-        {"x": given["x"].abs(), "filter": given["filter"].abs()}
-    ),
+    magnitude=lambda given: convolve({"x": given["x"].abs(), "filter": given["filter"].abs()}),
     depth=lambda sizes: 9 * sizes["channels"],
     work=work,
     check_sizes=(

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from suanli.base.errors import TrialFailedError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.kernel_results import KernelCase, KernelFinding
@@ -17,22 +15,10 @@ from suanli.kernels.cuda.host_build import build
 from suanli.kernels.cuda.host_run import HostRun, run
 from suanli.kernels.cuda.source import Refusal
 from suanli.kernels.declaration import Config, Inputs, Sizes
+from suanli.kernels.dtypes import torch_dtype
 from suanli.kernels.spec import CudaKernel
 
 WHERE = "host execution on CPU"
-_DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp64": torch.float64,
-    "int32": torch.int32,
-    "int8": torch.int8,
-}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype behind a short name that `CudaKernel.macros` has accepted."""
-    return _DTYPES[name]
 
 
 def check_cuda(

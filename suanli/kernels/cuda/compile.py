@@ -26,9 +26,7 @@ _ERROR = re.compile(
 )
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
 _PROPERTIES = re.compile(r"Function properties for (\w+)")
-_STACK = re.compile(
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-)
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
@@ -45,7 +43,7 @@ class _UnknownArchitectureError(Exception):
     """This compiler does not know the architecture; another one may."""
 
 
-def compile_cuda(  # noqa: PLR0913
+def compile_cuda(
     kernel: CudaKernel,
     arch: str,
     *,
@@ -159,7 +157,9 @@ def _nvcc(
     command = [str(tool), "-cubin", f"-arch={arch}", "-std=c++17", "-Xptxas", "-v"]
     command += ["-I", str(kernel.source_path().resolve().parent), "-o", str(out)]
     code, said = run_limited([*command, str(folder / "kernel.cu")], timeout_s)
-    if code not in (0, None) and ("Unsupported gpu arch" in said or "not defined for option" in said):
+    if code not in (0, None) and (
+        "Unsupported gpu arch" in said or "not defined for option" in said
+    ):
         raise _UnknownArchitectureError
     _judge(code, said, kernel, arch, timeout_s)
     return said, _nvcc_version(tool)

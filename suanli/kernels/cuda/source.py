@@ -26,7 +26,7 @@ _REFUSED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal(Exception):  # noqa: N818
+class Refusal(Exception):
     """The kernel uses what cannot be executed on the CPU."""
 
     reason: str

@@ -1,0 +1,40 @@
+"""dtypes of kernels by their short names."""
+
+import torch
+
+from suanli.base.errors import BadInputError
+
+_DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int32": torch.int32,
+    "int8": torch.int8,
+}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype behind a short name.
+
+    Raises:
+        BadInputError: There is none of this name.
+    """
+    if name not in _DTYPES:
+        raise BadInputError(f"unknown dtype {name!r}", next_step=f"one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """The short name of a dtype; torch's own where there is none."""
+    names = {value: key for key, value in _DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def item_bytes(name: str) -> int:
+    """Bytes of one element.
+
+    Raises:
+        BadInputError: There is no dtype of this name.
+    """
+    return torch_dtype(name).itemsize
