@@ -1,6 +1,4 @@
-"""3 x 3 convolution of many channels, one thread an output: arithmetic with the filter in
-constant-like reads that the whole warp shares.
-"""
+"""3 x 3 convolution of many channels, one thread an output, every operand loaded when used."""
 
 import torch
 

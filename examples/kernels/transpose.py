@@ -1,5 +1,7 @@
-"""Transpose of a matrix, three times: through global memory, through shared memory with bank
-conflicts, and with one column of padding, which takes the conflicts away.
+"""Transpose of a matrix in three ways.
+
+Straight through global memory, through shared memory with bank conflicts, and with one column of
+padding, which takes the conflicts away.
 """
 
 from suanli.kernels.declaration import KernelWork, Source

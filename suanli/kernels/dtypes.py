@@ -3,15 +3,7 @@
 import torch
 
 from suanli.base.errors import BadInputError
-
-_DTYPES = {
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int32": torch.int32,
-    "int8": torch.int8,
-}
+from suanli.kernels.declaration import DTYPES
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -20,14 +12,14 @@ def torch_dtype(name: str) -> torch.dtype:
     Raises:
         BadInputError: There is none of this name.
     """
-    if name not in _DTYPES:
-        raise BadInputError(f"unknown dtype {name!r}", next_step=f"one of {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    if name not in DTYPES:
+        raise BadInputError(f"unknown dtype {name!r}", next_step=f"one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def short_name(dtype: torch.dtype) -> str:
     """The short name of a dtype; torch's own where there is none."""
-    names = {value: key for key, value in _DTYPES.items()}
+    names = {value: key for key, value in DTYPES.items()}
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 

@@ -300,7 +300,7 @@ def _compiled_findings(rows: Sequence[KernelArch]) -> list[KernelFinding]:
                 severity="warning",
                 where="",
                 text=(
-                    f"{row.function} spills on {row.arch}: {row.spill_store_bytes} bytes stored and "
+                    f"{row.function} spills on {row.arch}: {row.spill_store_bytes} bytes stored, "
                     f"{row.spill_load_bytes} loaded a thread; use fewer live values or more threads"
                 ),
             )

@@ -50,6 +50,30 @@ def check_cuda(
     return cases
 
 
+def check_config(
+    kernel: CudaKernel, config: Config, dtype: str, *, seed: int = 0, timeout_s: float = 60.0
+) -> list[KernelCase]:
+    """Check one configuration at all the shapes where it is legal.
+
+    Args:
+        kernel: What to check.
+        config: The configuration.
+        dtype: Of the main input.
+        seed: Of the inputs.
+        timeout_s: Limit of one launch.
+
+    Raises:
+        BadInputError: The kernel has no reference, does not compile, or its launch is over a limit.
+        MissingBackendError: There is no C++ compiler.
+    """
+    kernel.need_reference()
+    return [
+        _case(kernel, sizes, dtype, config, (seed + index, timeout_s))
+        for index, sizes in enumerate(kernel.check_sizes)
+        if kernel.legal(config, sizes)
+    ]
+
+
 def _configurations(kernel: CudaKernel, sizes: Sizes) -> list[dict[str, int]]:
     """The default configuration and the one furthest from it in the list."""
     default = kernel.default_config(sizes)

@@ -22,7 +22,8 @@ ARCHITECTURES = (
 _CHILD = Path(__file__).with_name("nvrtc_child.py")
 _HEADERS = {"__half": "cuda_fp16.h", "__nv_bfloat16": "cuda_bf16.h"}
 _ERROR = re.compile(
-    r"^(?P<file>[^\s(][^(]*)\((?P<line>\d+)\): (?:catastrophic |fatal )?error(?: #[\w-]+)?: (?P<text>.*)$"
+    r"^(?P<file>[^\s(][^(]*)\((?P<line>\d+)\): (?:catastrophic |fatal )?error(?: #[\w-]+)?: "
+    r"(?P<text>.*)$"
 )
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
 _PROPERTIES = re.compile(r"Function properties for (\w+)")
