@@ -84,9 +84,12 @@ def linear_cross_entropy(
 
     Args:
         x: [rows, width].
-        weight: [classes, width], of the same dtype.
+        weight: [classes, width]; taken in the dtype of x, or in autocast's.
         target: [rows] int64.
         ignore_index: Target of rows that do not count.
     """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    x, weight = x.to(dtype), weight.to(dtype)
     losses: torch.Tensor = _operator(x, weight, target, ignore_index)[0]
     return losses.sum() / (target != ignore_index).sum()

@@ -105,6 +105,8 @@ def adamw_(
 ) -> None:
     """One AdamW step in place, one launch per group of equal dtypes.
 
+    Not to be captured in a CUDA graph: addresses of the tensors are copied in at each call.
+
     Args:
         params: Parameters; fp32, fp16 or bf16.
         grads: Their gradients.

@@ -52,7 +52,10 @@ def _forward(inputs: Inputs, config: Config) -> Outputs:
         num_stages=config["num_stages"],
     )
     total = torch.logsumexp(lse, dim=0)
-    loss = torch.where(target != inputs["ignored"], total - hit.sum(0), 0.0)
+    # a target that is no class has no logit, and gives NaN
+    known = (target >= 0) & (target < classes)
+    loss = torch.where(known, total - hit.sum(0), torch.nan)
+    loss = torch.where(target != inputs["ignored"], loss, 0.0)
     return loss, total
 
 
