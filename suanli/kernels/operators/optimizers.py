@@ -77,7 +77,12 @@ def _shapes(group: Sequence[torch.Tensor]) -> list[torch.Size]:
 
 def _dense(tensor: torch.Tensor) -> bool:
     """Whether the tensor's elements fill its memory, in any order."""
-    return bool(torch._prims_common.is_non_overlapping_and_dense(tensor))
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != extent:
+            return False
+        extent *= size
+    return True
 
 
 def _groups(*lists: Sequence[torch.Tensor], by_shape: bool) -> list[list[list[torch.Tensor]]]:
