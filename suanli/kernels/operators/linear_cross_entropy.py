@@ -17,7 +17,7 @@ def _operator(
     if usable(x, weight, target) and x.numel():
         loss, lse = FORWARD.run(inputs, choose(FORWARD, inputs, x))
     else:
-        loss, lse = FORWARD.reference(inputs)
+        loss, lse = FORWARD.elsewhere(inputs)
     return loss, lse
 
 
@@ -45,7 +45,7 @@ def _backward_operator(
     if usable(x, weight, target) and x.numel():
         grad_x, grad_weight = BACKWARD.run(inputs, choose(BACKWARD, inputs, x))
     else:
-        grad_x, grad_weight = BACKWARD.reference(inputs)
+        grad_x, grad_weight = BACKWARD.elsewhere(inputs)
     return grad_x.contiguous(), grad_weight.contiguous()
 
 

@@ -28,7 +28,7 @@ def _operator(
     if usable(x) and x.shape[-1] <= WIDEST and x.numel():
         out, total, mean, rstd = FORWARD.run(inputs, choose(FORWARD, inputs, x))
     else:
-        out, total, mean, rstd = FORWARD.reference(inputs)
+        out, total, mean, rstd = FORWARD.elsewhere(inputs)
     # an operator may not give back one of its inputs, nor one tensor twice
     return (
         out,
@@ -78,7 +78,7 @@ def _backward_operator(
     if usable(x) and x.shape[-1] <= WIDEST and x.numel():
         grads = BACKWARD.run(inputs, choose(BACKWARD, inputs, x))
     else:
-        grads = BACKWARD.reference(inputs)
+        grads = BACKWARD.elsewhere(inputs)
     return (*grads[:2], grads[2] if bias else weight.new_empty(0))  # type: ignore[return-value]
 
 

@@ -31,7 +31,7 @@ def _adamw(
     if usable(*params, *grads):
         ADAMW.run(inputs, choose(ADAMW, inputs, params[0]))
     else:
-        ADAMW.reference(inputs)
+        ADAMW.elsewhere(inputs)
 
 
 @torch.library.custom_op("suanli::muon_", mutates_args=("params", "averages"))
@@ -51,7 +51,7 @@ def _muon(
     if usable(*params, *grads):
         MUON.run(inputs, choose(MUON, inputs, params[0]))
     else:
-        MUON.reference(inputs)
+        MUON.elsewhere(inputs)
 
 
 def _alike(*lists: Sequence[torch.Tensor]) -> None:
