@@ -334,6 +334,13 @@ def _default(sizes: Sizes) -> Config:
     return {"block_r": 2048 // block_c, "block_c": block_c, "programs": 264, "num_warps": 4}
 
 
+def _backward_default(sizes: Sizes) -> Config:
+    made = dict(_default(sizes))
+    # the taps of a pool need registers of their own
+    made["block_r"] //= 2 if sizes["size"] else 1
+    return made
+
+
 def _depth(sizes: Sizes) -> int:
     return sizes["batch"] * sizes["height"] * sizes["width"]
 
@@ -366,7 +373,7 @@ BACKWARD = Declaration(
     fallback=_backward_fallback,
     work=_backward_work,
     tunables=_TUNABLES,
-    default=_default,
+    default=_backward_default,
     legal=_legal,
     check_sizes=_CHECKED,
     bench_sizes=_TIMED,

@@ -209,7 +209,7 @@ def _backward_magnitude(inputs: Inputs) -> Outputs:
 
 def _default(sizes: Sizes) -> Config:
     return {
-        **{"block_r": 128, "block_v": 128, "block_d": 64, "splits": 8},
+        **{"block_r": 128, "block_v": 128, "block_d": 32, "splits": 8},
         **{"num_warps": 8, "num_stages": 3},
     }
 
