@@ -29,8 +29,8 @@ from suanli.kernels.declaration import (
 from suanli.kernels.guarded import GuardedMemory
 from suanli.kernels.launching import allocating
 
-_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-_TINY = {torch.float32: 2.0**-126, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}
+_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+_TINY = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}
 # Whole numbers that come from rounding may fall on the other side of a half this often.
 _WHOLE_SHARE = 1e-3
 
@@ -62,7 +62,16 @@ class CaseCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judgement:
+class Judgement:
+    """How far outputs are from the reference.
+
+    Attributes:
+        share: Largest error over its bound; 1 is at the bound.
+        output: Which output that was, from 0.
+        max_abs: Largest error in the outputs' unit.
+        reason: What is wrong, in one line; "" where all is right.
+    """
+
     share: float
     output: int
     max_abs: float
@@ -133,7 +142,7 @@ BF16 = (
 )
 
 
-def _judged(kernel: Declaration, inputs: Inputs, config: Config, device: str) -> _Judgement:
+def _judged(kernel: Declaration, inputs: Inputs, config: Config, device: str) -> Judgement:
     runs = [_run(kernel, inputs, config, device, pattern) for pattern in (0, 1)]
     wrong = next((reason for _, reason in runs if reason), "")
     first, second = runs[0][0], runs[1][0]
@@ -141,9 +150,9 @@ def _judged(kernel: Declaration, inputs: Inputs, config: Config, device: str) ->
         for index, (a, b) in enumerate(zip(first, second, strict=True)):
             if not torch.equal(_bits(a), _bits(b)):
                 wrong = f"output {index} was not written everywhere, or uses memory that was not"
-    judged = _compare(kernel, inputs, first)
+    judged = judge(kernel, inputs, first)
     if wrong:
-        return _Judgement(
+        return Judgement(
             share=judged.share, output=judged.output, max_abs=judged.max_abs, reason=wrong
         )
     return judged
@@ -178,27 +187,35 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return plain.view(torch.uint8) if plain.numel() else plain
 
 
-def _compare(kernel: Declaration, inputs: Inputs, outputs: Outputs) -> _Judgement:
+def judge(kernel: Declaration, inputs: Inputs, outputs: Outputs) -> Judgement:
+    """Hold a kernel's outputs to its reference in fp64.
+
+    Args:
+        kernel: Whose they are.
+        inputs: What it was given.
+        outputs: What it gave.
+    """
     exact = kernel.reference(doubled(inputs))
     plain = kernel.reference(mapped(inputs, torch.Tensor.clone))
     if len(exact) != len(outputs):
         reason = f"gave {len(outputs)} outputs where the reference gives {len(exact)}"
-        return _Judgement(share=math.inf, output=0, max_abs=math.inf, reason=reason)
+        return Judgement(share=math.inf, output=0, max_abs=math.inf, reason=reason)
     sizes: tuple[torch.Tensor | None, ...] = (None,) * len(exact)
     if kernel.magnitude is not None:
         sizes = kernel.magnitude(doubled(inputs))
-    main = next(t.dtype for t in tensors(inputs).values() if t.is_floating_point())
+    floats = (t.dtype for t in tensors(inputs).values() if t.is_floating_point())
+    main = next(floats, torch.float32)
     depth = kernel.depth(kernel.sizes(inputs))
-    worst = _Judgement(share=0.0, output=0, max_abs=0.0)
+    worst = Judgement(share=0.0, output=0, max_abs=0.0)
     for index, (made, right) in enumerate(zip(outputs, exact, strict=True)):
         if made.shape != right.shape:
             reason = f"output {index} is {tuple(made.shape)}, not {tuple(right.shape)}"
-            return _Judgement(share=math.inf, output=index, max_abs=math.inf, reason=reason)
+            return Judgement(share=math.inf, output=index, max_abs=math.inf, reason=reason)
         if not made.is_floating_point():
             reason = _whole(made, right, plain[index])
             if reason:
                 reason = f"output {index}: {reason}"
-                return _Judgement(share=math.inf, output=index, max_abs=math.inf, reason=reason)
+                return Judgement(share=math.inf, output=index, max_abs=math.inf, reason=reason)
             continue
         bound = _bound(made.dtype, main, right, sizes[index], (depth, kernel.roundings))
         judged = _float(made, right, bound, index)
@@ -225,9 +242,9 @@ def _bound(
     return 2 * _ROUNDOFF[out] * magnitude.double() + sums + stored + _TINY[out]
 
 
-def _float(made: torch.Tensor, right: torch.Tensor, bound: torch.Tensor, index: int) -> _Judgement:
+def _float(made: torch.Tensor, right: torch.Tensor, bound: torch.Tensor, index: int) -> Judgement:
     if made.numel() == 0:
-        return _Judgement(share=0.0, output=index, max_abs=0.0)
+        return Judgement(share=0.0, output=index, max_abs=0.0)
     value = made.double()
     # what the output's dtype cannot hold is infinite in both
     most = torch.finfo(made.dtype).max
@@ -239,7 +256,7 @@ def _float(made: torch.Tensor, right: torch.Tensor, bound: torch.Tensor, index: 
     if bool(broken.any()):
         count = int(broken.sum())
         reason = f"output {index}: {count} of {made.numel()} values are NaN or not written"
-        return _Judgement(share=math.inf, output=index, max_abs=math.inf, reason=reason)
+        return Judgement(share=math.inf, output=index, max_abs=math.inf, reason=reason)
     share = error / bound
     place = int(share.argmax())
     largest = float(share.flatten()[place])
@@ -252,7 +269,7 @@ def _float(made: torch.Tensor, right: torch.Tensor, bound: torch.Tensor, index: 
             f"output {index}: {many} of {made.numel()} values are wrong; at {at} it is {got:.6g}, "
             f"not {want:.6g}, {largest:.3g} times the bound"
         )
-    return _Judgement(share=largest, output=index, max_abs=float(error.max()), reason=reason)
+    return Judgement(share=largest, output=index, max_abs=float(error.max()), reason=reason)
 
 
 def _whole(made: torch.Tensor, exact: torch.Tensor, plain: torch.Tensor) -> str:
