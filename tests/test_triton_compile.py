@@ -8,6 +8,7 @@ from suanli.base.errors import BadInputError
 from suanli.base.lazy import present
 from suanli.kernels import isolated
 from suanli.kernels.isolated import CompileRequest, compile_isolated
+from suanli.kernels.occupancy import occupancy
 from suanli.kernels.shipped import shipped, shipped_kernel
 from suanli.kernels.triton_compile import _usage
 
@@ -100,4 +101,15 @@ def test_every_shipped_kernel_compiles(name: str) -> None:
     ]
     for result in compile_isolated(name, requests, timeout_s=120):
         assert result.reason == "", (result.request.arch, result.request.dtype)
-        assert not any(function.spills for function in result.functions), result.functions
+        for function in result.functions:
+            # exact fp32 products go through the ordinary units, and may spill a little
+            most = 0 if result.request.dtype == "bf16" else 512
+            assert function.spill_store_bytes <= most, function
+            room = occupancy(
+                function.arch,
+                threads=function.threads,
+                registers=function.registers,
+                static_shared_bytes=function.static_shared_bytes,
+                dynamic_shared_bytes=function.dynamic_shared_bytes,
+            )
+            assert room.blocks >= 1, function

@@ -5,16 +5,28 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
-from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
+from suanli.base.results import (
+    DoctorResult,
+    ErrorResult,
+    ExportResult,
+    OptimizeResult,
+    RunResult,
+    SchemaName,
+    TrustResult,
+    WorkloadsResult,
+)
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
 RECORDS: dict[str, type] = {
     "doctor": DoctorResult,
     "error": ErrorResult,
+    "export": ExportResult,
     "optimize": OptimizeResult,
     "plan": Plan,
     "run": RunResult,
+    "trust": TrustResult,
+    "workloads": WorkloadsResult,
 }
 
 

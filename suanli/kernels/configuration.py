@@ -150,9 +150,14 @@ def short(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+@cache
+def _triton() -> bool:
+    return present("triton")
+
+
 def usable(*given: torch.Tensor) -> bool:
     """Whether the Triton code can take these tensors: all on one GPU, with Triton here."""
-    return all(t.is_cuda for t in given) and present("triton")
+    return all(t.is_cuda for t in given) and _triton()
 
 
 def checked_config(kernel: Declaration, config: Config, sizes: Sizes) -> Config:

@@ -79,6 +79,8 @@ class Declaration:
         roundings: How many intermediate results are stored in the inputs' dtype.
         writes: Inputs that it changes in place; `run` returns them among the outputs.
         eager: Inputs -> outputs as a person would write it in PyTorch; by default the reference.
+        fallback: Inputs -> outputs for where there is no Triton; by default the reference. Needed
+            where that uses autograd, which is off inside an operator.
         traffic: (config, sizes, bytes per element) -> bytes that pass between the multiprocessors
             and L2 when tiles are read again; by default what `work` moves.
         libraries: Published rivals by name: inputs -> outputs; they import what they need.
@@ -104,9 +106,14 @@ class Declaration:
     roundings: int = 0
     writes: tuple[str, ...] = ()
     eager: Callable[[Inputs], Outputs] | None = None
+    fallback: Callable[[Inputs], Outputs] | None = None
     traffic: Callable[[Config, Sizes, int], int] | None = None
     libraries: Mapping[str, Callable[[Inputs], Outputs]] | None = None
     files: tuple[Path, ...] = ()
+
+    def elsewhere(self, inputs: Inputs) -> Outputs:
+        """The outputs without Triton."""
+        return (self.fallback or self.reference)(inputs)
 
     @property
     def source_hash(self) -> str:

@@ -13,7 +13,7 @@ _PATTERNS = (0xA5, 0x5A)
 class _Region:
     name: str
     raw: torch.Tensor
-    guard: int
+    size: int
     before: torch.Tensor
 
 
@@ -60,25 +60,21 @@ class GuardedMemory:
         found = []
         for region in self._regions:
             wrong = region.raw != region.before
-            payload = slice(region.guard, wrong.numel() - region.guard)
-            wrong[payload] = False
+            wrong[_GUARD_BYTES : _GUARD_BYTES + region.size] = False
             places = wrong.nonzero().flatten()
             if places.numel():
                 at = int(places[0])
-                side = "before" if at < region.guard else "behind"
+                side = "before" if at < _GUARD_BYTES else "behind"
                 found.append(f"{region.name}: {places.numel()} bytes written {side} its memory")
         return found
 
     def _take(self, name: str, count: int, dtype: torch.dtype) -> torch.Tensor:
         item = dtype.itemsize
         size = count * item
-        guard = _GUARD_BYTES
-        whole = (size + 2 * guard + 15) // 16 * 16
+        # in whole units of the widest dtype, so that all of it can be seen as any
+        whole = (size + 2 * _GUARD_BYTES + 15) // 16 * 16
         raw = torch.full((whole,), self._byte, dtype=torch.uint8, device=self._device)
         if dtype.is_floating_point:
-            usable = whole // item * item
-            raw[:usable].view(dtype).fill_(float("nan"))
-        behind = whole - guard - size
-        region = _Region(name=name, raw=raw, guard=min(guard, behind), before=raw.clone())
-        self._regions.append(region)
-        return raw[guard : guard + size].view(dtype)
+            raw.view(dtype).fill_(float("nan"))
+        self._regions.append(_Region(name=name, raw=raw, size=size, before=raw.clone()))
+        return raw[_GUARD_BYTES : _GUARD_BYTES + size].view(dtype)

@@ -7,7 +7,7 @@ launches are noted instead of made, which tells what has to be compiled without 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,14 @@ def launch(
             )
         )
         return
-    function[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+    # Triton starts work on the current GPU, which need not be the one that holds the tensors.
+    with _current(arguments):
+        function[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+def _current(arguments: tuple[Any, ...]) -> AbstractContextManager[object]:
+    device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def empty(

@@ -26,7 +26,7 @@ def _operator(
     if usable(x) and x.numel():
         made = FORWARD.run(inputs, choose(FORWARD, inputs, x))
     else:
-        made = FORWARD.reference(inputs)
+        made = FORWARD.elsewhere(inputs)
     out, mean, rstd, variance, tap = made
     last = torch.channels_last
     tap = tap.contiguous(memory_format=last) if tap.numel() else tap
@@ -70,7 +70,7 @@ def _backward_operator(
     if usable(x) and x.numel():
         grads = BACKWARD.run(inputs, choose(BACKWARD, inputs, x))
     else:
-        grads = BACKWARD.reference(inputs)
+        grads = BACKWARD.elsewhere(inputs)
     return grads[0].contiguous(memory_format=torch.channels_last), grads[1], grads[2]
 
 

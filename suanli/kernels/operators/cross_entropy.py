@@ -21,7 +21,7 @@ def _operator(
     if usable(logits, target) and logits.numel():
         loss, lse = FORWARD.run(inputs, choose(FORWARD, inputs, logits))
     else:
-        loss, lse = FORWARD.reference(inputs)
+        loss, lse = FORWARD.elsewhere(inputs)
     return loss, lse
 
 
@@ -45,7 +45,7 @@ def _backward_operator(
     inputs = {**_inputs(logits, target, ignored, smoothing), "lse": lse, "grad_loss": grad_loss}
     if usable(logits, target) and logits.numel():
         return BACKWARD.run(inputs, choose(BACKWARD, inputs, logits))[0]
-    return BACKWARD.reference(inputs)[0].contiguous()
+    return BACKWARD.elsewhere(inputs)[0].contiguous()
 
 
 @_backward_operator.register_fake

@@ -15,7 +15,7 @@ def _operator(a: torch.Tensor, b: torch.Tensor, kind: str) -> torch.Tensor:
     inputs: Inputs = {"a": a, "b": b, "kind": kind}
     if usable(a, b) and a.numel():
         return FORWARD.run(inputs, choose(FORWARD, inputs, a))[0]
-    return FORWARD.reference(inputs)[0].contiguous()
+    return FORWARD.elsewhere(inputs)[0].contiguous()
 
 
 @_operator.register_fake
@@ -31,7 +31,7 @@ def _backward_operator(
     if usable(a, b) and a.numel():
         grad_a, grad_b = BACKWARD.run(inputs, choose(BACKWARD, inputs, a))
     else:
-        grad_a, grad_b = BACKWARD.reference(inputs)
+        grad_a, grad_b = BACKWARD.elsewhere(inputs)
     return grad_a.contiguous(), grad_b.contiguous()
 
 

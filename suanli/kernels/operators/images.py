@@ -12,7 +12,7 @@ def _call(kernel: Declaration, inputs: Inputs, tensor: torch.Tensor) -> torch.Te
     given = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
     if usable(*given) and tensor.numel():
         return kernel.run(inputs, choose(kernel, inputs, tensor))[0]
-    made = kernel.reference(inputs)[0].contiguous()
+    made = kernel.elsewhere(inputs)[0].contiguous()
     return made.clone() if made.data_ptr() == tensor.data_ptr() else made
 
 

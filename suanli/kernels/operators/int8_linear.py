@@ -13,7 +13,7 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if usable(weight) and weight.numel():
         q, scale = QUANTIZE.run(inputs, choose(QUANTIZE, inputs, weight))
     else:
-        q, scale = QUANTIZE.reference(inputs)
+        q, scale = QUANTIZE.elsewhere(inputs)
     return q, scale
 
 
@@ -32,7 +32,7 @@ def _linear(
     if usable(x, weight) and x.numel():
         out = LINEAR.run(inputs, choose(LINEAR, inputs, x))[0]
     else:
-        out = LINEAR.reference(inputs)[0]
+        out = LINEAR.elsewhere(inputs)[0]
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 

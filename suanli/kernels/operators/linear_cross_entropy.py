@@ -17,7 +17,7 @@ def _operator(
     if usable(x, weight, target) and x.numel():
         loss, lse = FORWARD.run(inputs, choose(FORWARD, inputs, x))
     else:
-        loss, lse = FORWARD.reference(inputs)
+        loss, lse = FORWARD.elsewhere(inputs)
     return loss, lse
 
 
@@ -45,7 +45,7 @@ def _backward_operator(
     if usable(x, weight, target) and x.numel():
         grad_x, grad_weight = BACKWARD.run(inputs, choose(BACKWARD, inputs, x))
     else:
-        grad_x, grad_weight = BACKWARD.reference(inputs)
+        grad_x, grad_weight = BACKWARD.elsewhere(inputs)
     return grad_x.contiguous(), grad_weight.contiguous()
 
 
@@ -84,9 +84,12 @@ def linear_cross_entropy(
 
     Args:
         x: [rows, width].
-        weight: [classes, width], of the same dtype.
+        weight: [classes, width]; taken in the dtype of x, or in autocast's.
         target: [rows] int64.
         ignore_index: Target of rows that do not count.
     """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    x, weight = x.to(dtype), weight.to(dtype)
     losses: torch.Tensor = _operator(x, weight, target, ignore_index)[0]
     return losses.sum() / (target != ignore_index).sum()

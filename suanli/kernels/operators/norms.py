@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from suanli.base.errors import BadInputError
 from suanli.kernels.configuration import choose, usable
 from suanli.kernels.declaration import Inputs, wide
 from suanli.kernels.shipped.norms import BACKWARD, FORWARD, WIDEST
@@ -27,7 +28,7 @@ def _operator(
     if usable(x) and x.shape[-1] <= WIDEST and x.numel():
         out, total, mean, rstd = FORWARD.run(inputs, choose(FORWARD, inputs, x))
     else:
-        out, total, mean, rstd = FORWARD.reference(inputs)
+        out, total, mean, rstd = FORWARD.elsewhere(inputs)
     # an operator may not give back one of its inputs, nor one tensor twice
     return (
         out,
@@ -77,7 +78,7 @@ def _backward_operator(
     if usable(x) and x.shape[-1] <= WIDEST and x.numel():
         grads = BACKWARD.run(inputs, choose(BACKWARD, inputs, x))
     else:
-        grads = BACKWARD.reference(inputs)
+        grads = BACKWARD.elsewhere(inputs)
     return (*grads[:2], grads[2] if bias else weight.new_empty(0))  # type: ignore[return-value]
 
 
@@ -134,10 +135,24 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float = _EPS) -> tor
     return made
 
 
+def _alike(x: torch.Tensor, residual: torch.Tensor) -> None:
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise BadInputError(
+            f"x and the residual differ: {tuple(x.shape)} {x.dtype}, "
+            f"{tuple(residual.shape)} {residual.dtype}",
+            next_step="bring them to one shape and dtype: the sum is kept in it",
+        )
+
+
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, eps: float = _EPS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm of x + residual, and the sum itself for the next residual connection."""
+    """RMSNorm of x + residual, and the sum itself for the next residual connection.
+
+    Raises:
+        BadInputError: Shape or dtype of the two differ.
+    """
+    _alike(x, residual)
     out, total, _, _ = _operator(x, residual, weight, None, eps, False)
     return out, total
 
@@ -158,6 +173,11 @@ def add_layer_norm(
     *,
     eps: float = _EPS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """LayerNorm of x + residual, and the sum itself for the next residual connection."""
+    """LayerNorm of x + residual, and the sum itself for the next residual connection.
+
+    Raises:
+        BadInputError: Shape or dtype of the two differ.
+    """
+    _alike(x, residual)
     out, total, _, _ = _operator(x, residual, weight, bias, eps, True)
     return out, total

@@ -31,7 +31,7 @@ def _adamw(
     if usable(*params, *grads):
         ADAMW.run(inputs, choose(ADAMW, inputs, params[0]))
     else:
-        ADAMW.reference(inputs)
+        ADAMW.elsewhere(inputs)
 
 
 @torch.library.custom_op("suanli::muon_", mutates_args=("params", "averages"))
@@ -51,7 +51,7 @@ def _muon(
     if usable(*params, *grads):
         MUON.run(inputs, choose(MUON, inputs, params[0]))
     else:
-        MUON.reference(inputs)
+        MUON.elsewhere(inputs)
 
 
 def _alike(*lists: Sequence[torch.Tensor]) -> None:
@@ -77,7 +77,12 @@ def _shapes(group: Sequence[torch.Tensor]) -> list[torch.Size]:
 
 def _dense(tensor: torch.Tensor) -> bool:
     """Whether the tensor's elements fill its memory, in any order."""
-    return bool(torch._prims_common.is_non_overlapping_and_dense(tensor))
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != extent:
+            return False
+        extent *= size
+    return True
 
 
 def _groups(*lists: Sequence[torch.Tensor], by_shape: bool) -> list[list[list[torch.Tensor]]]:
@@ -104,6 +109,8 @@ def adamw_(
     step: int,
 ) -> None:
     """One AdamW step in place, one launch per group of equal dtypes.
+
+    Not to be captured in a CUDA graph: addresses of the tensors are copied in at each call.
 
     Args:
         params: Parameters; fp32, fp16 or bf16.

@@ -33,7 +33,8 @@ def chunks(tensors: Sequence[torch.Tensor], block: int) -> Chunks:
 
 @lru_cache(maxsize=64)
 def _chunks(sizes: tuple[int, ...], block: int, device: str) -> Chunks:
-    tensor, start = [], []
+    tensor: list[int] = []
+    start: list[int] = []
     for index, size in enumerate(sizes):
         tensor += [index] * ceil_div(size, block)
         start += range(0, size, block)

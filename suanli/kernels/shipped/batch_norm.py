@@ -202,6 +202,40 @@ def _backward_reference(inputs: Inputs) -> Outputs:
     return grads[0].to(inputs["x"].dtype), grads[1].to(dtype), grads[2].to(dtype)
 
 
+def _before_pool(inputs: Inputs, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient in front of the pool: each goes to the pixel that its tap names."""
+    x, (size, stride, padding) = inputs["x"], inputs["pool"]
+    if not size:
+        return grad
+    tap = inputs["tap"].long()
+    down = torch.arange(grad.shape[2], device=x.device)[:, None] * stride - padding
+    right = torch.arange(grad.shape[3], device=x.device)[None, :] * stride - padding
+    place = (down + tap // size) * x.shape[3] + right + tap % size
+    spread = torch.zeros(*x.shape[:2], x.shape[2] * x.shape[3], dtype=grad.dtype, device=x.device)
+    return spread.scatter_add_(2, place.flatten(2), grad.flatten(2)).reshape(x.shape)
+
+
+def _backward_fallback(inputs: Inputs) -> Outputs:
+    """The same by the formula that the kernel follows."""
+    x, high, across = inputs["x"], wide(inputs["x"].dtype), (0, 2, 3)
+    mean, rstd = (inputs[name][:, None, None] for name in ("mean", "rstd"))
+    weight, bias = (inputs[name].to(high)[:, None, None] for name in ("weight", "bias"))
+    normal = (x.to(high) - mean) * rstd
+    z, dz = normal * weight + bias, _before_pool(inputs, inputs["grad"].to(high))
+    if inputs["activation"] == "relu":
+        dz = dz * (z > 0)
+    elif inputs["activation"] == "silu":
+        dz = torch.ops.aten.silu_backward(dz, z)
+    products = dz * normal
+    grad = (
+        weight
+        * rstd
+        * (dz - dz.mean(across, keepdim=True) - normal * products.mean(across, keepdim=True))
+    )
+    dtype = inputs["weight"].dtype
+    return grad.to(x.dtype), products.sum(across).to(dtype), dz.sum(across).to(dtype)
+
+
 def _pool(sizes: Sizes) -> Pool:
     return (sizes["size"], sizes["stride"], sizes["padding"])
 
@@ -300,6 +334,13 @@ def _default(sizes: Sizes) -> Config:
     return {"block_r": 2048 // block_c, "block_c": block_c, "programs": 264, "num_warps": 4}
 
 
+def _backward_default(sizes: Sizes) -> Config:
+    made = dict(_default(sizes))
+    # the taps of a pool need registers of their own
+    made["block_r"] //= 2 if sizes["size"] else 1
+    return made
+
+
 def _depth(sizes: Sizes) -> int:
     return sizes["batch"] * sizes["height"] * sizes["width"]
 
@@ -329,9 +370,10 @@ BACKWARD = Declaration(
     sizes=_sizes,
     run=_backward,
     reference=_backward_reference,
+    fallback=_backward_fallback,
     work=_backward_work,
     tunables=_TUNABLES,
-    default=_default,
+    default=_backward_default,
     legal=_legal,
     check_sizes=_CHECKED,
     bench_sizes=_TIMED,

@@ -81,6 +81,23 @@ def _backward_reference(inputs: Inputs) -> Outputs:
     return gradients(_reference, inputs, ("logits",), (upstream,))
 
 
+def _backward_fallback(inputs: Inputs) -> Outputs:
+    """The same by the formula that the kernel follows."""
+    logits, target, smoothing = inputs["logits"], inputs["target"], inputs["smoothing"]
+    counted = target != inputs["ignored"]
+    wanted = torch.full_like(
+        inputs["lse"][:, None].expand(logits.shape), smoothing / logits.shape[1]
+    )
+    wanted.scatter_add_(
+        1,
+        torch.where(counted, target, 0)[:, None],
+        torch.full_like(inputs["lse"][:, None], 1 - smoothing),
+    )
+    scale = torch.where(counted, inputs["grad_loss"], 0.0)[:, None]
+    grad = ((logits.to(wanted.dtype) - inputs["lse"][:, None]).exp() - wanted) * scale
+    return (grad.to(logits.dtype),)
+
+
 def _inputs(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> Inputs:
     make = Source(device, seed)
     rows, classes = sizes["rows"], sizes["classes"]
@@ -170,6 +187,7 @@ BACKWARD = Declaration(
     sizes=_sizes,
     run=_backward,
     reference=_backward_reference,
+    fallback=_backward_fallback,
     work=_backward_work,
     tunables=_TUNABLES,
     default=_default,

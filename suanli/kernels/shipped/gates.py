@@ -75,6 +75,16 @@ def _backward_reference(inputs: Inputs) -> Outputs:
     return gradients(_reference, inputs, ("a", "b"), (inputs["grad"],))
 
 
+def _backward_fallback(inputs: Inputs) -> Outputs:
+    """The same by PyTorch's own backward functions."""
+    a, kind, weighed = inputs["a"], inputs["kind"], inputs["grad"] * inputs["b"]
+    if kind == "silu":
+        return torch.ops.aten.silu_backward(weighed, a), inputs["grad"] * functional.silu(a)
+    how = "tanh" if kind == "gelu_tanh" else "none"
+    on_a = torch.ops.aten.gelu_backward(weighed, a, approximate=how)
+    return on_a, inputs["grad"] * functional.gelu(a, approximate=how)
+
+
 def _inputs(sizes: Sizes, dtype: torch.dtype, device: str, seed: int) -> Inputs:
     make, (rows, width) = Source(device, seed), (sizes["rows"], sizes["width"])
     packed = make.normal(rows, 2 * width, dtype=dtype, scale=2.0)
@@ -148,6 +158,7 @@ BACKWARD = Declaration(
     sizes=_sizes,
     run=_backward,
     reference=_backward_reference,
+    fallback=_backward_fallback,
     work=_backward_work,
     tunables=_TUNABLES,
     default=_default,

@@ -117,6 +117,24 @@ def _backward_reference(inputs: Inputs) -> Outputs:
     return grads[0] + inputs["grad_sum"], *grads[1:]
 
 
+def _backward_fallback(inputs: Inputs) -> Outputs:
+    """The same by the formula that the kernel follows."""
+    x, high = inputs["x"], wide(inputs["x"].dtype)
+    rows = x.reshape(-1, x.shape[-1]).to(high)
+    rstd = inputs["rstd"][:, None]
+    normal = (rows - inputs["mean"][:, None] if inputs["centred"] else rows) * rstd
+    grad_out = inputs["grad_out"].reshape(rows.shape).to(high)
+    weighed = grad_out * inputs["weight"].to(high)
+    grad = weighed - normal * (weighed * normal).mean(1, keepdim=True)
+    grad = (grad - weighed.mean(1, keepdim=True) if inputs["centred"] else grad) * rstd
+    if inputs["grad_sum"] is not None:
+        grad = grad + inputs["grad_sum"].reshape(rows.shape)
+    dtype = inputs["weight"].dtype
+    on_weight, on_bias = (grad_out * normal).sum(0).to(dtype), grad_out.sum(0).to(dtype)
+    grad_x = grad.to(x.dtype).reshape(x.shape)
+    return (grad_x, on_weight, on_bias) if inputs["bias"] else (grad_x, on_weight)
+
+
 def _backward_magnitude(inputs: Inputs) -> Outputs:
     """Sizes of the terms, which cancel where a row is narrow or lies along its gradient."""
     x, rstd = inputs["x"].double(), inputs["rstd"].double()[:, None]
@@ -247,4 +265,5 @@ BACKWARD = Declaration(
     files=_FILES,
     depth=lambda sizes: max(sizes["width"], sizes["rows"]),
     magnitude=_backward_magnitude,
+    fallback=_backward_fallback,
 )

@@ -165,7 +165,8 @@ def _muon(inputs: Inputs, config: Config) -> Outputs:
 
 def _rate(inputs: Inputs) -> float:
     rows, columns = inputs["params"][0].shape
-    return float(inputs["lr"]) * max(1.0, rows / columns) ** 0.5
+    stretch: float = max(1.0, rows / columns) ** 0.5
+    return float(inputs["lr"]) * stretch
 
 
 def _orthogonal(x: torch.Tensor, config: Config) -> torch.Tensor:

@@ -32,7 +32,9 @@ def loss_forward(
     total = tl.sum(tl.where(highest == float("-inf"), 0.0, sums * tl.exp(highest - top)), axis=0)
     lse = top + tl.log(total)
     counted = target != ignored
-    hit = tl.load(start + tl.where(counted, target, 0)).to(tl.float32)
+    # a target that is no class gives NaN, and reads nothing
+    known = (target >= 0) & (target < classes)
+    hit = tl.load(start + target, mask=known, other=float("nan")).to(tl.float32)
     loss = lse - hit
     if smoothing > 0:
         loss = (1.0 - smoothing) * loss + smoothing * (lse - tl.sum(plain, axis=0) / classes)
