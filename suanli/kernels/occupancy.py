@@ -147,6 +147,9 @@ def _by_registers(limits: Limits, warps: int, registers: int) -> int:
     if registers == 0:
         return limits.blocks
     per_warp = -(-registers * 32 // _REGISTER_UNIT) * _REGISTER_UNIT
+    # a launch is refused as if it took registers of four partitions at once, whatever there are
+    if per_warp * (-(-warps // 4) * 4) > _REGISTERS:
+        return 0
     each = _REGISTERS // limits.partitions // per_warp
     return each * limits.partitions // warps
 
