@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What to run when a GPU is at hand: the gpu-marked tests, the ceilings, and one search per model.
-#   benchmarks/gpu_check.sh [OUT]        (about 9 minutes; results under OUT, default results/gpu)
+# What to run when a GPU is at hand: the gpu-marked tests, the ceilings, one search per model, and the kernels that ship.
+#   benchmarks/gpu_check.sh [OUT]        (about 9 minutes, and 15 for the kernels; results under OUT, default results/gpu)
 # Works with torch >= 2.11 and without OpenVINO; nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -17,3 +17,5 @@ for case in "resnet50 latency 1" "resnet50 throughput 64" "bert-base latency 1" 
     --budget 90 --json > "$OUT/optimize-$model-b$batch.json" 2> "$OUT/optimize-$model-b$batch.log" \
     || tail -n 3 "$OUT/optimize-$model-b$batch.log"
 done
+timeout 900 "$PYTHON" -m benchmarks.kernels --most 24 --shapes 1 --out "$OUT" 2> "$OUT/kernels.log" \
+  | tee "$OUT/kernels.txt" || tail -n 3 "$OUT/kernels.log"

@@ -27,6 +27,9 @@ LAYERS = {
     "api_predict": 7,
     "cli_output": 8,
     "cli_predict": 9,
+    "api_kernel": 7,
+    "cli_output": 8,
+    "cli_kernel": 9,
     "cli": 10,
 }
 FILES = sorted(ROOT.rglob("*.py"))

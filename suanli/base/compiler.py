@@ -106,7 +106,7 @@ class Compiler:
         options = [flag for flag in flags if not flag.startswith("-l")]
         position = [] if sys.platform == "win32" else ["-fPIC"]
         command = [*self.command, *options, *position, "-shared", "-o", str(output)]
-        code, said = _run([*command, str(source.resolve()), *libraries], timeout_s)
+        code, said = run_limited([*command, str(source.resolve()), *libraries], timeout_s)
         if code is None:
             raise CompilerError(
                 f"{self.kind} took more than {timeout_s:g} s on {source.name}", output=said
@@ -143,7 +143,7 @@ def _system_compiler(command: tuple[str, ...]) -> Compiler | None:
     """The compiler behind a command, if it can compile and link a small file with a header."""
     if shutil.which(command[0]) is None:
         return None
-    code, said = _run([*command, "--version"], 10.0)
+    code, said = run_limited([*command, "--version"], 10.0)
     if code != 0 or not said.strip():
         return None
     version = said.strip().splitlines()[0]
@@ -163,14 +163,18 @@ def _zig_compiler() -> Compiler | None:
     if not present("ziglang"):
         return None
     base = (sys.executable, "-m", "ziglang")
-    code, said = _run([*base, "version"], 30.0)
+    code, said = run_limited([*base, "version"], 30.0)
     if code != 0:
         return None
     return Compiler(command=(*base, "cc"), version=f"zig {said.strip()}", kind="zig")
 
 
-def _run(command: Sequence[str], timeout_s: float) -> tuple[int | None, str]:
-    """Exit code (None after the time limit) and all output; the whole process group is ended."""
+def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int | None, str]:
+    """Run a compiler or another tool with a time limit on it and all that it starts.
+
+    Returns:
+        Exit code (None after the limit, 127 where it cannot be started) and all output.
+    """
     environment = {**os.environ, "LC_ALL": "C"}
     environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(_zig_cache()))
     environment.setdefault("ZIG_LOCAL_CACHE_DIR", environment["ZIG_GLOBAL_CACHE_DIR"])

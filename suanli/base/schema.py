@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from suanli.base import codec
+from suanli.base.kernel_results import KernelCheckResult, KernelExplainResult, KernelTuneResult
 from suanli.base.plan import Plan
 from suanli.base.predict_results import CatalogueResult, ChooseResult, PredictResult
 from suanli.base.results import (
@@ -24,6 +25,9 @@ RECORDS: dict[str, type] = {
     "gpus": CatalogueResult,
     "doctor": DoctorResult,
     "error": ErrorResult,
+    "kernel-check": KernelCheckResult,
+    "kernel-explain": KernelExplainResult,
+    "kernel-tune": KernelTuneResult,
     "export": ExportResult,
     "optimize": OptimizeResult,
     "plan": Plan,

@@ -47,7 +47,7 @@ def from_file(path: Path, name: str, options: Options) -> Workload:
         BadInputError: The file is absent, fails, lacks the name, or gives something unusable.
     """
     path = path.resolve()
-    module = _load(path)
+    module = load_module(path)
     if not hasattr(module, name):
         raise BadInputError(f"{path.name} has no {name}", next_step=_near(module, name))
     source = _Source(path=path, name=name, value=getattr(module, name))
@@ -79,7 +79,7 @@ class _Source:
         if isinstance(self.value, nn.Module | Workload) or not callable(self.value):
             return self.value
         with seeded():
-            return _guarded(self.path, self.value)
+            return guarded(self.path, self.value)
 
     def make_model(self) -> nn.Module:
         """A fresh model, in evaluation mode, on the CPU, in fp32."""
@@ -93,7 +93,12 @@ class _Source:
         return f"{self.path.name}:{self.name}"
 
 
-def _load(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
+    """Run a person's Python file, once per content, with fixed seeds.
+
+    Raises:
+        BadInputError: It is absent or fails; the message names the line of theirs.
+    """
     if not path.is_file():
         raise BadInputError(f"no file {path}")
     content = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]
@@ -110,15 +115,19 @@ def _load(path: Path) -> ModuleType:
     sys.modules[module_name] = module
     try:
         with seeded():
-            _guarded(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+            guarded(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     except BaseException:
         sys.modules.pop(module_name, None)
         raise
     return module
 
 
-def _guarded(path: Path, call: Callable[[], Any]) -> Any:
-    """Call into the person's code; a failure names their line."""
+def guarded(path: Path, call: Callable[[], Any]) -> Any:
+    """Call into the person's code.
+
+    Raises:
+        BadInputError: It failed; the message names the last line of theirs.
+    """
     try:
         return call()
     except SuanliError:
@@ -177,7 +186,7 @@ def _input_maker(
 
     def make(batch: int) -> Inputs:
         with seeded():
-            made = _guarded(source.path, lambda: maker(batch))
+            made = guarded(source.path, lambda: maker(batch))
         return _as_inputs(made, f"{source.path.name}:example_inputs")
 
     sizes = {leaf.shape[0] for leaf in _tensors(make(2)) if leaf.dim()}

@@ -1,0 +1,1 @@
+"""Compile, check, tune and explain kernels, and the kernels that ship."""

@@ -1,0 +1,138 @@
+"""Builds a CUDA kernel for the CPU: the text with the host headers, every access instrumented."""
+
+import hashlib
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from suanli.base.compiler import INSTALL as INSTALL_COMPILER
+from suanli.base.compiler import CompilerError, find_compiler
+from suanli.base.errors import BadInputError, MissingBackendError, SuanliError
+from suanli.base.files import cache_dir, write_atomic
+from suanli.kernels.cuda.source import for_host
+from suanli.kernels.declaration import Config, Sizes
+from suanli.kernels.spec import CudaKernel
+
+_HOST = Path(__file__).parent.parent / "host"
+_BUILD_S = 60.0
+# -O0 keeps one access in the code for one access in the text.
+_KERNEL_FLAGS = (
+    *("-x", "c++", "-std=c++17", "-O0", "-g1", "-w", "-fsanitize=thread", "-nodefaultlibs"),
+    *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off", "-fmax-errors=3"),
+)
+_RUNTIME_FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-lstdc++", "-lm")
+_ERROR = re.compile(
+    r"^(?P<file>[^\s:][^:]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostBuild:
+    """A kernel built for the CPU.
+
+    Attributes:
+        kernel: Shared library of the kernel.
+        runtime: Shared library that executes it.
+        compiler: Which compiler built them.
+    """
+
+    kernel: Path
+    runtime: Path
+    compiler: str
+
+
+def build(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> HostBuild:
+    """Build a kernel, or find what was built before.
+
+    Raises:
+        MissingBackendError: There is no C++ compiler.
+        BadInputError: The kernel does not compile; its own line is named.
+        Refusal: It uses what cannot be executed on the CPU.
+        SuanliError: This operating system cannot do it.
+    """
+    if not sys.platform.startswith("linux"):
+        raise SuanliError("CUDA kernels are executed on the CPU only under Linux")
+    compiler = find_compiler()
+    if compiler is None:
+        raise MissingBackendError("a C++ compiler", INSTALL_COMPILER)
+    text = program(kernel, sizes, config, dtype)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = cache_dir() / "native" / "cuda" / f"{kernel.function}-{digest}.cpp"
+    write_atomic(path, text)
+    include = f"-I{_HOST / 'include'}"
+    stamp = f"-DSUANLI_HEADERS={_headers()}"
+    try:
+        runtime = compiler.build_shared(
+            _HOST / "runtime.cpp", (*_RUNTIME_FLAGS, stamp), timeout_s=_BUILD_S
+        )
+    except CompilerError as error:
+        raise MissingBackendError(
+            f"a C++ compiler that works ({error})", INSTALL_COMPILER
+        ) from None
+    try:
+        flags = (*_KERNEL_FLAGS, include, stamp, "-lm", "-lc")
+        library = compiler.build_shared(path, flags, timeout_s=_BUILD_S)
+    except CompilerError as error:
+        raise BadInputError(first_error(error.output, kernel) or str(error)) from None
+    return HostBuild(kernel=library, runtime=runtime, compiler=str(compiler))
+
+
+def program(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> str:
+    """The whole text that is compiled for the CPU.
+
+    Raises:
+        Refusal: The kernel uses what cannot be executed on the CPU.
+        BadInputError: The dtype or the source cannot be used.
+    """
+    macros = [f"#define {k} {v}" for k, v in kernel.macros(sizes, config, dtype).items()]
+    body = for_host(kernel.text())
+    matrix = ["#include <suanli_mma.h>"] if "suanli_mma<" in body else []
+    count = len(kernel.arguments)
+    return "\n".join(
+        [
+            "#include <suanli_cuda.h>",
+            *_needed(body),
+            *matrix,
+            *macros,
+            f'#line {kernel.first_line()} "{kernel.source_path().name}"',
+            body,
+            '#line 1 "suanli_entry.cpp"',
+            "#include <suanli_entry.h>",
+            f"static_assert(suanli_arity(&{kernel.function}) == {count}, "
+            f'"{kernel.function} does not take the {count} arguments that the kernel file names");',
+            'extern "C" void suanli_entry(const suanli_slot *slots) '
+            f"{{ suanli_start(&{kernel.function}, slots); }}",
+            "",
+        ]
+    )
+
+
+def _needed(body: str) -> list[str]:
+    """Headers for `ELEMENT`, which the text may not include for itself."""
+    return [f"#include <{name}>" for name in ("cuda_fp16.h", "cuda_bf16.h") if "ELEMENT" in body]
+
+
+def first_error(said: str, kernel: CudaKernel) -> str:
+    """The first error in a compiler's output, as "file:line: text"; "" where there is none."""
+    name = kernel.source_path().name
+    errors = [match for match in map(_ERROR.match, said.splitlines()) if match]
+    if not errors:
+        return ""
+    own = [match for match in errors if Path(match["file"]).name == name]
+    match = (own or errors)[0]
+    text = match["text"].removeprefix("static assertion failed: ")
+    if own:
+        return f"{name}:{match['line']}: {text}"
+    return f"{name}: {text}"
+
+
+@cache
+def _headers() -> str:
+    """Hash of everything that the builds include."""
+    digest = hashlib.sha256()
+    for path in sorted(_HOST.rglob("*")):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return f"h{digest.hexdigest()[:16]}"

@@ -1,0 +1,246 @@
+// The functions that the kernel's part, the compiler's hooks and the process outside call.
+#pragma once
+
+using namespace suanli;
+
+#define SITE __builtin_return_address(0)
+
+extern "C" {
+
+int suanli_barrier(int vote, int predicate, void *site) {
+    Fibre *f = run->fibres.current;
+    f->vote = vote, f->predicate = predicate, f->site = site, f->state = AT_BARRIER;
+    run->fibres.leave();
+    return f->result;
+}
+
+const uint64_t *suanli_meet(int operation, unsigned mask, uint64_t value, void *site) {
+    Fibre *f = run->fibres.current;
+    if (!(mask >> f->lane & 1)) {
+        Finding &entry = complain("lane-outside-mask", site, nullptr, "");
+        if (entry.count == 1) entry.element = f->lane;
+        mask |= 1u << f->lane;
+    }
+    f->operation = operation, f->mask = mask, f->value = value, f->site = site;
+    f->state = AT_MEETING;
+    try_meeting(*f);
+    if (f->state == AT_MEETING) run->fibres.leave();
+    return f->inbox;
+}
+
+unsigned suanli_present(void) { return run->fibres.current->present; }
+int suanli_lane(void) { return run->fibres.current->lane; }
+
+unsigned suanli_active(void) {
+    Fibre *f = run->fibres.current;
+    unsigned mask = 0;
+    for (Fibre &g : run->fibres.all)
+        if (g.warp == f->warp && g.state != DONE) mask |= 1u << g.lane;
+    return mask;
+}
+
+void suanli_fence(void) { run->fenced = true; }
+
+void suanli_atomic(void *address, int bytes, void *site) {
+    access(address, (size_t)bytes, true, true, site);
+    run->acquired = true;
+    if (run->fenced) run->released[run->block] = run->step;
+}
+
+void suanli_touch(const void *address, int bytes, int is_write, void *site) {
+    access(address, (size_t)bytes, is_write != 0, false, site);
+}
+
+void suanli_complain(const char *text, void *site) {
+    Finding &entry = complain("intrinsic", site, nullptr, text);
+    entry.text = text;
+}
+
+void suanli_refuse(const char *text, void *site) {
+    Finding &entry = complain("refused", site, nullptr, text);
+    entry.text = text;
+    stop_all();
+}
+
+long long suanli_ticks(void) { return (long long)run->step; }
+
+// -- hooks of -fsanitize=thread ------------------------------------------------------------------
+
+#define HOOKS(n)                                                                                 \
+    void __tsan_read##n(void *p) { access(p, n, false, false, SITE); }                           \
+    void __tsan_write##n(void *p) { access(p, n, true, false, SITE); }                           \
+    void __tsan_unaligned_read##n(void *p) { access(p, n, false, false, SITE); }                 \
+    void __tsan_unaligned_write##n(void *p) { access(p, n, true, false, SITE); }                 \
+    void __tsan_volatile_read##n(void *p) { access(p, n, false, false, SITE); }                  \
+    void __tsan_volatile_write##n(void *p) { access(p, n, true, false, SITE); }                  \
+    void __tsan_unaligned_volatile_read##n(void *p) { access(p, n, false, false, SITE); }        \
+    void __tsan_unaligned_volatile_write##n(void *p) { access(p, n, true, false, SITE); }
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+
+void __tsan_read_range(void *p, unsigned long n) { access(p, n, false, false, SITE); }
+void __tsan_write_range(void *p, unsigned long n) { access(p, n, true, false, SITE); }
+void __tsan_func_entry(void *) {}
+void __tsan_func_exit(void) {}
+void __tsan_init(void) {}
+void __tsan_vptr_update(void **, void *) {}
+void __tsan_vptr_read(void **) {}
+
+void *__tsan_memcpy(void *to, const void *from, unsigned long n) {
+    access(from, n, false, false, SITE);
+    access(to, n, true, false, SITE);
+    return memcpy(to, from, n);
+}
+void *__tsan_memset(void *to, int value, unsigned long n) {
+    access(to, n, true, false, SITE);
+    return memset(to, value, n);
+}
+void *__tsan_memmove(void *to, const void *from, unsigned long n) {
+    access(from, n, false, false, SITE);
+    access(to, n, true, false, SITE);
+    return memmove(to, from, n);
+}
+
+// -- what the process outside calls --------------------------------------------------------------
+
+void suanli_begin(void) {
+    delete run;
+    run = new Launch();
+}
+
+// Memory for an argument, between guard bands that it may not touch; all of it poisoned. Without
+// `watched` nobody is told who touched what, which saves 144 bytes an element.
+void *suanli_buffer(const char *name, unsigned long bytes, unsigned long element, int writable,
+                    int output, unsigned long guard, int watched) {
+    Buffer buffer;
+    buffer.name = name, buffer.bytes = bytes, buffer.element = element, buffer.guard = guard;
+    buffer.writable = writable, buffer.output = output;
+    void *memory = nullptr;
+    if (posix_memalign(&memory, 4096, bytes + 2 * guard)) return nullptr;
+    memset(memory, 0xFF, bytes + 2 * guard);
+    buffer.base = (unsigned char *)memory;
+    if (watched) buffer.cells.resize(bytes / element + 1);
+    run->buffers.push_back(std::move(buffer));
+    return run->buffers.back().data();
+}
+
+// Elements of an output that no thread wrote; `first` gets the first of them.
+long long suanli_unwritten(int index, long long *first) {
+    Buffer &buffer = run->buffers[index];
+    long long count = 0;
+    *first = -1;
+    for (size_t e = 0; e < buffer.bytes / buffer.element; e++)
+        if (buffer.cells[e].writer.block < 0) {
+            if (count++ == 0) *first = (long long)e;
+        }
+    return count;
+}
+
+void suanli_module(void *begin, void *end, void *shared, unsigned long shared_bytes,
+                   unsigned long dynamic_bytes) {
+    run->module_begin = (unsigned char *)begin, run->module_end = (unsigned char *)end;
+    run->static_shared = (unsigned char *)shared, run->static_bytes = shared_bytes;
+    run->dynamic_bytes = dynamic_bytes;
+    run->shared.resize(shared_bytes + dynamic_bytes);
+}
+
+// Runs the grid, or only the blocks that are traced; `limit` is the most accesses it may make.
+void suanli_launch(Entry entry, const suanli_slot *slots, const unsigned *grid,
+                   const unsigned *block, int reversed, int traced_blocks,
+                   int only_traced, unsigned long long limit) {
+    gridDim = dim3(grid[0], grid[1], grid[2]);
+    blockDim = dim3(block[0], block[1], block[2]);
+    run->threads = (int)(block[0] * block[1] * block[2]);
+    run->blocks = (int)(grid[0] * grid[1] * grid[2]);
+    run->released.assign((size_t)run->blocks, 0);
+    run->reversed = reversed, run->limit = limit;
+    run->fibres.body = [=] { entry(slots); };
+    for (int k = 0; k < run->blocks && !run->stopped; k++) {
+        run->block = reversed ? run->blocks - 1 - k : k;
+        unsigned b = (unsigned)run->block;
+        blockIdx = {b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
+        // an even spread of blocks, first and last among them
+        int parts = traced_blocks > 1 ? traced_blocks - 1 : 1;
+        int before = (int)((long long)(run->block - 1) * parts / std::max(1, run->blocks - 1));
+        int here = (int)((long long)run->block * parts / std::max(1, run->blocks - 1));
+        run->tracing = traced_blocks > 0 && (run->block == 0 || before != here);
+        if (only_traced && !run->tracing) continue;
+        run->executed++;
+        run_block();
+    }
+    run->fibres.current = nullptr;
+}
+
+static void quoted(std::string &out, const std::string &text) {
+    out += '"';
+    for (char c : text)
+        if (c == '"' || c == '\\')
+            out += '\\', out += c;
+        else
+            out += c < 32 ? ' ' : c;
+    out += '"';
+}
+
+static void field(std::string &out, const char *name, long long value) {
+    out += ",\"" + std::string(name) + "\":" + std::to_string(value);
+}
+
+// What happened, as JSON. The text lives until the next launch.
+const char *suanli_report(void) {
+    std::string &out = run->report;
+    out = "{\"findings\":[";
+    bool first = true;
+    for (auto &pair : run->findings.found) {
+        const Finding &f = pair.second;
+        out += first ? "{\"kind\":" : ",{\"kind\":";
+        first = false;
+        quoted(out, f.kind);
+        out += ",\"text\":";
+        quoted(out, f.text);
+        out += ",\"buffer\":";
+        quoted(out, f.buffer);
+        field(out, "site", (long long)(uintptr_t)f.site);
+        field(out, "other_site", (long long)(uintptr_t)f.other);
+        field(out, "count", f.count);
+        field(out, "element", f.element);
+        field(out, "block", f.block);
+        field(out, "thread", f.thread);
+        field(out, "other_block", f.other_block);
+        field(out, "other_thread", f.other_thread);
+        out += "}";
+    }
+    out += "],\"places\":[";
+    first = true;
+    for (const Place &p : run->trace.places) {
+        out += first ? "{\"space\":" : ",{\"space\":";
+        first = false;
+        quoted(out, p.space == GLOBAL ? "global" : "shared");
+        field(out, "site", (long long)(uintptr_t)p.site);
+        field(out, "write", p.write);
+        field(out, "atomic", p.atomic);
+        field(out, "bytes", p.bytes);
+        field(out, "buffer", p.buffer);
+        field(out, "requests", p.requests);
+        field(out, "lanes", p.lanes);
+        field(out, "distinct_bytes", p.distinct_bytes);
+        field(out, "sectors", p.sectors);
+        field(out, "ideal_sectors", p.ideal_sectors);
+        field(out, "touched_lines", p.lines);
+        field(out, "wavefronts", p.wavefronts);
+        field(out, "ideal_wavefronts", p.ideal_wavefronts);
+        field(out, "same_address", p.same_address);
+        field(out, "stride", p.strided ? p.stride : 0);
+        out += "}";
+    }
+    out += "]";
+    field(out, "blocks", run->executed);
+    field(out, "barriers", run->barriers);
+    field(out, "meetings", run->meetings);
+    field(out, "accesses", (long long)run->step);
+    field(out, "stopped", run->stopped);
+    return (out += "}").c_str();
+}
+}

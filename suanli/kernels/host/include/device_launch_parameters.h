@@ -1,0 +1,2 @@
+// CUDA programs include this for what a kernel has anyway.
+#pragma once

@@ -1,0 +1,48 @@
+// Calls a kernel with the arguments that the process outside gave, whatever their types are.
+#pragma once
+
+template <typename T>
+struct suanli_argument {
+    SUANLI_INLINE T of(const suanli_slot &s) {
+        return s.kind == 2 ? (T)s.real : (T)s.whole;
+    }
+};
+
+template <typename T>
+struct suanli_argument<T *> {
+    SUANLI_INLINE T *of(const suanli_slot &s) { return (T *)s.pointer; }
+};
+
+template <int... I>
+struct suanli_indices {};
+template <int N, int... I>
+struct suanli_count : suanli_count<N - 1, N - 1, I...> {};
+template <int... I>
+struct suanli_count<0, I...> {
+    typedef suanli_indices<I...> type;
+};
+
+template <typename... A, int... I>
+__attribute__((no_sanitize_thread)) static void suanli_call(void (*kernel)(A...),
+                                                            const suanli_slot *slots,
+                                                            suanli_indices<I...>) {
+    kernel(suanli_argument<A>::of(slots[I])...);
+}
+
+template <typename... A>
+__attribute__((no_sanitize_thread)) static void suanli_start(void (*kernel)(A...),
+                                                             const suanli_slot *slots) {
+    suanli_call(kernel, slots, typename suanli_count<sizeof...(A)>::type());
+}
+
+template <typename... A>
+constexpr int suanli_arity(void (*)(A...)) {
+    return (int)sizeof...(A);
+}
+
+extern "C" {
+extern unsigned char __start_suanli_shared[] __attribute__((weak));
+extern unsigned char __stop_suanli_shared[] __attribute__((weak));
+void *suanli_shared_begin(void) { return __start_suanli_shared; }
+void *suanli_shared_end(void) { return __stop_suanli_shared; }
+}

@@ -1,0 +1,57 @@
+// What the host execution of a CUDA kernel and its runtime share. Both are compiled with the same
+// compiler; the kernel's part with its loads and stores instrumented, the runtime's part without.
+#pragma once
+#include <stdint.h>
+
+struct suanli_uint3 {
+    unsigned x, y, z;
+};
+
+extern suanli_uint3 threadIdx, blockIdx;
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+
+extern dim3 blockDim, gridDim;
+
+// An argument of the kernel: `kind` is 0 for a pointer, 1 for a whole number, 2 for a real one.
+struct suanli_slot {
+    int kind;
+    long long whole;
+    double real;
+    void *pointer;
+};
+
+enum suanli_warp_operation {
+    SUANLI_SHUFFLE,
+    SUANLI_VOTE,
+    SUANLI_SYNC,
+    SUANLI_MATRIX,
+};
+
+enum suanli_block_vote { SUANLI_NONE, SUANLI_COUNT, SUANLI_AND, SUANLI_OR };
+
+extern "C" {
+extern unsigned char suanli_dynamic_shared[];
+
+// Barrier of the block; gives the vote over all threads.
+int suanli_barrier(int vote, int predicate, void *site);
+// Meets the lanes of `mask` and gives their values: 32 of them, valid until the next meeting.
+const uint64_t *suanli_meet(int operation, unsigned mask, uint64_t value, void *site);
+// Lanes of the mask that were at the last meeting.
+unsigned suanli_present(void);
+int suanli_lane(void);
+unsigned suanli_active(void);
+void suanli_fence(void);
+// Says that an atomic operation of so many bytes is about to happen.
+void suanli_atomic(void *address, int bytes, void *site);
+// Says of a load or store that instrumentation does not see.
+void suanli_touch(const void *address, int bytes, int is_write, void *site);
+// Notes a mistake that only the intrinsic itself can see, and goes on.
+void suanli_complain(const char *text, void *site);
+// Ends the launch: the kernel did what cannot be executed here.
+void suanli_refuse(const char *text, void *site);
+long long suanli_ticks(void);
+}

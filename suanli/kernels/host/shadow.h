@@ -1,0 +1,65 @@
+// Who touched which element last, and whether a barrier stands between two touches.
+//
+// Two accesses to one element by different threads, one of them a plain write or both not atomic,
+// are ordered when a barrier of the block stands between them, a warp synchronisation that both
+// lanes took part in, or (between blocks) a fence with an atomic operation on both sides. All
+// others are races, whatever the schedule of this run made of them.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace suanli {
+
+struct Stamp {
+    int32_t block = -1;   // -1: nobody
+    int32_t thread = -1;  // within the block
+    uint32_t epoch = 0;   // barriers that the block had passed
+    uint32_t clock = 0;   // synchronisations that the lane had passed
+    uint64_t step = 0;    // accesses of the whole launch before this one
+    void *site = nullptr;
+    bool atomic = false;
+};
+
+struct Cell {
+    Stamp writer, reader, other_reader;
+};
+
+struct Buffer {
+    std::string name;
+    unsigned char *base = nullptr;  // first byte of the guard band below
+    size_t guard = 0, bytes = 0, element = 1;
+    bool writable = false, output = false;
+    std::vector<Cell> cells;
+
+    unsigned char *data() const { return base + guard; }
+    bool holds(const unsigned char *p) const { return p >= base && p < base + bytes + 2 * guard; }
+};
+
+// One kind of mistake at one place (or pair of places), with its first example.
+struct Finding {
+    std::string kind, text, buffer;
+    void *site = nullptr, *other = nullptr;
+    long long count = 0, element = -1;
+    int block = -1, thread = -1, other_block = -1, other_thread = -1;
+};
+
+using FindingKey = std::tuple<std::string, void *, void *, std::string>;
+
+struct Findings {
+    std::map<FindingKey, Finding> found;
+    Finding &at(const char *kind, void *site, void *other, const std::string &buffer) {
+        Finding &entry = found[FindingKey(kind, site, other, buffer)];
+        if (entry.count++ == 0) {
+            entry.kind = kind;
+            entry.site = site;
+            entry.other = other;
+            entry.buffer = buffer;
+        }
+        return entry;
+    }
+};
+
+}  // namespace suanli

@@ -1,0 +1,1 @@
+"""Triton functions, one file a family. Imported only where Triton is installed."""
