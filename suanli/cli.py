@@ -1,7 +1,6 @@
 """Arguments to verbs. No logic here: every command calls `suanli.api` and prints what came back."""
 
 import io
-import json
 import os
 import sys
 import traceback
@@ -10,8 +9,13 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from suanli import __version__
+from suanli import __version__, cli_kernel
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
+from suanli.cli_output import WORKLOAD as _WORKLOAD
+from suanli.cli_output import Json
+from suanli.cli_output import examples as _examples
+from suanli.cli_output import print_result as _print
+from suanli.cli_output import write_json as _write_json
 
 app = typer.Typer(
     name="suanli",
@@ -28,23 +32,12 @@ _EXIT_STOPPED = 130  # what a shell gives for a command that Ctrl-C ended
 _UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
 
-def _examples(*lines: str) -> str:
-    """Text below a command's options. Its first character keeps the lines as they are."""
-    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
-
-
-_WORKLOAD = typer.Argument(
-    metavar="WORKLOAD",
-    help="A built-in name, file.py:name, model.onnx, model.keras, or hf:CONFIG.",
-    show_default=False,
-)
 Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="Folder of an engine.")]
 Budget = Annotated[float, typer.Option(metavar="SECONDS", help="Time for all of it.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0 and so on, or auto.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run code of an engine made by somebody else.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 def _version(wanted: bool) -> None:
@@ -295,22 +288,7 @@ def workloads(as_json: Json = False) -> None:
     _print(api.workloads(), as_json, text.workloads)
 
 
-def _print(result: Any, as_json: bool, render: Any) -> None:
-    if as_json:
-        _write_json(result)
-    else:
-        render(result)
-
-
-def _write_json(record: Any) -> None:
-    from suanli.base import codec
-
-    text = codec.dumps(record)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # the locale lacks a character: escapes say the same
-        text = json.dumps(codec.to_json(record), indent=2, allow_nan=False) + "\n"
-    sys.stdout.write(text)
+cli_kernel.register(app)
 
 
 def main() -> None:

@@ -23,7 +23,10 @@ LAYERS = {
     "serving": 6,
     "reports": 6,
     "api": 7,
-    "cli": 8,
+    "api_kernel": 7,
+    "cli_output": 8,
+    "cli_kernel": 9,
+    "cli": 10,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,6 +1,4 @@
-"""3 x 3 convolution of many channels, one thread an output: arithmetic with the filter in
-constant-like reads that the whole warp shares.
-"""
+"""3 x 3 convolution of many channels, one thread an output, every operand loaded when used."""
 
 import torch
 
@@ -67,9 +65,7 @@ kernel = CudaKernel(
     launch=launch,
     tunables={"ACROSS": (32, 16), "DOWN": (4, 8)},
     reference=convolve,
-    magnitude=lambda given: convolve(
-        {"x": given["x"].abs(), "filter": given["filter"].abs()}
-    ),
+    magnitude=lambda given: convolve({"x": given["x"].abs(), "filter": given["filter"].abs()}),
     depth=lambda sizes: 9 * sizes["channels"],
     work=work,
     check_sizes=(

@@ -1,5 +1,7 @@
-"""Transpose of a matrix, three times: through global memory, through shared memory with bank
-conflicts, and with one column of padding, which takes the conflicts away.
+"""Transpose of a matrix in three ways.
+
+Straight through global memory, through shared memory with bank conflicts, and with one column of
+padding, which takes the conflicts away.
 """
 
 from suanli.kernels.declaration import KernelWork, Source
@@ -16,7 +18,7 @@ extern "C" __global__ void transpose_naive(const float *in, float *out, int rows
 """
 
 TILED = r"""
-extern "C" __global__ void NAME(const float *in, float *out, int rows, int columns) {
+extern "C" __global__ void transpose_tiled(const float *in, float *out, int rows, int columns) {
     __shared__ float tile[32][32 + PADDING];
     int column = blockIdx.x * 32 + threadIdx.x;
     for (int k = 0; k < 32; k += 8) {
@@ -43,11 +45,13 @@ def launch(sizes, config):
     return Launch(grid=(-(-sizes["columns"] // 32), -(-sizes["rows"] // 32)), block=(32, 8))
 
 
-def transpose(name, source):
+def transpose(name, source, entry, padding=0):
     return CudaKernel(
         name=name,
         title="transpose of a matrix",
         source=source,
+        entry=entry,
+        constants=lambda sizes, config: {"PADDING": padding},
         inputs=inputs,
         outputs=lambda sizes, dtype: {"out": ((sizes["columns"], sizes["rows"]), dtype)},
         arguments=("in", "out", "rows", "columns"),
@@ -63,10 +67,6 @@ def transpose(name, source):
     )
 
 
-naive = transpose("transpose_naive", NAIVE)
-conflicts = transpose(
-    "transpose_conflicts", TILED.replace("NAME", "transpose_conflicts").replace("PADDING", "0")
-)
-padded = transpose(
-    "transpose_padded", TILED.replace("NAME", "transpose_padded").replace("PADDING", "1")
-)
+naive = transpose("transpose_naive", NAIVE, "transpose_naive")
+conflicts = transpose("transpose_conflicts", TILED, "transpose_tiled")
+padded = transpose("transpose_padded", TILED, "transpose_tiled", padding=1)

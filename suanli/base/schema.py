@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from suanli.base import codec
+from suanli.base.kernel_results import KernelCheckResult, KernelExplainResult, KernelTuneResult
 from suanli.base.plan import Plan
 from suanli.base.results import (
     DoctorResult,
@@ -21,6 +22,9 @@ VERSION = 1
 RECORDS: dict[str, type] = {
     "doctor": DoctorResult,
     "error": ErrorResult,
+    "kernel-check": KernelCheckResult,
+    "kernel-explain": KernelExplainResult,
+    "kernel-tune": KernelTuneResult,
     "export": ExportResult,
     "optimize": OptimizeResult,
     "plan": Plan,

@@ -44,6 +44,11 @@ class GpuWorker:
                 return f"{case.reason} (at {dict(sizes)})"
         return ""
 
+    def check(self, sizes: dict[str, int], dtype: str, seed: int) -> Any:
+        """One case with the default configuration, as JSON."""
+        made = check_here(self._kernel, sizes, dtype, device=self._device, seed=seed)
+        return codec.to_json(made)
+
     def time(self, config: dict[str, int]) -> Any:
         """Cold milliseconds per call, as JSON."""
         estimate, steady = self._ready().measure(self._call(config))

@@ -207,7 +207,7 @@ def open_bench(
             raise BadInputError(
                 "there is no GPU here", next_step="name a card to rank for, such as --gpu H200"
             )
-        return GpuBench(ref, kernel, sizes, dtype, _own_sheet(), device=cards[0])
+        return GpuBench(ref, kernel, sizes, dtype, own_sheet(), device=cards[0])
     return StaticBench(ref, kernel, sizes, dtype, card(gpu))
 
 
@@ -226,7 +226,7 @@ def card(name: str) -> GpuSheet:
     raise BadInputError(f"{'several' if near else 'no'} cards match {name!r}", next_step=known)
 
 
-def _own_sheet() -> GpuSheet:
+def own_sheet() -> GpuSheet:
     """The sheet of the first GPU here; where it is not catalogued, what the driver says of it."""
     info = gpu_infos()[0]
     known = sheet_for(info.name)

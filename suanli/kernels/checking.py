@@ -29,8 +29,18 @@ from suanli.kernels.declaration import (
 from suanli.kernels.guarded import GuardedMemory
 from suanli.kernels.launching import allocating
 
-_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-_TINY = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}
+_ROUNDOFF = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+_TINY = {
+    torch.float64: 2.0**-1022,
+    torch.float32: 2.0**-126,
+    torch.float16: 2.0**-24,
+    torch.bfloat16: 2.0**-126,
+}
 # Whole numbers that come from rounding may fall on the other side of a half this often.
 _WHOLE_SHARE = 1e-3
 

@@ -13,7 +13,14 @@ Config = Mapping[str, int]
 Inputs = dict[str, Any]
 Outputs = tuple[torch.Tensor, ...]
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp64": torch.float64,
+    "int32": torch.int32,
+    "int8": torch.int8,
+}
 _CODE = Path(__file__).with_name("triton_code")
 
 

@@ -4,6 +4,7 @@ Limits per architecture are those of the CUDA C++ Programming Guide's table of c
 capabilities; allocation granularities those of NVIDIA's occupancy calculator.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from suanli.base.errors import BadInputError
@@ -146,6 +147,9 @@ def _by_registers(limits: Limits, warps: int, registers: int) -> int:
     if registers == 0:
         return limits.blocks
     per_warp = -(-registers * 32 // _REGISTER_UNIT) * _REGISTER_UNIT
+    # a launch is refused as if it took registers of four partitions at once, whatever there are
+    if per_warp * (-(-warps // 4) * 4) > _REGISTERS:
+        return 0
     each = _REGISTERS // limits.partitions // per_warp
     return each * limits.partitions // warps
 
@@ -156,3 +160,49 @@ def _by_shared(limits: Limits, wanted: int) -> int:
     taken = wanted + limits.reserved_bytes
     taken = -(-taken // limits.shared_unit) * limits.shared_unit
     return limits.blocks if taken == 0 else limits.shared_bytes // taken
+
+
+def lift(
+    arch: str,
+    *,
+    threads: int,
+    registers: int,
+    static_shared_bytes: int = 0,
+    dynamic_shared_bytes: int = 0,
+) -> str:
+    """What would let one more block onto a multiprocessor, in words; "" where it is full.
+
+    Args:
+        arch: Such as "sm_90".
+        threads: Per block.
+        registers: Per thread.
+        static_shared_bytes: Per block.
+        dynamic_shared_bytes: Per block.
+
+    Raises:
+        BadInputError: As for `occupancy`.
+    """
+    given = {"threads": threads, "registers": registers}
+    shared = static_shared_bytes + dynamic_shared_bytes
+    now = occupancy(arch, **given, static_shared_bytes=shared)
+    if now.fraction >= 1:
+        return ""
+    steps = []
+    if _by_registers(LIMITS[arch], -(-threads // 32), registers) == now.blocks:
+        fewer = _most(
+            lambda n: _by_registers(LIMITS[arch], -(-threads // 32), n) > now.blocks, registers
+        )
+        steps.append(f"at most {fewer} registers a thread, not {registers}" if fewer else "")
+    if _by_shared(LIMITS[arch], shared) == now.blocks:
+        less = _most(lambda n: _by_shared(LIMITS[arch], n) > now.blocks, shared)
+        steps.append(f"at most {less} bytes of shared memory a block, not {shared}")
+    if now.blocks >= LIMITS[arch].blocks:
+        steps.append(f"larger blocks than {threads} threads")
+    elif LIMITS[arch].warps // -(-threads // 32) == now.blocks:
+        steps.append(f"blocks that divide {LIMITS[arch].warps} warps, not {-(-threads // 32)}")
+    return " and ".join(step for step in steps if step)
+
+
+def _most(fits: Callable[[int], bool], above: int) -> int:
+    """The largest number below `above` that fits; 0 where none does."""
+    return next((n for n in range(above - 1, 0, -1) if fits(n)), 0)

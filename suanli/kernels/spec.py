@@ -185,23 +185,31 @@ class CudaKernel:
             raise BadInputError(f"{self.name}: cannot read {self.source}: {error}") from None
 
     def source_path(self) -> Path:
-        """The file that the source stands in; relative paths start beside the Python file."""
+        """The file that the source stands in; relative paths start beside the Python file.
+
+        A text that does not stand in the Python file as it is counts as a file of its own.
+        """
         if isinstance(self.source, str):
-            return self.file or Path(f"{self.name}.cu")
+            return self.file if self.file and self._place() >= 0 else Path(f"{self.name}.cu")
         if self.source.is_absolute() or self.file is None:
             return self.source
         return self.file.parent / self.source
 
     def first_line(self) -> int:
         """Line of `source_path()` on which the source begins, so that errors name that file."""
+        place = self._place()
+        if place < 0 or self.file is None:
+            return 1
+        return 1 + self.file.read_text(encoding="utf-8").count("\n", 0, place)
+
+    def _place(self) -> int:
+        """Where the source begins in the Python file; -1 where it is not found there."""
         if not isinstance(self.source, str) or self.file is None:
-            return 1
+            return -1
         try:
-            whole = self.file.read_text(encoding="utf-8")
-        except OSError:
-            return 1
-        place = whole.find(self.source)
-        return 1 + whole.count("\n", 0, place) if place >= 0 else 1
+            return self.file.read_text(encoding="utf-8").find(self.source)
+        except (OSError, UnicodeDecodeError):
+            return -1
 
     def configurations(self, sizes: Sizes) -> Iterator[dict[str, int]]:
         """All legal configurations at a shape, in the order of the tunables' values."""

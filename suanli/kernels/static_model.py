@@ -118,12 +118,17 @@ def _bound_s(work: KernelWork, gpu: GpuSheet, dtype: str, traffic: int | None) -
 
 
 def _l2_bytes_per_s(gpu: GpuSheet) -> float | None:
-    """Multiprocessors x clock x bytes per clock, with the clock that the fp32 rate implies."""
+    """Multiprocessors x clock x bytes per clock."""
+    clock = clock_hz(gpu)
+    if clock is None or gpu.multiprocessors is None:
+        return None
+    return gpu.multiprocessors * clock * _L2_BYTES_PER_CLOCK
+
+
+def clock_hz(gpu: GpuSheet) -> float | None:
+    """The clock that a card's fp32 rate implies; None where its sheet does not tell."""
     multiprocessors, rate = gpu.multiprocessors, gpu.flops("fp32")
     if not multiprocessors or not rate:
         return None
     at_one_mhz = derived_flops(gpu.compute_capability, multiprocessors, 1.0, "fp32")
-    if not at_one_mhz:
-        return None
-    clock_hz = rate / at_one_mhz * 1e6
-    return multiprocessors * clock_hz * _L2_BYTES_PER_CLOCK
+    return rate / at_one_mhz * 1e6 if at_one_mhz else None

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from suanli.base.errors import TrialFailedError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.kernel_results import KernelCase, KernelFinding
@@ -17,22 +15,10 @@ from suanli.kernels.cuda.host_build import build
 from suanli.kernels.cuda.host_run import HostRun, run
 from suanli.kernels.cuda.source import Refusal
 from suanli.kernels.declaration import Config, Inputs, Sizes
+from suanli.kernels.dtypes import torch_dtype
 from suanli.kernels.spec import CudaKernel
 
 WHERE = "host execution on CPU"
-_DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp64": torch.float64,
-    "int32": torch.int32,
-    "int8": torch.int8,
-}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype behind a short name that `CudaKernel.macros` has accepted."""
-    return _DTYPES[name]
 
 
 def check_cuda(
@@ -62,6 +48,30 @@ def check_cuda(
                 listener(Event(kind="step", text=f"checking {kernel.name} at {shape} in {dtype}"))
                 cases.append(_case(kernel, sizes, dtype, config, (seed + index, timeout_s)))
     return cases
+
+
+def check_config(
+    kernel: CudaKernel, config: Config, dtype: str, *, seed: int = 0, timeout_s: float = 60.0
+) -> list[KernelCase]:
+    """Check one configuration at all the shapes where it is legal.
+
+    Args:
+        kernel: What to check.
+        config: The configuration.
+        dtype: Of the main input.
+        seed: Of the inputs.
+        timeout_s: Limit of one launch.
+
+    Raises:
+        BadInputError: The kernel has no reference, does not compile, or its launch is over a limit.
+        MissingBackendError: There is no C++ compiler.
+    """
+    kernel.need_reference()
+    return [
+        _case(kernel, sizes, dtype, config, (seed + index, timeout_s))
+        for index, sizes in enumerate(kernel.check_sizes)
+        if kernel.legal(config, sizes)
+    ]
 
 
 def _configurations(kernel: CudaKernel, sizes: Sizes) -> list[dict[str, int]]:

@@ -22,13 +22,12 @@ ARCHITECTURES = (
 _CHILD = Path(__file__).with_name("nvrtc_child.py")
 _HEADERS = {"__half": "cuda_fp16.h", "__nv_bfloat16": "cuda_bf16.h"}
 _ERROR = re.compile(
-    r"^(?P<file>[^\s(][^(]*)\((?P<line>\d+)\): (?:catastrophic |fatal )?error(?: #[\w-]+)?: (?P<text>.*)$"
+    r"^(?P<file>[^\s(][^(]*)\((?P<line>\d+)\): (?:catastrophic |fatal )?error(?: #[\w-]+)?: "
+    r"(?P<text>.*)$"
 )
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
 _PROPERTIES = re.compile(r"Function properties for (\w+)")
-_STACK = re.compile(
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-)
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
@@ -45,7 +44,7 @@ class _UnknownArchitectureError(Exception):
     """This compiler does not know the architecture; another one may."""
 
 
-def compile_cuda(  # noqa: PLR0913
+def compile_cuda(
     kernel: CudaKernel,
     arch: str,
     *,
@@ -159,7 +158,9 @@ def _nvcc(
     command = [str(tool), "-cubin", f"-arch={arch}", "-std=c++17", "-Xptxas", "-v"]
     command += ["-I", str(kernel.source_path().resolve().parent), "-o", str(out)]
     code, said = run_limited([*command, str(folder / "kernel.cu")], timeout_s)
-    if code not in (0, None) and ("Unsupported gpu arch" in said or "not defined for option" in said):
+    if code not in (0, None) and (
+        "Unsupported gpu arch" in said or "not defined for option" in said
+    ):
         raise _UnknownArchitectureError
     _judge(code, said, kernel, arch, timeout_s)
     return said, _nvcc_version(tool)

@@ -8,16 +8,8 @@ import torch
 from suanli.kernels import launching
 from suanli.kernels.cuda.driver import Driver
 from suanli.kernels.declaration import Config, Declaration, Inputs, KernelWork, Outputs, Sizes
+from suanli.kernels.dtypes import short_name
 from suanli.kernels.spec import CudaKernel
-
-_NAMES = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float64: "fp64",
-    torch.int32: "int32",
-    torch.int8: "int8",
-}
 
 
 def declaration(kernel: CudaKernel) -> Declaration:
@@ -72,13 +64,13 @@ class _Runner:
             name: launching.empty(shape, kind, device)
             for name, (shape, kind) in kernel.outputs(sizes, dtype).items()
         }
-        Driver.here().launch(kernel, {**inputs, **made}, config, _NAMES[dtype], device)
+        Driver.here().launch(kernel, {**inputs, **made}, config, short_name(dtype), device)
         return (*made.values(), *(inputs[name] for name in kernel.writes))
 
 
 def main_dtype(kernel: CudaKernel, tensors: list[torch.Tensor]) -> torch.dtype:
     """The dtype that a call is about: the first tensor's that the kernel takes by name."""
     for tensor in tensors:
-        if _NAMES.get(tensor.dtype) in kernel.dtypes:
+        if short_name(tensor.dtype) in kernel.dtypes:
             return tensor.dtype
     return tensors[0].dtype

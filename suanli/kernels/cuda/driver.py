@@ -95,7 +95,12 @@ class Driver:
             return self._functions[key]
         major, minor = torch.cuda.get_device_capability(device)
         made = compile_cuda(
-            kernel, f"sm_{major}{minor}", sizes=sizes, config=config, dtype=dtype, timeout_s=_COMPILE_S
+            kernel,
+            f"sm_{major}{minor}",
+            sizes=sizes,
+            config=config,
+            dtype=dtype,
+            timeout_s=_COMPILE_S,
         )
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         with torch.cuda.device(device):

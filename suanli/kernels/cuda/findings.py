@@ -153,14 +153,14 @@ def _text(kernel: CudaKernel, f: RawFinding) -> str:
     between = _between(f)
     texts = {
         "race-read-after-write": f"{who} reads {what} that {other} wrote{at} with no {between}",
-        "race-write-after-read": f"{who} overwrites {what} that {other} reads{at} with no {between}",
+        "race-write-after-read": f"{who} writes {what} that {other} reads{at} with no {between}",
         "race-write-write": f"{who} and {other} both write {what}{at} with no {between}",
         "uninitialised-shared": f"{who} reads shared memory that no thread of the block wrote",
         "uninitialised-output": f"{who} reads {what}, an output, before anything is written there",
         "out-of-bounds-write": f"{who} writes {what}, outside of {f.buffer}",
         "out-of-bounds-read": f"{who} reads {what}, outside of {f.buffer}",
-        "wild-write": f"{who} writes memory that belongs to no argument; the launch was ended there",
-        "wild-read": f"{who} reads memory that belongs to no argument; the launch was ended there",
+        "wild-write": f"{who} writes memory of no argument; the launch was ended there",
+        "wild-read": f"{who} reads memory of no argument; the launch was ended there",
         "misaligned": f"{who} accesses {f.buffer} at an address that is not a multiple of its size",
         "input-written": f"{who} writes {f.buffer}, an input that is not among `writes`",
         "divergent-barrier": f"{who} waits at this __syncthreads() and {other} at another one{at}",

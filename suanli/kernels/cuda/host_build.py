@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from suanli.base.compiler import CompilerError, find_compiler
 from suanli.base.compiler import INSTALL as INSTALL_COMPILER
+from suanli.base.compiler import CompilerError, find_compiler
 from suanli.base.errors import BadInputError, MissingBackendError, SuanliError
 from suanli.base.files import cache_dir, write_atomic
 from suanli.kernels.cuda.source import for_host
@@ -23,7 +23,9 @@ _KERNEL_FLAGS = (
     *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off", "-fmax-errors=3"),
 )
 _RUNTIME_FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-lstdc++", "-lm")
-_ERROR = re.compile(r"^(?P<file>[^\s:][^:]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$")
+_ERROR = re.compile(
+    r"^(?P<file>[^\s:][^:]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,9 @@ def build(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> HostB
             _HOST / "runtime.cpp", (*_RUNTIME_FLAGS, stamp), timeout_s=_BUILD_S
         )
     except CompilerError as error:
-        raise MissingBackendError(f"a C++ compiler that works ({error})", INSTALL_COMPILER) from None
+        raise MissingBackendError(
+            f"a C++ compiler that works ({error})", INSTALL_COMPILER
+        ) from None
     try:
         flags = (*_KERNEL_FLAGS, include, stamp, "-lm", "-lc")
         library = compiler.build_shared(path, flags, timeout_s=_BUILD_S)

@@ -60,6 +60,7 @@ class Place:
         requests: How often a warp came by.
         sectors: 32-byte sectors of global memory that were moved, and `ideal_sectors` that the
             bytes asked for would fill.
+        touched_lines: 128-byte lines of global memory, counted for each request.
         wavefronts: Passes through shared memory, and `ideal_wavefronts` without bank conflicts.
         same_address: For atomic operations: lanes that met on the busiest address, summed.
         stride: Bytes from one lane to the next, where it is always the same, else 0.
@@ -75,6 +76,7 @@ class Place:
     lanes: int
     sectors: int
     ideal_sectors: int
+    touched_lines: int
     wavefronts: int
     ideal_wavefronts: int
     same_address: int
@@ -216,7 +218,7 @@ def _argument(name: str, buffers: list[dict[str, Any]], inputs: Inputs) -> dict[
     return {"kind": 2 if real else 1, "value": value.value}
 
 
-def _result(  # noqa: PLR0913, PLR0917
+def _result(
     kernel: CudaKernel,
     built: HostBuild,
     report: dict[str, Any],
@@ -261,9 +263,7 @@ def _finding(entry: dict[str, Any], lines: Mapping[int, int]) -> RawFinding:
     )
 
 
-def _place(
-    entry: dict[str, Any], lines: Mapping[int, int], buffers: list[dict[str, Any]]
-) -> Place:
+def _place(entry: dict[str, Any], lines: Mapping[int, int], buffers: list[dict[str, Any]]) -> Place:
     kept = {k: v for k, v in entry.items() if k not in ("site", "buffer", "distinct_bytes")}
     kept["write"], kept["atomic"] = bool(entry["write"]), bool(entry["atomic"])
     buffer = buffers[entry["buffer"]]["name"] if entry["buffer"] >= 0 else ""

@@ -49,7 +49,9 @@ def _mma(key: tuple[str, ...], registers: list[str]) -> str:
     shape, result, kind, _, _ = key
     d, a, b = _MMA[key]
     if len(registers) != 2 * d + a + b:
-        raise ValueError(f"mma.sync of {shape} takes {2 * d + a + b} registers, not {len(registers)}")
+        raise ValueError(
+            f"mma.sync of {shape} takes {2 * d + a + b} registers, not {len(registers)}"
+        )
     m, n, k = re.findall(r"\d+", shape)
     outs = ", ".join(f"&({r})" for r in registers[:d])
     groups = (registers[d : d + a], registers[d + a : d + a + b], registers[d + a + b :])

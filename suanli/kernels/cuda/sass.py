@@ -8,13 +8,17 @@ from suanli.base.compiler import run_limited
 from suanli.base.kernel_results import InstructionMix
 from suanli.kernels.cuda import toolkit
 
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)")
+_INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)"
+)
 _FUNCTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
 _MATRIX = re.compile(r"^(?:H|I|B|D|Q|O)G?MMA$|^UTC\w*MMA$|^WARPGROUP$")
 _SKIPPED = {"NOP"}
 
 
-def instruction_mix(code: bytes, function: str = "", *, timeout_s: float = 30.0) -> InstructionMix | None:
+def instruction_mix(
+    code: bytes, function: str = "", *, timeout_s: float = 30.0
+) -> InstructionMix | None:
     """Count the instructions of a cubin.
 
     Args:
@@ -55,7 +59,7 @@ def parse(listing: str, function: str = "") -> InstructionMix | None:
     return InstructionMix(total=total, **counts) if total else None
 
 
-def _kinds(name: str, modifiers: str) -> list[str]:  # noqa: PLR0911
+def _kinds(name: str, modifiers: str) -> list[str]:
     wide = ".128" in modifiers
     if _MATRIX.match(name) and name != "WARPGROUP":
         return ["tensor_core"]

@@ -20,13 +20,13 @@ _REFUSED = {
     r"<<<": "a kernel that launches kernels",
     r"\bcudaLaunchKernel\b|\bcudaMalloc\b|\bcudaMemcpy\w*\b": "host code (give device code only)",
     r"\btex(?:1D|2D|3D)(?:fetch|Lod|Layered)?\s*[<(]|\bsurf2D\w+": "texture and surface fetches",
-    r"\b__pipeline_memcpy_async\b|\bcuda::(?:memcpy_async|barrier|pipeline)\b": "asynchronous copies",
+    r"\b__pipeline_memcpy_async\b|\bcuda::(?:memcpy_async|barrier|pipeline)\b": "async copies",
     r"\bcub::|#\s*include\s*<(?:cub|thrust|cutlass|cute)/": "CUB, Thrust and CUTLASS",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal(Exception):  # noqa: N818
+class Refusal(Exception):
     """The kernel uses what cannot be executed on the CPU."""
 
     reason: str

@@ -45,12 +45,14 @@ def include_folders() -> tuple[Path, ...]:
     for root in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
         if root and (Path(root) / "include" / "cuda_fp16.h").is_file():
             found.append(Path(root) / "include")
-    return tuple(path for path in found if (path / "cuda_fp16.h").is_file() or (path / "crt").is_dir())
+    return tuple(
+        path for path in found if (path / "cuda_fp16.h").is_file() or (path / "crt").is_dir()
+    )
 
 
 @cache
 def disassembler() -> Path | None:
-    """nvdisasm from the path, Triton's package, or `nvidia-cuda-nvdisasm`; or None."""
+    """Nvdisasm from the path, Triton's package, or `nvidia-cuda-nvdisasm`; or None."""
     found = shutil.which("nvdisasm")
     if found:
         return Path(found)

@@ -228,6 +228,7 @@ const char *suanli_report(void) {
         field(out, "distinct_bytes", p.distinct_bytes);
         field(out, "sectors", p.sectors);
         field(out, "ideal_sectors", p.ideal_sectors);
+        field(out, "touched_lines", p.lines);
         field(out, "wavefronts", p.wavefronts);
         field(out, "ideal_wavefronts", p.ideal_wavefronts);
         field(out, "same_address", p.same_address);

@@ -28,7 +28,7 @@ struct Place {
     int bytes = 0;
     int buffer = -1;
     long long requests = 0, lanes = 0, distinct_bytes = 0;
-    long long sectors = 0, ideal_sectors = 0;      // global
+    long long sectors = 0, ideal_sectors = 0, lines = 0;  // global; a line has 128 bytes
     long long wavefronts = 0, ideal_wavefronts = 0;  // shared
     long long same_address = 0;                    // atomics: busiest address, summed
     long long stride = 0;
@@ -113,7 +113,10 @@ private:
             for (uint64_t s = address / 32; s <= (address + bytes - 1) / 32; s++)
                 sectors.push_back(s);
         std::sort(sectors.begin(), sectors.end());
-        place.sectors += std::unique(sectors.begin(), sectors.end()) - sectors.begin();
+        sectors.erase(std::unique(sectors.begin(), sectors.end()), sectors.end());
+        place.sectors += (long long)sectors.size();
+        for (size_t i = 0; i < sectors.size(); i++)
+            place.lines += i == 0 || sectors[i] / 4 != sectors[i - 1] / 4;
         place.ideal_sectors += (distinct * bytes + 31) / 32;
     }
 

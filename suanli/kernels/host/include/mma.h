@@ -74,14 +74,26 @@ SUANLI_INLINE void fill_fragment(F &fragment, V value) {
     for (int i = 0; i < F::num_elements; i++) fragment.x[i] = (typename F::storage)value;
 }
 
+// Tells of a tile as the hardware moves it: every lane a run of neighbours, 16 bytes at a time.
+template <typename F, typename T>
+SUANLI_INLINE void suanli_touch_tile(const T *memory, unsigned leading, bool by_rows, int is_write,
+                                     void *site) {
+    const int minor = by_rows ? F::columns : F::rows, chunk = 16 / sizeof(T);
+    const int run = F::num_elements < chunk ? F::num_elements : chunk;
+    for (int i = 0; i < F::num_elements; i += run) {
+        int e = suanli_lane() * F::num_elements + i;
+        suanli_touch(memory + e / minor * leading + e % minor, run * (int)sizeof(T), is_write, site);
+    }
+}
+
 template <typename F, typename T>
 SUANLI_INLINE void suanli_load(F &fragment, const T *memory, unsigned leading, bool by_rows,
                                void *site) {
     suanli_meet(SUANLI_MATRIX, 0xffffffffu, 0, site);
+    suanli_touch_tile<F>(memory, leading, by_rows, 0, site);
     for (int i = 0; i < F::num_elements; i++) {
         int e = suanli_lane() * F::num_elements + i, r = e / F::columns, c = e % F::columns;
         const T *p = memory + (by_rows ? r * leading + c : c * leading + r);
-        suanli_touch(p, sizeof(T), 0, site);
         fragment.x[i] = *p;
     }
 }
@@ -107,10 +119,10 @@ template <typename F, typename T>
 SUANLI_INLINE void suanli_store_matrix(void *site, T *memory, const F &fragment, unsigned leading,
                                        layout_t layout) {
     suanli_meet(SUANLI_MATRIX, 0xffffffffu, 0, site);
+    suanli_touch_tile<F>(memory, leading, layout == mem_row_major, 1, site);
     for (int i = 0; i < F::num_elements; i++) {
         int e = suanli_lane() * F::num_elements + i, r = e / F::columns, c = e % F::columns;
         T *p = memory + (layout == mem_row_major ? r * leading + c : c * leading + r);
-        suanli_touch(p, sizeof(T), 1, site);
         *p = (T)fragment.x[i];
     }
 }
