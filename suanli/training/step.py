@@ -53,9 +53,9 @@ class Stepper:
     def gradients(self, inputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
         """The first half: `grad` of every trained parameter; gives the loss, detached."""
         self.optimizer.zero_grad(set_to_none=True)
-        scale = float(self.scaler.get_scale()) if self.scaler.is_enabled() else 1.0
+        scale = 1.0
         if self.scaler.is_enabled():
-            self.scaler.scale(torch.zeros((), device=self.plan.device))  # makes its lazy state
+            self.scaler.scale(torch.zeros((), device=self.plan.device))  # its state is made on use
             scale = float(self.scaler.get_scale())
         loss = self.forward.gradients(inputs, labels, scale)
         self.forward.collect()
