@@ -120,12 +120,12 @@ class Checkpoints:
             for name, part in state.items():
                 tensors: dict[str, torch.Tensor] = {}
                 data = _tree.taken_apart(part, tensors)
-                for file, payload in (
+                for file, content in (
                     (f"{name}.safetensors", save_tensors(tensors)),
                     (f"{name}.json", json.dumps(data).encode()),
                 ):
-                    if self._cipher is not None:
-                        payload = self._cipher.encrypted(payload, file)
+                    cipher = self._cipher
+                    payload = content if cipher is None else cipher.encrypted(content, file)
                     _durable(target / file, payload)
                     sums[file] = {"bytes": len(payload), "sha256": _sha256(payload)}
             marker = {

@@ -155,9 +155,7 @@ def _mode(plan: TrainPlan) -> str | None:
     return None if plan.compile == "default" else plan.compile
 
 
-def _low_weights(
-    model: nn.Module, copies: list[tuple[nn.Parameter, nn.Parameter]]
-) -> nn.Module:
+def _low_weights(model: nn.Module, copies: list[tuple[nn.Parameter, nn.Parameter]]) -> nn.Module:
     """A twin with bf16 copies of the matrix weights; everything else is the model's own."""
     memo: dict[int, Any] = {}
     matrix = [m for m in model.modules() if isinstance(m, _MATRIX_LAYERS)]
