@@ -129,7 +129,7 @@ def _plain(output: Any) -> torch.Tensor:
             f"the model gives a {type(output).__name__}, training needs one tensor",
             next_step="wrap the model so that its forward returns what the loss takes",
         )
-    return output.float()
+    return output if output.dtype == torch.float64 else output.float()
 
 
 def _is_mean(loss: Loss, output: torch.Tensor, labels: torch.Tensor) -> bool:
