@@ -20,6 +20,7 @@ from suanli.training.judging import judge, metric_of, reached
 from suanli.training.recipe import Averaging, Recipe
 from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
+from suanli.training.work_of import Limit
 from suanli.workloads.record import Samples
 
 _REPORT_EVERY_S = 1.0
@@ -64,6 +65,7 @@ class Loop:
         quality: The newest judgement of the watched part.
         reached_at_s: Seconds at which the target was first seen to be reached.
         step_ms: Milliseconds of the steps of this part of the run.
+        limit: Bound of one step, for reports; None where it is not known.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Loop:
         self.quality: float | None = None
         self.reached_at_s: float | None = None
         self.step_ms: list[float] = []
-        self.step_flops: float | None = None
+        self.limit: Limit | None = None
         self.on_report: list[Report] = []
         self.on_step: list[Callable[[], None]] = []
         self._watched = watched
@@ -276,11 +278,18 @@ class Loop:
             epochs=self.limits.epochs,
             done=done,
             loss=loss,
-            samples_per_s=(self.samples - self._begun_samples) / spent,
+            samples_per_s=self.rate(),
             seconds=self.seconds,
             left_s=left,
             quality=self.quality,
+            sol_fraction=limit.sol_ms / step_ms if limit else None,
+            mfu=limit.mfu(step_ms) if limit else None,
         )
+
+    def rate(self) -> float:
+        """Samples per second of this part of the run."""
+        spent = max(self.seconds - self._begun_s, 1e-9)
+        return (self.samples - self._begun_samples) / spent
 
     # -- state ----------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
 """The folder of a run: what it is, how it goes, and what it can be gone on with.
 
-    run.json            workload, seed, hyper-parameters
-    plan.json           how it is computed
-    environment.json    libraries and machine
-    metrics.jsonl       one line per report
-    tensorboard/        the same for TensorBoard
-    checkpoints/        see `checkpoints`
-    weights.safetensors the trained model, at the end
-    result.json         what `--json` prints, at the end
+run.json            workload, seed, hyper-parameters
+plan.json           how it is computed
+environment.json    libraries and machine
+metrics.jsonl       one line per report
+tensorboard/        the same for TensorBoard
+checkpoints/        see `checkpoints`
+weights.safetensors the trained model, at the end
+result.json         what `--json` prints, at the end
 """
 
 import json

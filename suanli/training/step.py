@@ -101,6 +101,11 @@ class Stepper:
             self.scaler.load_state_dict(scaler)
         self.forward.take_over()
 
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the peak rate of every group."""
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] *= factor
+
     def close(self) -> None:
         """Leave the model without the plan's wrappings."""
         self.forward.close()

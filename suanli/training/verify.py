@@ -66,9 +66,7 @@ class Parting:
         )
 
 
-def record(
-    stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors
-) -> Trace:
+def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors) -> Trace:
     """Run the first steps and keep what they did, in the model's own element type on the CPU.
 
     Args:
@@ -190,7 +188,7 @@ def _group(name: str) -> str:
     return f"{kind}/{step}" if kind in ("gradient", "update", "loss") else kind
 
 
-def _group_partings(  # noqa: PLR0913, PLR0917
+def _group_partings(
     group: str,
     names: Sequence[str],
     candidate: Trace,
@@ -204,9 +202,7 @@ def _group_partings(  # noqa: PLR0913, PLR0917
     floats = [n for n in names if reference[n].is_floating_point()]
     for name in set(names) - set(floats):
         if not torch.equal(candidate[name], reference[name]):
-            found.append(
-                Parting(name=name, what="error", ratio=math.inf, found=1.0, allowed=0.0)
-            )
+            found.append(Parting(name=name, what="error", ratio=math.inf, found=1.0, allowed=0.0))
     if not floats:
         return found
     sizes = {n: _norm(reference[n]) for n in floats}
@@ -232,7 +228,7 @@ def _group_partings(  # noqa: PLR0913, PLR0917
     return found
 
 
-def _together(  # noqa: PLR0913, PLR0917
+def _together(
     group: str,
     names: Sequence[str],
     candidate: Trace,
@@ -246,9 +242,7 @@ def _together(  # noqa: PLR0913, PLR0917
     mine = _gain_and_size(names, candidate, reference)
     theirs = [_gain_and_size(names, run, reference) for run in eager]
     return [
-        _parting(
-            group, what, abs(mine[i]), k * max(abs(pair[i]) for pair in theirs) + k * floor
-        )
+        _parting(group, what, abs(mine[i]), k * max(abs(pair[i]) for pair in theirs) + k * floor)
         for i, what in enumerate(("gain", "size"))
     ]
 
