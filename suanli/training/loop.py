@@ -265,12 +265,9 @@ class Loop:
 
     def progress(self, loss: float) -> TrainProgress:
         """Where the run stands."""
-        spent = max(self.seconds - self._begun_s, 1e-9)
-        done = self.done
-        place = self.batches.place
-        left = None
-        if done > 0:
-            left = self.seconds / done * (1.0 - done)
+        done, place, limit = self.done, self.batches.place, self.limit
+        left = self.seconds / done * (1.0 - done) if done > 0 else None
+        step_ms = 1e3 * self.recipe.settings.batch / max(self.rate(), 1e-9)
         return TrainProgress(
             step=self.step,
             steps=self.steps,

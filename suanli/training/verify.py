@@ -23,7 +23,7 @@ from suanli.training.recipe import Recipe, Tensors
 from suanli.training.step import Stepper
 
 Trace = dict[str, torch.Tensor]
-"""Name -> values: "loss/S", "gradient/S/PARAMETER", "update/S/PARAMETER", "buffer/NAME", "output"."""
+"""Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output."""
 
 K = 2.0
 _EPSILON = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "fp16": 2.0**-11}
