@@ -221,7 +221,7 @@ def test_a_module_without_a_file_is_searched_in_this_process(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: suanli.train(m), "needs data and a loss"),
+        (suanli.train, "needs data and a loss"),
         (lambda m: suanli.train(m, 3, functional.mse_loss), "data cannot be a int"),
         (lambda m: suanli.train(m, ([1], [2]), functional.mse_loss), "must be tensors"),
         (

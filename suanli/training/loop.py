@@ -104,11 +104,12 @@ class Loop:
         self._reported = 0
         self._judged_s = self._cost_s = 0.0
         self._begun_s, self._begun_samples = 0.0, 0
-        self._cuda = torch.device(self.plan.device).type == "cuda"
-        with torch.random.fork_rng(devices=[]):
+        self._cuda = self.plan.kind == "cuda"
+        # the generators' states between runs; inside one the process's own are used
+        self._running = False
+        with torch.random.fork_rng(devices=self._devices()):
             torch.manual_seed(seed)
-            self._chance = torch.random.get_rng_state()
-        self._seed = seed
+            self._chance = self._generators()
 
     @property
     def recipe(self) -> Recipe:
@@ -141,16 +142,27 @@ class Loop:
         Raises:
             NotFiniteError: The loss is no longer finite.
         """
-        devices = [torch.device(self.plan.device)] if self._cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._seed)
-            torch.random.set_rng_state(self._chance)
+        with torch.random.fork_rng(devices=self._devices()):
+            torch.random.set_rng_state(self._chance[0])
+            if self._cuda:
+                torch.cuda.set_rng_state(self._chance[1], self.plan.device)
             self._begun_s, self._begun_samples = self.seconds, self.samples
+            self._running = True
             try:
                 return self._run(stop or StopRequests())
             finally:
-                self._chance = torch.random.get_rng_state()
+                self._running = False
+                self._chance = self._generators()
                 self.batches.close()
+
+    def _devices(self) -> list[torch.device]:
+        return [torch.device(self.plan.device)] if self._cuda else []
+
+    def _generators(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of torch's own generators: the CPU's and the device's (empty without one)."""
+        here = torch.random.get_rng_state()
+        device = self.plan.device
+        return here, torch.cuda.get_rng_state(device) if self._cuda else torch.empty(0)
 
     def _run(self, stop: StopRequests) -> str:
         reported = time.monotonic()
@@ -293,7 +305,7 @@ class Loop:
     def state(self) -> dict[str, dict[str, Any]]:
         """Everything that the next step depends on, in the parts that a checkpoint has."""
         place = self.batches.place
-        cuda = torch.cuda.get_rng_state(self.plan.device) if self._cuda else None
+        chance = self._generators() if self._running else self._chance
         return {
             "model": dict(self.stepper.model.state_dict()),
             "optimizer": self.stepper.optimizer.state_dict(),
@@ -309,8 +321,7 @@ class Loop:
                 "position": place.position,
                 "order_at_start": place.at_start,
                 "order_now": place.now,
-                "chance": torch.random.get_rng_state(),
-                "chance_cuda": cuda,
+                "chance": chance,
                 "scaler": self.stepper.scaler.state_dict(),
                 "losses": torch.stack(self._losses).float().cpu() if self._losses else None,
             },
@@ -339,8 +350,6 @@ class Loop:
             )
         )
         self._chance = run["chance"]
-        if self._cuda and run["chance_cuda"] is not None:
-            torch.cuda.set_rng_state(run["chance_cuda"], self.plan.device)
         losses = run["losses"]
         self._losses = list(losses) if losses is not None else []
         self._reported = len(self._losses)
