@@ -240,7 +240,7 @@ def _samples(data: Any) -> Samples:
 def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
     plan: str | TrainPlan
     if isinstance(options.plan, TrainPlan) or options.plan in ("auto", "default"):
-        plan = options.plan  # type: ignore[assignment]
+        plan = options.plan
     else:
         plan = codec.read(TrainPlan, Path(options.plan)).checked()
     device = _device(options.device)

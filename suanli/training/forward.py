@@ -184,7 +184,7 @@ def _recompute_blocks(model: nn.Module) -> Callable[[], None]:
     Raises:
         BadInputError: The model has no blocks, or one whose statistics would be counted twice.
     """
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    lists: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     lists = lists or [m for m in model.modules() if isinstance(m, nn.Sequential)][:1]
     blocks = [b for m in lists for b in m.children() if any(True for _ in b.parameters())]
     if not blocks:

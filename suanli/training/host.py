@@ -26,7 +26,7 @@ from suanli.training.verify import (
 )
 
 _WHILE_TIMED = 0.5  # share of the run at which the rate of timed steps is taken
-_DRAWS = 2  # eager runs per precision: as it is, and from moved weights
+DRAWS = 3  # eager runs per precision: as it is, and from moved weights
 
 
 class TrainHost:
@@ -72,7 +72,7 @@ class TrainHost:
         batches = self._first_batches(plan)
         probe = tuple(part.to(device) for part in self._exchange.probe())
         with machine_as_planned(plan):
-            for draw in range(_DRAWS):
+            for draw in range(DRAWS):
                 model = self._fresh()
                 if draw:
                     moved_weights(model, precision, seed=draw)
@@ -91,7 +91,7 @@ class TrainHost:
         plan = self._planned()
         with machine_as_planned(plan):
             trace = self.trace(plan)
-        eager = [self._exchange.trace(f"eager-{plan.precision}-{d}") for d in range(_DRAWS)]
+        eager = [self._exchange.trace(f"eager-{plan.precision}-{d}") for d in range(DRAWS)]
         found = compare(trace, self._exchange.trace("reference"), eager, plan.precision, k)
         return codec.to_json(found)
 

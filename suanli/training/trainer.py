@@ -39,7 +39,7 @@ from suanli.training.stopping import StopRequests
 from suanli.training.trials import Chosen, PlanSearch, situation_of
 from suanli.training.work_of import Limit, limit_of, quick_ms
 from suanli.workloads.record import Data, Samples
-from suanli.workloads.weights import save_weights
+from suanli.workloads.weights import kept_weights, save_weights
 
 # A search may take this part of what the run is expected to take, and is not begun under so much.
 _SEARCH_SHARE, _LEAST_SEARCH_S = 0.25, 20.0
@@ -199,6 +199,8 @@ class Trainer:
                 )
                 return plain
         self._chosen = self._searched(model, train, budget_s, eager_ms)
+        if self._chosen.found.interrupted:
+            raise KeyboardInterrupt  # what was tried is in the store
         if self._chosen.note:
             self._note(self._chosen.note)
         return self._chosen.plan
@@ -306,9 +308,18 @@ class Trainer:
         if quality is not None:
             facts[quality.metric] = f"{quality.value:.4f}"
         save_weights(model, self._folder.weights, facts)
+        self._keep_for_optimize(model, record, facts, stopped)
         result = self._result(loop, record, quality, stopped, resumed_from)
         write_atomic(self._request.out / "result.json", codec.dumps(result))
         return result, model
+
+    def _keep_for_optimize(
+        self, model: nn.Module, record: RunRecord, facts: dict[str, str], stopped: str
+    ) -> None:
+        """Keep a built-in workload's weights, trained as written, where its name finds them."""
+        built_in = record.ref.partition("?")[0] == record.workload
+        if built_in and record.as_written and stopped == "epochs" and not record.frozen:
+            save_weights(model, kept_weights(record.workload, record.settings), facts)
 
     def _judged(self, loop: Loop, data: Data) -> TrainQuality:
         self._say("judging on the acceptance samples")

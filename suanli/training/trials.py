@@ -129,7 +129,7 @@ class PlanSearch:
             return remaining
 
         wanted = TrainPlan.from_plan(plan)
-        if not self._exchange.has(f"eager-{wanted.precision}-1"):
+        if not self._exchange.has(f"eager-{wanted.precision}-2"):
             self._say(f"eager's own error in {wanted.precision}")
             self._reference_host().call(
                 "eager",
