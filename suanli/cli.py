@@ -264,6 +264,18 @@ def train(  # noqa: PLR0913, PLR0917
         Path | None,
         typer.Option(metavar="FILE", help="Encrypt checkpoints with it.", show_default=False),
     ] = None,
+    prune: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="2:4, or a fraction of weights to drop.", show_default=False
+        ),
+    ] = "",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="WORKLOAD", help="Trained one to learn from as well.", show_default=False
+        ),
+    ] = "",
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
     as_json: Json = False,
@@ -294,6 +306,8 @@ def train(  # noqa: PLR0913, PLR0917
         backup=backup,
         key=key,
         fresh=fresh,
+        prune=prune,
+        teacher=teacher,
     )
     with text.Live(quiet=as_json) as live:
         result = train_workload(workload, options, data=data, on_event=live.event)

@@ -16,11 +16,14 @@ from suanli.base.events import Listener, ignore
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
+from suanli.training.distill import distilled
+from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
 from suanli.training.run_folder import Keeping
 from suanli.training.trainer import Trainer, TrainRequest
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
+from suanli.workloads.resolve import resolve
 
 _HELD_OUT = 0.1  # of the samples for the search part, and as much for acceptance
 _SPLIT_SEED = 20_240_602
@@ -49,6 +52,8 @@ class TrainOptions:
         backup: A second folder for copies of them.
         key: File of the key that encrypts them; made where there is none.
         fresh: Whether to forget trials of earlier searches.
+        prune: "2:4" or a fraction of the weights to drop and keep at zero; "" for none.
+        teacher: A workload with trained weights to learn from as well; "" for none.
     """
 
     plan: "str | Path | TrainPlan" = "auto"
@@ -68,6 +73,8 @@ class TrainOptions:
     backup: Path | None = None
     key: Path | None = None
     fresh: bool = False
+    prune: str = ""
+    teacher: str = ""
 
     def checked(self) -> "TrainOptions":
         """These options.
@@ -125,6 +132,10 @@ def train_workload(
     """
     asked = options.checked()
     recipe = resolve_recipe(ref, data=data)
+    if asked.teacher:
+        recipe = distilled(recipe, resolve(asked.teacher, data=data))
+    if asked.prune:
+        recipe = pruned(recipe, asked.prune)
     return Trainer(recipe, _request(asked, recipe), on_event).run()[0]
 
 

@@ -1,7 +1,7 @@
 """Distillation: a model learns from a teacher's answers beside the labels.
 
-The loss is `(1 - share) loss(student, labels) + share T² KL(teacher / T, student / T)`, the mean over
-samples (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015).
+The loss is `(1 - share) loss(student, labels) + share T² KL(teacher / T, student / T)`, the mean
+over samples (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015).
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@ tensor's gradient and update, the buffers, and the model's answers in evaluation
 They are held against a deterministic float64 run (float32 where the model refuses float64). How far
 they may be from it is what eager itself is at the plan's precision, times k.
 
-Eager runs three times: as it is, and twice from weights that are up to half a unit in the last place
-away, because the size of rounding errors, not one draw of them, is what a plan is compared with.
+Eager runs three times: as it is, and twice from weights that are up to half a unit in the last
+place away, because a plan is compared with the size of rounding errors, not with one draw of them.
 """
 
 import math
@@ -26,8 +26,8 @@ Trace = dict[str, torch.Tensor]
 """Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output."""
 
 K = 2.0
-# Into buffers and answers the errors of all steps have run, and Adam turns the sign of a gradient that
-# is nothing but rounding into a whole step: their spread from run to run is wider.
+# Into buffers and answers the errors of all steps have run, and Adam turns the sign of a gradient
+# that is nothing but rounding into a whole step: their spread from run to run is wider.
 _LATE = 2.0
 _EPSILON = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "fp16": 2.0**-11}
 # Relative errors below so many units in the last place of fp32 always pass: other orders of sums.
