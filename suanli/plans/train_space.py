@@ -146,7 +146,9 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         other = plan.memory_layout == "channels_last"
         choices.append([same, {"memory_layout": "contiguous" if other else "channels_last"}])
     if machine.kind == "cpu" and machine.cores > 1:
-        choices.append([same, *({"threads": n} for n in sorted({1, machine.cores // 2}))])
+        counts = sorted({1, machine.cores // 2})
+        threads: list[dict[str, object]] = [{"threads": count} for count in counts]
+        choices.append([same, *threads])
     if plan.compile == "default":
         modes: list[dict[str, object]] = [{"compile_scope": "step"}, {"compile": "max-autotune"}]
         if machine.kind == "cuda":

@@ -106,7 +106,7 @@ def _fraction(kind: str) -> float:
     return value
 
 
-def _prunable(model: nn.Module, kind: str) -> dict[str, nn.Parameter]:
+def _prunable(model: nn.Module, kind: str) -> dict[str, torch.Tensor]:
     layers = [
         (name, module)
         for name, module in model.named_modules()
@@ -133,7 +133,7 @@ def _two_of_four(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _by_threshold(
-    weights: dict[str, nn.Parameter], kind: str
+    weights: dict[str, torch.Tensor], kind: str
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Mask of the largest of all layers together."""
     sizes = torch.cat([w.detach().abs().flatten() for w in weights.values()])

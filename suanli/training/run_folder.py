@@ -163,6 +163,7 @@ class RunFolder:
 
     def follow(self, loop: Loop, note: Note) -> None:
         """Keep metrics at every report, and a checkpoint every so often."""
+        self._saved_at = time.monotonic()
         try:
             self._events = EventsFile(self.folder / "tensorboard")
         except OSError as error:
