@@ -236,7 +236,7 @@ def train(  # noqa: PLR0913, PLR0917
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="For the search; by default a quarter of the run, at most 120.",
+            help="For the search; by default a part of what the run will take.",
             show_default=False,
         ),
     ] = None,

