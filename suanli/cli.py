@@ -264,6 +264,7 @@ def train(  # noqa: PLR0913, PLR0917
         Path | None,
         typer.Option(metavar="FILE", help="Encrypt checkpoints with it.", show_default=False),
     ] = None,
+    tune: Annotated[int, typer.Option(metavar="N", help="Try so many hyper-parameters first.")] = 0,
     prune: Annotated[
         str,
         typer.Option(
@@ -306,6 +307,7 @@ def train(  # noqa: PLR0913, PLR0917
         backup=backup,
         key=key,
         fresh=fresh,
+        tune=tune,
         prune=prune,
         teacher=teacher,
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from suanli.base import codec
 from suanli.base.errors import BadInputError
-from suanli.base.events import Listener, ignore
+from suanli.base.events import Event, Listener, ignore
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
@@ -22,6 +22,7 @@ from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
 from suanli.training.run_folder import Keeping
 from suanli.training.trainer import Trainer, TrainRequest
+from suanli.training.tune import tune
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
 
@@ -55,6 +56,7 @@ class TrainOptions:
         fresh: Whether to forget trials of earlier searches.
         prune: "2:4" or a fraction of the weights to drop and keep at zero; "" for none.
         teacher: A workload with trained weights to learn from as well; "" for none.
+        tune: Trials of the hyper-parameters before the run; 0 for none.
     """
 
     plan: "str | Path | TrainPlan" = "auto"
@@ -76,6 +78,7 @@ class TrainOptions:
     fresh: bool = False
     prune: str = ""
     teacher: str = ""
+    tune: int = 0
 
     def checked(self) -> "TrainOptions":
         """These options.
@@ -94,6 +97,8 @@ class TrainOptions:
             raise BadInputError(f"--on-nan must be stop or rollback, not {self.on_nan!r}")
         if self.keep < 1 or self.checkpoint_s <= 0:
             raise BadInputError("at least one checkpoint is kept, and some time lies between two")
+        if self.tune < 0:
+            raise BadInputError(f"--tune must be a number of trials, not {self.tune}")
         if self.seed < 0:
             raise BadInputError(f"--seed must not be negative, not {self.seed}")
         return self
@@ -137,7 +142,23 @@ def train_workload(
         recipe = distilled(recipe, resolve(asked.teacher, data=data))
     if asked.prune:
         recipe = pruned(recipe, asked.prune)
-    return Trainer(recipe, _request(asked, recipe), on_event).run()[0]
+    request = _request(asked, recipe)
+    if asked.tune and not asked.resume:
+        recipe = _tuned(recipe, request, asked.tune, on_event)
+    return Trainer(recipe, request, on_event).run()[0]
+
+
+def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listener) -> Recipe:
+    """The recipe with the best of so many settings; the study lies beside the run's folder."""
+    if request.epochs is not None:
+        recipe = replace(recipe, settings=replace(recipe.settings, epochs=request.epochs))
+    study = request.out.with_name(f"{request.out.name}-tune") / "study.db"
+    found = tune(recipe, trials, study, seed=request.seed, device=request.device, listener=on_event)
+    before = "" if found.as_written is None else f", {found.as_written:.4g} as written"
+    words = ", ".join(f"{name} {value:.4g}" for name, value in found.values.items())
+    text = f"{found.trials} settings tried, the best: {words} (quality {found.quality:.4g}{before})"
+    on_event(Event(kind="note", text=text))
+    return found.recipe
 
 
 def train_module(

@@ -30,6 +30,7 @@ from suanli.training.verify import K
 
 _HOST = "suanli.training.host:TrainHost"
 _TIMED_S = (1.5, 4.0)
+_TIMED_STEPS = 3  # of a plan whose step is long: the timing takes few of them
 _ATTEMPTS, _FAILURES = 3, 2  # of a check, and how many of them reject
 _REFERENCE_S = 1200.0
 _MEMORY_SHARE = 0.8  # of what is available when the search begins
@@ -93,12 +94,18 @@ class PlanSearch:
         try:
             self._say("computing the reference steps")
             note = self._reference_host().call("reference", timeout_s=_REFERENCE_S, attempt=0)
+            candidates = train_candidates(self._situation, eager_ms=eager_ms)
+            # ahead of the trials, so that none of them is taken to last as long
+            for plan in (TrainPlan.from_plan(c.plan) for c in candidates if not c.why_not):
+                if plan.precision in ("fp32", "bf16"):
+                    self._prepare(plan, attempt=0)
             left = budget_s - (time.monotonic() - started)
             found = search(
-                train_candidates(self._situation, eager_ms=eager_ms),
+                candidates,
                 self._evaluate,
                 budget_s=max(1.0, left),
                 reserve_s=race_s,
+                steps_per_trial=self._exchange.facts.check_steps + _TIMED_STEPS,
                 store=store,
                 on_event=self._listener,
             )
