@@ -373,15 +373,45 @@ def export(
     ],
     onnx: Annotated[bool, typer.Option("--onnx", help="As plain ONNX, in fp32.")] = False,
     trust: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Give an engine out: plain ONNX, or safetensors and plan."""
     from suanli import api
+    from suanli.reports import text
 
-    path = api.export(engine, out, kind="onnx" if onnx else "safetensors", trust=trust)
-    typer.echo(f"wrote {path}")
+    result = api.export(engine, out, kind="onnx" if onnx else "safetensors", trust=trust)
+    _print(result, as_json, text.export)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "suanli trust", "suanli trust colleague.pub", "suanli trust --remove 0123456789abcdef"
+    )
+)
+def trust(
+    key: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY]", help="A public key, or a file of one.", show_default=False),
+    ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Withdraw the trust in KEY, or its fingerprint.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show your key, and whose engines may run code here.
+
+    With KEY its owner's engines open here from now on, and may run any code with your rights.
+    """
+    from suanli import api
+    from suanli.base.errors import BadInputError
+    from suanli.reports import text
+
+    if remove and key is None:
+        raise BadInputError("--remove needs a key", next_step="`suanli trust` lists them")
+    _print(api.trust(key, remove=remove), as_json, text.trust)
+
+
+@app.command(epilog=_examples("suanli workloads", "suanli workloads --json"))
 def workloads(as_json: Json = False) -> None:
     """List the built-in workloads."""
     from suanli import api

@@ -5,20 +5,39 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
+<<<<<<< HEAD
 from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
+=======
+from suanli.base.results import (
+    DoctorResult,
+    ErrorResult,
+    ExportResult,
+    OptimizeResult,
+    RunResult,
+    SchemaName,
+    TrustResult,
+    WorkloadsResult,
+)
+>>>>>>> main
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
 RECORDS: dict[str, type] = {
     "doctor": DoctorResult,
     "error": ErrorResult,
+    "export": ExportResult,
     "optimize": OptimizeResult,
     "plan": Plan,
     "run": RunResult,
+<<<<<<< HEAD
     "train": TrainResult,
     "train-plan": TrainPlan,
+=======
+    "trust": TrustResult,
+    "workloads": WorkloadsResult,
+>>>>>>> main
 }
 
 
