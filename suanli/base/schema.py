@@ -5,11 +5,6 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
-<<<<<<< HEAD
-from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
-from suanli.base.train_plan import TrainPlan
-from suanli.base.train_results import TrainResult
-=======
 from suanli.base.results import (
     DoctorResult,
     ErrorResult,
@@ -20,7 +15,8 @@ from suanli.base.results import (
     TrustResult,
     WorkloadsResult,
 )
->>>>>>> main
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainResult
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
@@ -31,13 +27,10 @@ RECORDS: dict[str, type] = {
     "optimize": OptimizeResult,
     "plan": Plan,
     "run": RunResult,
-<<<<<<< HEAD
     "train": TrainResult,
     "train-plan": TrainPlan,
-=======
     "trust": TrustResult,
     "workloads": WorkloadsResult,
->>>>>>> main
 }
 
 
