@@ -202,7 +202,14 @@ def optimize(  # noqa: PLR0913, PLR0917
     )
 )
 def train(  # noqa: PLR0913, PLR0917
-    workload: Annotated[str, _WORKLOAD],
+    workload: Annotated[
+        str,
+        typer.Argument(
+            metavar="WORKLOAD",
+            help="A built-in name, a recipe's, or file.py:name.",
+            show_default=False,
+        ),
+    ],
     plan: Annotated[
         str, typer.Option(metavar="WHAT", help="auto, default, or a file of a plan.")
     ] = "auto",

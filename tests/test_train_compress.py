@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import Checkpoints
 from suanli.training.distill import Taught, distilled
 from suanli.training.prune import Masks, pruned
@@ -120,3 +121,15 @@ def test_the_mixed_loss_is_hinton_s() -> None:
     expected = 0.75 * functional.cross_entropy(own, labels) + 0.25 * 4 * apart
     assert float(made.workload.loss(output, labels)) == pytest.approx(float(expected), rel=1e-5)
     new_loop(made, TrainPlan(optimizer_kernel="fused"), steps=2).run()
+
+
+def test_a_pruned_run_is_resumed_pruned(tmp_path: Path) -> None:
+    ref = f"{Path(__file__).with_name('train_parts.py')}:recipe"
+    out = tmp_path / "run"
+    train_workload(ref, TrainOptions(out=out, plan="default", device="cpu", epochs=1, prune="0.5"))
+    again = TrainOptions(out=out, device="cpu", epochs=2, resume=True)
+    result = train_workload(ref, again)
+    assert (result.resumed_from, result.steps) == (7, 14)
+    assert not result.as_written
+    weight = load_file(out / "weights.safetensors")["body.0.weight"]
+    assert (weight == 0).float().mean() == pytest.approx(0.5, abs=0.02)

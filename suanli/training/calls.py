@@ -20,7 +20,7 @@ from suanli.training.distill import distilled
 from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
-from suanli.training.run_folder import Keeping
+from suanli.training.run_folder import Keeping, RunFolder
 from suanli.training.trainer import Trainer, TrainRequest
 from suanli.training.tune import tune
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
@@ -138,6 +138,9 @@ def train_workload(
     """
     asked = options.checked()
     recipe = resolve_recipe(ref, data=data)
+    if asked.resume:
+        record, _ = RunFolder(_folder(asked, recipe.name)).read()
+        asked = replace(asked, prune=record.prune, teacher=record.teacher)
     if asked.teacher:
         recipe = distilled(recipe, resolve(asked.teacher, data=data))
     if asked.prune:
@@ -294,6 +297,8 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
         on_nan=options.on_nan,
         budget_s=options.budget_s,
         fresh=options.fresh,
+        prune=options.prune,
+        teacher=options.teacher,
         keeping=Keeping(
             every_s=options.checkpoint_s,
             keep=options.keep,

@@ -44,6 +44,8 @@ class RunRecord:
         start: safetensors file that the weights came from; "" for the workload's own start.
         frozen: Patterns of the parameters that were not trained.
         encrypted: Whether the checkpoints are.
+        prune: Kind of pruning, or "".
+        teacher: Workload that is learnt from as well, or "".
     """
 
     workload: str
@@ -56,6 +58,8 @@ class RunRecord:
     start: str = ""
     frozen: tuple[str, ...] = ()
     encrypted: bool = False
+    prune: str = ""
+    teacher: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,8 @@ class TrainRequest:
         budget_s: Seconds for the search; None is a quarter of the run, at most 120 s or a twentieth
             of it.
         fresh: Whether to forget earlier trials.
+        prune: Already in the recipe; written into the run's record.
+        teacher: The same.
     """
 
     plan: str | TrainPlan
@@ -82,6 +84,8 @@ class TrainRequest:
     on_nan: str = "stop"
     budget_s: float | None = None
     fresh: bool = False
+    prune: str = ""
+    teacher: str = ""
     keeping: Keeping = field(default_factory=Keeping)
 
 
@@ -154,6 +158,8 @@ class Trainer:
             start=str(request.start.resolve()) if request.start else "",
             frozen=request.frozen,
             encrypted=request.keeping.key is not None,
+            prune=request.prune,
+            teacher=request.teacher,
         )
 
     def _as_recorded(self, record: RunRecord) -> Recipe:
@@ -165,7 +171,7 @@ class Trainer:
         if self._request.epochs is not None:
             settings = replace(settings, epochs=self._request.epochs)
         elif settings != self._recipe.settings:
-            self._note("the run's own hyper-parameters are used; the workload's have changed")
+            self._note("the run's own hyper-parameters are used, which are not the workload's")
         return replace(self._recipe, settings=settings)
 
     def _model(self, record: RunRecord, train: Samples) -> nn.Module:
