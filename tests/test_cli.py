@@ -26,7 +26,17 @@ from suanli.workloads.builtins import builtin, builtin_names
 from suanli.workloads.resolve import resolve
 from tests import planted_results as planted
 
-COMMANDS = ("doctor", "optimize", "predict", "run", "rebuild", "export", "trust", "workloads")
+COMMANDS = (
+    "doctor",
+    "optimize",
+    "train",
+    "predict",
+    "run",
+    "rebuild",
+    "export",
+    "trust",
+    "workloads",
+)
 Call = Callable[..., tuple[int, str, str]]
 
 

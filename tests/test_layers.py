@@ -24,13 +24,13 @@ LAYERS = {
     "serving": 6,
     "reports": 6,
     "api": 7,
+    "api_kernel": 7,
     "api_predict": 7,
     "cli_output": 8,
-    "cli_predict": 9,
-    "api_kernel": 7,
-    "cli_output": 8,
     "cli_kernel": 9,
+    "cli_predict": 9,
     "cli": 10,
+    "__main__": 11,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -144,6 +144,7 @@ def test_public_names() -> None:
         "predict",
         "rebuild",
         "run",
+        "train",
     }
     for name in suanli.__all__:
         assert getattr(suanli, name) is not None

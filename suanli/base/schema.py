@@ -17,6 +17,8 @@ from suanli.base.results import (
     TrustResult,
     WorkloadsResult,
 )
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainResult
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
@@ -33,6 +35,8 @@ RECORDS: dict[str, type] = {
     "plan": Plan,
     "predict": PredictResult,
     "run": RunResult,
+    "train": TrainResult,
+    "train-plan": TrainPlan,
     "trust": TrustResult,
     "workloads": WorkloadsResult,
 }
