@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from suanli.base.train_results import TrainProgress
 from suanli.base.trial import Trial
 
 
@@ -12,16 +13,19 @@ class Event:
     """One step of long work.
 
     Attributes:
-        kind: "step" (now doing `text`), "trial" (one trial is done), "note" (a person should know).
+        kind: "step" (now doing `text`), "trial" (one trial is done), "note" (a person should know),
+            "progress" (a training run goes on).
         text: One line.
         trial: The trial that is done.
+        progress: Where the run stands.
         spent_s: Seconds of the budget that are gone; None outside a search.
         budget_s: The whole budget in seconds.
     """
 
-    kind: Literal["step", "trial", "note"]
+    kind: Literal["step", "trial", "note", "progress"]
     text: str
     trial: Trial | None = None
+    progress: TrainProgress | None = None
     spent_s: float | None = None
     budget_s: float | None = None
 

@@ -25,7 +25,8 @@ class Samples:
 
     Attributes:
         inputs: The model's tensor inputs in flat order, each [N, ...].
-        labels: Class indices [N], or None where there are no labels.
+        labels: Class indices [N] (or [N, T] for every position), numbers to come near to, or
+            None where there are no labels.
     """
 
     inputs: "tuple[torch.Tensor, ...]"
@@ -59,7 +60,10 @@ class TrainingSettings:
     Attributes:
         optimizer: "sgd", "adam" or "adamw".
         nesterov: Whether SGD looks ahead.
-        schedule: "constant", or "one_cycle": up in a quarter of the steps, then down to zero.
+        betas: Of Adam.
+        clip_norm: Largest norm of all gradients together; 0 does not clip.
+        schedule: "constant"; "one_cycle": up in a quarter of the steps, then down to zero;
+            "cosine": up in a twentieth, then half a cosine down to a tenth.
         precision: What the matrix products run in; "bf16" means autocast with fp32 weights, and
             holds only on a device with matrix units for it.
         augmentation: Any of "shift2" (a random shift of up to so many pixels) and "flip"
@@ -76,9 +80,11 @@ class TrainingSettings:
     validation_split: float = 0.0
     loader_workers: int = 0
     nesterov: bool = False
-    schedule: Literal["constant", "one_cycle"] = "constant"
+    schedule: Literal["constant", "one_cycle", "cosine"] = "constant"
     precision: Literal["fp32", "bf16"] = "fp32"
     augmentation: tuple[str, ...] = ()
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,14 @@ from suanli.base.files import cache_dir, write_atomic
 from suanli.workloads.record import TrainingSettings
 
 _LAYOUT_VERSION = 1  # raised when a built-in network changes, so that old files are not found
+# settings that came later count only where they are set, so that older files are found
+_LATER = (("betas", [0.9, 0.999]), ("clip_norm", 0.0))
 
 
 def kept_weights(name: str, settings: TrainingSettings) -> Path:
     """Where weights of a built-in workload, trained with these settings, are kept."""
-    recipe = json.dumps([name, _LAYOUT_VERSION, to_json(settings)], sort_keys=True)
+    settled = {k: v for k, v in to_json(settings).items() if (k, v) not in _LATER}
+    recipe = json.dumps([name, _LAYOUT_VERSION, settled], sort_keys=True)
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     return cache_dir() / "weights" / f"{name}-{digest}.safetensors"
 

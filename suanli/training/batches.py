@@ -1,0 +1,215 @@
+"""The data order: which samples make up the next batch, augmented and brought to the device.
+
+The order depends on the seed alone, never on the plan. `state` names a place in it exactly, so
+that a resumed run sees the batches that the first one would have seen.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
+from suanli.training.augment import augment
+from suanli.training.recipe import Recipe, Tensors
+from suanli.workloads.record import Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the order stands, before a batch or between two.
+
+    Attributes:
+        epoch: Whole epochs before this place.
+        position: Batches of the present epoch before this place.
+        at_start: State of the generator at the epoch's start, uint8 [N].
+        now: State of the generator here.
+    """
+
+    epoch: int
+    position: int
+    at_start: torch.Tensor
+    now: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch on the device.
+
+    Attributes:
+        after: The place behind it.
+    """
+
+    inputs: Tensors
+    labels: torch.Tensor
+    after: Place
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+
+class Batches:
+    """Gives one batch after the other, epoch after epoch, without an end."""
+
+    def __init__(self, train: Samples, recipe: Recipe, plan: TrainPlan, seed: int) -> None:
+        """Prepare the first epoch.
+
+        Raises:
+            BadInputError: There are no samples, or no labels.
+        """
+        if train.labels is None:
+            raise BadInputError("training needs labels")
+        if len(train) == 0:
+            raise BadInputError("there are no training samples")
+        self._recipe, self._plan, self._size = recipe, plan, recipe.settings.batch
+        self._count = len(train)
+        self._images = all(part.dim() == 4 for part in train.inputs)
+        self._generator = torch.Generator().manual_seed(seed)
+        resident = plan.device if plan.data == "resident" else "cpu"
+        self._inputs = tuple(self._stored(part, resident) for part in train.inputs)
+        self._labels = train.labels.to(resident)
+        start = self._generator.get_state()
+        self._place = Place(epoch=0, position=0, at_start=start, now=start)
+        self._epoch_inputs: Tensors = ()
+        self._order: tuple[torch.Tensor, ...] = ()
+        self._arranged = -1
+        self._ahead: _Ahead | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of one epoch; the last may be smaller."""
+        return -(-self._count // self._size)
+
+    @property
+    def place(self) -> Place:
+        """The place behind the batch that was given last."""
+        return self._place
+
+    def move_to(self, place: Place) -> None:
+        """Go on at a place of this order."""
+        self.close()
+        self._place, self._arranged = place, -1
+
+    def next(self) -> Batch:
+        """The next batch."""
+        if not self._plan.prefetch or self._plan.data == "resident":
+            batch = self._make(self._place)
+        else:
+            if self._ahead is None:
+                self._ahead = _Ahead(self._make, self._place, self._plan.prefetch)
+            batch = self._ahead.next()
+        self._place = batch.after
+        return batch
+
+    def close(self) -> None:
+        """End the thread that prepares batches; the order can still be gone on with."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _make(self, place: Place) -> Batch:
+        place = self._entered(place)
+        self._generator.set_state(place.now)
+        rows = self._order[place.position]
+        labels = self._labels[rows.to(self._labels.device)]
+        inputs = [part[rows.to(part.device)] for part in self._epoch_inputs]
+        kinds = self._recipe.settings.augmentation
+        if self._images and kinds and self._recipe.arrange is None:
+            inputs = [augment(part, kinds, self._generator) for part in inputs]
+        after = Place(
+            epoch=place.epoch,
+            position=place.position + 1,
+            at_start=place.at_start,
+            now=self._generator.get_state(),
+        )
+        placed = tuple(self._brought(part) for part in inputs)
+        return Batch(inputs=placed, labels=self._brought(labels), after=after)
+
+    def _entered(self, place: Place) -> Place:
+        """The place itself, or the next epoch's start; that epoch's order is there afterwards."""
+        if place.position >= self.per_epoch:
+            place = Place(
+                epoch=place.epoch + 1, position=0, at_start=place.now, now=place.now
+            )
+        if self._arranged != place.epoch:
+            self._generator.set_state(place.at_start)
+            order = torch.randperm(self._count, generator=self._generator)
+            self._order = torch.split(order, self._size)
+            arrange = self._recipe.arrange
+            if arrange is not None:
+                self._epoch_inputs = arrange(self._inputs, place.epoch, self._generator)
+            else:
+                self._epoch_inputs = self._inputs
+            self._arranged = place.epoch
+            if place.position == 0:
+                place = Place(
+                    epoch=place.epoch,
+                    position=0,
+                    at_start=place.at_start,
+                    now=self._generator.get_state(),
+                )
+        return place
+
+    def _stored(self, part: torch.Tensor, where: str) -> torch.Tensor:
+        channels_last = part.dim() == 4 and self._plan.memory_layout == "channels_last"
+        if channels_last and self._plan.data == "resident":
+            return part.to(where, memory_format=torch.channels_last)
+        return part.to(where)
+
+    def _brought(self, part: torch.Tensor) -> torch.Tensor:
+        if self._plan.pinned and part.device.type == "cpu":
+            part = part.pin_memory()
+        layout = torch.preserve_format
+        if part.dim() == 4:
+            last = self._plan.memory_layout == "channels_last"
+            layout = torch.channels_last if last else torch.contiguous_format
+        moved = part.to(self._plan.device, non_blocking=self._plan.pinned)
+        return moved if layout is torch.preserve_format else moved.contiguous(memory_format=layout)
+
+
+class _Ahead:
+    """A thread that makes batches in order, at most so many ahead of the one asked for."""
+
+    def __init__(self, make: Callable[[Place], Batch], place: Place, depth: int) -> None:
+        self._make, self._place = make, place
+        self._made: queue.Queue[Any] = queue.Queue(maxsize=depth)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="suanli-batches", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Batch:
+        made = self._made.get()
+        if isinstance(made, BaseException):
+            raise made
+        assert isinstance(made, Batch)
+        return made
+
+    def close(self) -> None:
+        self._ended.set()
+        while self._thread.is_alive():
+            try:
+                self._made.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _run(self) -> None:
+        place = self._place
+        while not self._ended.is_set():
+            try:
+                made: Batch | BaseException = self._make(place)
+            except BaseException as error:
+                made = error
+            while not self._ended.is_set():
+                try:
+                    self._made.put(made, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(made, BaseException):
+                return
+            place = made.after

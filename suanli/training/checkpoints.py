@@ -1,0 +1,251 @@
+"""Checkpoints that are whole or do not count.
+
+Each one is a fresh folder, `step-000001200/`, with safetensors and JSON. The last file written is
+`complete.json`, which holds the size and SHA-256 of every other one; a folder without it, or with a
+file that does not agree with it, is passed over. So whatever ends a write (kill -9, a full disk, a
+cut file), the last complete one loads.
+
+With a key each file is encrypted (AES-256-GCM in pieces); the hashes are those of what is on disk.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from suanli.base.errors import ArtefactError
+from suanli.training import _tree
+from suanli.training.encryption import Cipher
+
+_MARKER = "complete.json"
+_NAME = re.compile(r"step-(\d{9})")
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A checkpoint that was read.
+
+    Attributes:
+        state: As it was saved, tensors on the CPU.
+        passed_over: Newer ones that are not whole, each with the reason.
+    """
+
+    step: int
+    folder: Path
+    state: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        backup: Path | None = None,
+        cipher: Cipher | None = None,
+    ) -> None:
+        """Name the places.
+
+        Args:
+            folder: Where they lie; made on the first save.
+            keep: How many complete ones stay; older ones are removed.
+            backup: A second folder that gets a copy of each, complete ones only.
+            cipher: Encrypts the files.
+        """
+        self.folder, self._keep, self._backup, self._cipher = folder, max(1, keep), backup, cipher
+
+    def save(self, step: int, state: dict[str, dict[str, Any]]) -> Path:
+        """Write a checkpoint, then the copy, then remove old ones.
+
+        Args:
+            step: Its number.
+            state: Part -> nested state; each part becomes one safetensors and one JSON file.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            OSError: It could not be written, and what was begun is removed; older ones are whole.
+        """
+        target = self.folder / f"step-{step:09d}"
+        self._write(target, state)
+        if self._backup is not None:
+            _copied(target, self._backup / target.name)
+            _retain(self._backup, self._keep)
+        _retain(self.folder, self._keep)
+        return target
+
+    def load(self) -> Loaded | None:
+        """The newest one that is whole, here or in the backup; None where there is none.
+
+        Raises:
+            ArtefactError: It is encrypted, and the key is not the one.
+        """
+        places = [self.folder, *([self._backup] if self._backup is not None else [])]
+        found = sorted((f for place in places for f in _folders(place)), key=_step, reverse=True)
+        passed_over = []
+        for folder in found:
+            reason = why_not_whole(folder)
+            if reason:
+                passed_over.append(f"{folder.name}: {reason}")
+                continue
+            state = self._read(folder)
+            return Loaded(
+                step=_step(folder), folder=folder, state=state, passed_over=tuple(passed_over)
+            )
+        if passed_over:
+            raise ArtefactError(f"no checkpoint is whole; {'; '.join(passed_over)}")
+        return None
+
+    def _write(self, target: Path, state: dict[str, dict[str, Any]]) -> None:
+        if target.exists():
+            shutil.rmtree(target)  # of a run that ended while writing it, or was resumed before it
+        target.mkdir(parents=True)
+        try:
+            sums = {}
+            for name, part in state.items():
+                tensors: dict[str, torch.Tensor] = {}
+                data = _tree.taken_apart(part, tensors)
+                for file, payload in (
+                    (f"{name}.safetensors", save_tensors(tensors)),
+                    (f"{name}.json", json.dumps(data).encode()),
+                ):
+                    if self._cipher is not None:
+                        payload = self._cipher.encrypted(payload, file)
+                    _durable(target / file, payload)
+                    sums[file] = {"bytes": len(payload), "sha256": _sha256(payload)}
+            marker = {
+                "format": _FORMAT,
+                "step": _step(target),
+                "encrypted": self._cipher is not None,
+                "files": sums,
+            }
+            _sync_folder(target)
+            _durable(target / _MARKER, json.dumps(marker, indent=1).encode())
+            _sync_folder(target)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        marker = json.loads((folder / _MARKER).read_bytes())
+        if marker["encrypted"] and self._cipher is None:
+            raise ArtefactError(f"{folder.name} is encrypted", next_step="give its key: --key FILE")
+        state = {}
+        for file in sorted(name for name in marker["files"] if name.endswith(".json")):
+            stem = file.removesuffix(".json")
+            payloads = []
+            for name in (file, f"{stem}.safetensors"):
+                payload = (folder / name).read_bytes()
+                if marker["encrypted"] and self._cipher is not None:
+                    payload = self._cipher.decrypted(payload, name)
+                payloads.append(payload)
+            try:
+                tensors = load_tensors(payloads[1])
+                state[stem] = _tree.put_together(json.loads(payloads[0]), tensors)
+            except (SafetensorError, ValueError) as error:
+                raise ArtefactError(f"{folder.name}/{stem}: {error}") from None
+        return state
+
+
+def why_not_whole(folder: Path) -> str:
+    """What is wrong with a checkpoint's folder, in one line; "" if it is whole."""
+    try:
+        marker = json.loads((folder / _MARKER).read_bytes())
+        files = dict(marker["files"])
+        known = marker["format"] == _FORMAT and isinstance(marker["encrypted"], bool)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it was not finished"
+    if not known:
+        return "it is of another version"
+    for name, facts in files.items():
+        if Path(name).name != name:
+            return f"{name} leads out of the folder"
+        try:
+            payload = (folder / name).read_bytes()
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if len(payload) != facts["bytes"] or _sha256(payload) != facts["sha256"]:
+            return f"{name} is damaged"
+    return ""
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a run's checkpoint folder, or None."""
+    found = sorted(_folders(folder), key=_step, reverse=True)
+    return next((one for one in found if not why_not_whole(one)), None)
+
+
+def _folders(place: Path) -> Iterator[Path]:
+    if place.is_dir():
+        yield from (f for f in place.iterdir() if f.is_dir() and _NAME.fullmatch(f.name))
+
+
+def _step(folder: Path) -> int:
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _retain(place: Path, keep: int) -> None:
+    """Remove what is older than the newest `keep` complete ones, complete or not."""
+    found = sorted(_folders(place), key=_step, reverse=True)
+    complete = [f for f in found if (f / _MARKER).is_file()][:keep]
+    if complete:
+        oldest = _step(complete[-1])
+        for folder in found:
+            if _step(folder) < oldest:
+                # the marker first: a removal that is cut short leaves nothing that looks complete
+                (folder / _MARKER).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copied(source: Path, target: Path) -> None:
+    """Copy a complete checkpoint, the marker last."""
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    try:
+        for file in sorted(source.iterdir(), key=lambda f: f.name == _MARKER):
+            _durable(target / file.name, file.read_bytes())
+        _sync_folder(target)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def _durable(path: Path, payload: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        view = memoryview(payload)
+        while view:
+            view = view[write(handle, bytes(view[: 1 << 24])) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

@@ -1,0 +1,95 @@
+"""Encryption of checkpoints at rest: AES-256-GCM with a key that the user keeps in a file.
+
+A file is a header and pieces of 64 MiB, each with a nonce of its own; the file's name, the piece's
+number and whether it is the last are authenticated too, so that pieces cannot be exchanged, moved or
+cut off. Without the key's file the checkpoints are lost: nothing else opens them.
+"""
+
+import base64
+import binascii
+import os
+import struct
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from suanli.base.errors import ArtefactError, BadInputError
+
+_HEADER = b"suanli-aes256gcm-1\n"
+_PIECE = 64 << 20
+_NONCE = 12  # bytes, as NIST SP 800-38D recommends for GCM
+_TAG = 16
+_KEY_BYTES = 32
+
+
+class Cipher:
+    """Encrypts and decrypts whole files."""
+
+    def __init__(self, key: bytes) -> None:
+        """Take a key of 32 bytes."""
+        self._aes = AESGCM(key)
+
+    @classmethod
+    def from_file(cls, path: Path, *, make: bool = False) -> "Cipher":
+        """Read a key (32 bytes as base64), or make one where there is none yet.
+
+        Args:
+            path: Its file; made with mode 0600.
+            make: Whether a new one may be made.
+
+        Raises:
+            BadInputError: The file is absent or holds no key.
+        """
+        if not path.exists() and make:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(base64.b64encode(os.urandom(_KEY_BYTES)) + b"\n")
+        try:
+            key = base64.b64decode(path.read_bytes().strip(), validate=True)
+        except OSError as error:
+            raise BadInputError(f"cannot read the key {path}: {error.strerror}") from None
+        except binascii.Error:
+            key = b""
+        if len(key) != _KEY_BYTES:
+            raise BadInputError(
+                f"{path} holds no key", next_step="32 bytes as base64; a new file makes one"
+            )
+        return cls(key)
+
+    def encrypted(self, payload: bytes, name: str) -> bytes:
+        """The file's content as it goes to disk."""
+        pieces = [payload[i : i + _PIECE] for i in range(0, max(len(payload), 1), _PIECE)]
+        result = [_HEADER]
+        for number, piece in enumerate(pieces):
+            nonce = os.urandom(_NONCE)
+            about = _about(name, number, last=number == len(pieces) - 1)
+            result += [nonce, self._aes.encrypt(nonce, piece, about)]
+        return b"".join(result)
+
+    def decrypted(self, payload: bytes, name: str) -> bytes:
+        """The file's content again.
+
+        Raises:
+            ArtefactError: It was made with another key, or changed since.
+        """
+        if not payload.startswith(_HEADER):
+            raise ArtefactError(f"{name} is not encrypted as its checkpoint says")
+        body = payload[len(_HEADER) :]
+        whole = _NONCE + _PIECE + _TAG
+        pieces = [body[i : i + whole] for i in range(0, len(body), whole)]
+        result = []
+        for number, piece in enumerate(pieces):
+            about = _about(name, number, last=number == len(pieces) - 1)
+            try:
+                result.append(self._aes.decrypt(piece[:_NONCE], piece[_NONCE:], about))
+            except (InvalidTag, ValueError):
+                raise ArtefactError(
+                    f"{name} cannot be decrypted: another key, or it was changed"
+                ) from None
+        return b"".join(result)
+
+
+def _about(name: str, number: int, *, last: bool) -> bytes:
+    return name.encode() + struct.pack("<QB", number, last)

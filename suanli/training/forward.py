@@ -1,0 +1,240 @@
+"""Forward and backward pass of a model under a training plan.
+
+The model that comes in keeps its fp32 parameters and buffers; they are what the optimiser updates,
+what is saved and what is judged. What the plan computes with is made beside it and shares them.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
+from suanli.training.kernels import put_in_place
+from suanli.training.recipe import Tensors
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
+
+
+class Forward:
+    """Computes losses and gradients as a plan says."""
+
+    def __init__(self, model: nn.Module, loss: Loss, plan: TrainPlan) -> None:
+        """Put the plan over a model that is on its device.
+
+        Raises:
+            BadInputError: The plan does not fit the model.
+        """
+        self.model, self._loss, self._plan = model, loss, plan
+        self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
+        inner = _low_weights(model, self._copies) if plan.weights == "bf16" else model
+        inner = put_in_place(inner, plan)
+        self._undo = _recompute_blocks(inner) if plan.checkpointing else _nothing
+        self.call: Callable[..., Any] = inner
+        self.loss: Loss = loss
+        if plan.compile != "none":
+            self.call = torch.compile(inner, mode=_mode(plan))
+            if plan.compile_scope == "step":
+                self.call, self.loss = inner, loss
+                self._whole = torch.compile(self._forward, mode=_mode(plan))
+        self._mean: bool | None = None
+
+    def gradients(self, inputs: Tensors, labels: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Add the batch's gradients to the parameters' `grad`; gives the loss, detached.
+
+        Args:
+            inputs: The batch, each [B, …].
+            labels: [B, …].
+            scale: What the loss is multiplied with before the backward pass.
+        """
+        size = self._plan.micro_batch
+        count = int(labels.shape[0])
+        if not size or size >= count:
+            return self._one(inputs, labels, scale)
+        total = torch.zeros((), device=labels.device)
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            part = tuple(tensor[rows] for tensor in inputs)
+            share = self._share(int(labels[rows].shape[0]), count, part, labels[rows])
+            total += self._one(part, labels[rows], scale * share) * share
+        return total
+
+    def collect(self) -> None:
+        """Bring gradients of bf16 copies to the fp32 masters."""
+        for master, low in self._copies:
+            if low.grad is not None:
+                master.grad = low.grad.float()
+                low.grad = None
+
+    def take_over(self) -> None:
+        """Bring updated masters to their bf16 copies."""
+        if self._copies:
+            with torch.no_grad():
+                masters, low = zip(*self._copies, strict=True)
+                torch._foreach_copy_(low, masters)
+
+    def close(self) -> None:
+        """Leave the model as it was found, but for its values."""
+        self._undo()
+
+    def _one(self, inputs: Tensors, labels: torch.Tensor, scale: float) -> torch.Tensor:
+        whole = getattr(self, "_whole", self._forward)
+        loss: torch.Tensor = whole(inputs, labels)
+        (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _forward(self, inputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
+        with self._context():
+            output = self.call(*self._typed(inputs))
+        return self.loss(_plain(output), labels)
+
+    def _context(self) -> AbstractContextManager[Any]:
+        plan = self._plan
+        if plan.precision not in ("bf16", "fp16") or plan.weights == "bf16":
+            return nullcontext()
+        dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float16
+        return torch.autocast(plan.kind, dtype)
+
+    def _typed(self, inputs: Tensors) -> Tensors:
+        if self._plan.weights != "bf16":
+            return inputs
+        return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
+
+    def _share(self, part: int, count: int, inputs: Tensors, labels: torch.Tensor) -> float:
+        """What a micro-batch's loss counts for: its share of a mean, all of a sum."""
+        if self._mean is None:
+            self._mean = _is_mean(self.loss, self._forward_output(inputs), labels)
+        return part / count if self._mean else 1.0
+
+    @torch.no_grad()
+    def _forward_output(self, inputs: Tensors) -> torch.Tensor:
+        was = self.model.training
+        self.model.eval()  # the probe must not move running statistics
+        try:
+            return _plain(self.model(*inputs))
+        finally:
+            self.model.train(was)
+
+
+def _plain(output: Any) -> torch.Tensor:
+    """The output in fp32, which losses are computed in."""
+    if not isinstance(output, torch.Tensor):
+        raise BadInputError(
+            f"the model gives a {type(output).__name__}, training needs one tensor",
+            next_step="wrap the model so that its forward returns what the loss takes",
+        )
+    return output.float()
+
+
+def _is_mean(loss: Loss, output: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether a batch given twice has the loss of the batch, or twice that.
+
+    Raises:
+        BadInputError: Neither, so that gradients of micro-batches cannot be added up.
+    """
+    with torch.no_grad():
+        once = float(loss(output, labels))
+        twice = float(loss(torch.cat([output, output]), torch.cat([labels, labels])))
+    if abs(twice - once) <= 1e-3 * max(abs(once), 1e-6):
+        return True
+    if abs(twice - 2 * once) <= 1e-3 * abs(twice):
+        return False
+    raise BadInputError(
+        "the loss is neither a mean nor a sum over samples, so a batch cannot be split",
+        next_step="use a plan with micro_batch 0",
+    )
+
+
+def _mode(plan: TrainPlan) -> str | None:
+    return None if plan.compile == "default" else plan.compile
+
+
+def _low_weights(
+    model: nn.Module, copies: list[tuple[nn.Parameter, nn.Parameter]]
+) -> nn.Module:
+    """A twin with bf16 copies of the matrix weights; everything else is the model's own."""
+    memo: dict[int, Any] = {}
+    matrix = [m for m in model.modules() if isinstance(m, _MATRIX_LAYERS)]
+    low_ids = {id(p) for m in matrix for p in m.parameters(recurse=False)}
+    for parameter in model.parameters():
+        if id(parameter) in low_ids:
+            low = nn.Parameter(
+                parameter.detach().to(torch.bfloat16), requires_grad=parameter.requires_grad
+            )
+            memo[id(parameter)] = low
+            if parameter.requires_grad:
+                copies.append((parameter, low))
+        else:
+            memo[id(parameter)] = parameter
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer
+    return copy.deepcopy(model, memo)
+
+
+def _recompute_blocks(model: nn.Module) -> Callable[[], None]:
+    """Recompute the activations of each block; gives what takes that back.
+
+    Blocks are the members of the model's module lists, or else of its outermost sequence, that have
+    parameters.
+
+    Raises:
+        BadInputError: The model has no blocks, or one whose statistics would be counted twice.
+    """
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    lists = lists or [m for m in model.modules() if isinstance(m, nn.Sequential)][:1]
+    blocks = [b for m in lists for b in m.children() if any(True for _ in b.parameters())]
+    if not blocks:
+        raise BadInputError("the model has no blocks whose activations could be recomputed")
+    for block in blocks:
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules()):
+            raise BadInputError(
+                "recomputing a block with batch norm would count its statistics twice"
+            )
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+
+    def undo() -> None:
+        for block in blocks:
+            vars(block).pop("forward", None)
+
+    return undo
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return call
+
+
+def _nothing() -> None:
+    return None
+
+
+@contextmanager
+def machine_as_planned(plan: TrainPlan) -> Iterator[None]:
+    """Threads, allocator and the products' precision as the plan says, and as before afterwards."""
+    from suanli.training._allocator import kept_memory
+
+    threads = torch.get_num_threads()
+    products = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+    if plan.kind == "cuda":
+        torch.set_float32_matmul_precision("high" if plan.precision != "fp32" else "highest")
+        torch.backends.cudnn.allow_tf32 = plan.precision != "fp32"
+    try:
+        with kept_memory() if plan.keep_memory and plan.kind == "cpu" else nullcontext():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if plan.kind == "cuda":
+            torch.set_float32_matmul_precision(products)
+            torch.backends.cudnn.allow_tf32 = convolutions

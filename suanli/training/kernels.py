@@ -1,0 +1,31 @@
+"""The table of fused kernels that a training plan can name: one row, one file.
+
+A row is a function `(model, plan) -> nn.Module`. What it returns computes what the model computes
+and trains the model's own parameters and buffers (the same tensors), so that checkpoints, the
+optimiser and evaluation go on with `model`. It raises `BadInputError` for a model that it does not
+fit, and `MissingBackendError` where the machine lacks what it needs.
+"""
+
+from importlib import import_module
+
+from torch import nn
+
+from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
+
+KERNELS: dict[str, str] = {}  # name -> "module:function"
+
+
+def put_in_place(model: nn.Module, plan: TrainPlan) -> nn.Module:
+    """The model with the plan's kernels in the place of its own operators.
+
+    Raises:
+        BadInputError: There is no such row, or it does not fit the model.
+    """
+    for name in plan.kernels:
+        if name not in KERNELS:
+            known = ", ".join(KERNELS) or "none in this version"
+            raise BadInputError(f"there are no kernels {name!r}", next_step=f"there are: {known}")
+        module, _, function = KERNELS[name].partition(":")
+        model = getattr(import_module(module), function)(model, plan)
+    return model

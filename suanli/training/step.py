@@ -1,0 +1,129 @@
+"""One training step: gradients of a batch, then the optimiser's update."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
+from suanli.training.forward import Forward
+from suanli.training.recipe import Recipe, Tensors
+from suanli.training.schedules import rate
+from suanli.workloads.record import TrainingSettings
+
+
+class Stepper:
+    """A model, its optimiser and a plan.
+
+    Attributes:
+        model: The fp32 model that is trained, on the plan's device.
+        optimizer: Its optimiser; a group's peak rate is its "initial_lr".
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, plan: TrainPlan) -> None:
+        """Bring the model to the device and make its optimiser.
+
+        Raises:
+            BadInputError: The plan does not fit the model, or the optimiser is unknown.
+        """
+        self.recipe, self.plan = recipe, plan
+        self.model = arranged(model.to(plan.device), plan.memory_layout).train()
+        assert recipe.workload.loss is not None
+        self.forward = Forward(self.model, recipe.workload.loss, plan)
+        make = recipe.optimizer or standard_optimizer
+        self.optimizer = make(self.model, recipe.settings, plan)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+        # the generic update is called through this, so that it can be compiled
+        self._apply: Any = self.optimizer.step
+        if plan.compile_scope == "step":
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=plan.device)
+            self._apply = torch.compile(lambda: self.optimizer.step())
+        scaled = plan.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(plan.kind, enabled=scaled)
+
+    def __call__(self, inputs: Tensors, labels: torch.Tensor, done: float) -> torch.Tensor:
+        """One step at the share `done` of the run; gives the loss, detached."""
+        loss = self.gradients(inputs, labels)
+        self.update(done)
+        return loss
+
+    def gradients(self, inputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
+        """The first half: `grad` of every trained parameter; gives the loss, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = 1.0
+        if self.scaler.is_enabled():
+            self.scaler.scale(torch.zeros((), device=self.plan.device))  # its state is made on use
+            scale = float(self.scaler.get_scale())
+        loss = self.forward.gradients(inputs, labels, scale)
+        self.forward.collect()
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        clip = self.recipe.settings.clip_norm
+        if clip:
+            trained = [p for g in self.optimizer.param_groups for p in g["params"]]
+            nn.utils.clip_grad_norm_(trained, clip)
+        return loss
+
+    def update(self, done: float) -> None:
+        """The second half: the optimiser's step at the rate that belongs to `done`."""
+        for group in self.optimizer.param_groups:
+            value = group["initial_lr"] * rate(self.recipe, done, str(group.get("name", "")))
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._apply()
+        self.forward.take_over()
+
+    def close(self) -> None:
+        """Leave the model without the plan's wrappings."""
+        self.forward.close()
+
+
+def standard_optimizer(
+    model: nn.Module, settings: TrainingSettings, plan: TrainPlan
+) -> torch.optim.Optimizer:
+    """torch's own optimiser of the settings' name, with the plan's kernels.
+
+    Raises:
+        BadInputError: There is none of that name.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise BadInputError("no parameter of the model is trained")
+    kernel = {"fused": plan.optimizer_kernel == "fused"}
+    if plan.optimizer_kernel != "fused":
+        kernel = {"foreach": plan.optimizer_kernel == "foreach"}
+    decay = settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=decay,
+            **kernel,
+        )
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(settings.optimizer)
+    if adam is None:
+        raise BadInputError(
+            f"unknown optimizer {settings.optimizer!r}", next_step="sgd, adam, adamw"
+        )
+    made: torch.optim.Optimizer = adam(
+        parameters, lr=settings.lr, betas=settings.betas, weight_decay=decay, **kernel
+    )
+    return made
+
+
+def arranged(model: nn.Module, layout: str) -> nn.Module:
+    """The model with its four-dimensional weights in a memory layout."""
+    chosen = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    moved: nn.Module = model.to(memory_format=chosen)  # type: ignore[call-overload]
+    return moved
