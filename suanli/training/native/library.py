@@ -90,7 +90,7 @@ def build(flags: tuple[str, ...] = ()) -> Library:
     compiler = find_compiler()
     if sys.platform == "win32" or compiler is None:
         raise MissingBackendError("a C compiler for the fused training kernels", INSTALL)
-    every = ["-O3", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-pthread"]
+    every = ["-O3", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-lm"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         every.append("-mprefer-vector-width=512")
     path = compiler.build_shared(SOURCE, [*every, *flags])

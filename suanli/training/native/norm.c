@@ -9,6 +9,7 @@
    Sums are made per chunk of rows in fp32 and added up over the chunks, in order, in double: the
    result does not depend on the number of threads. */
 
+#include <math.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -145,6 +146,7 @@ INLINE vec exponential(vec x) {
     return (vec)((ivec)p + (((ivec)shifted) << 23));
 }
 
+#ifndef WIDE
 /* Distribution and density of the normal law. Abramowitz and Stegun 7.1.26, error below 1.5e-7. */
 INLINE void normal_law(vec z, vec *distribution, vec *density) {
     vec e = exponential(z * z * -0.5f);
@@ -159,6 +161,70 @@ INLINE void normal_law(vec z, vec *distribution, vec *density) {
     *distribution = choose(z < 0.0f, tail, 1.0f - tail);
     *density = e * 0.39894228f;
 }
+#endif
+
+#ifdef WIDE
+/* GELU is z * D(z) and its slope D(z) + z * d(z), with the normal law's distribution and density.
+   Both factors less 1/2 are odd, so one table over |z| serves: 32 cubics on [0, 6], whose
+   coefficients are picked by a permutation of registers. Error below 1e-6, a thousandth of bf16's;
+   half the work of an exponential and a division. */
+#define PIECES 32
+#define TABLE_END 6.0
+static float pieces[2][4][PIECES] __attribute__((aligned(64))); /* value, slope; power of t */
+
+static double above_half(double z, int slope_wanted) {
+    double half_of_error = 0.5 * erf(z * 0.70710678118654752440);
+    return slope_wanted ? half_of_error + z * 0.39894228040143267794 * exp(-0.5 * z * z)
+                        : half_of_error;
+}
+
+/* Cubics through the values at the four Chebyshev nodes of each piece, by divided differences. */
+static void make_table(int slope_wanted) {
+    const double node[4] = {0.03806023, 0.30865828, 0.69134172, 0.96193977};
+    for (int piece = 0; piece < PIECES; piece++) {
+        double d[4], p[4] = {0, 0, 0, 0};
+        for (int i = 0; i < 4; i++)
+            d[i] = above_half((piece + node[i]) * TABLE_END / PIECES, slope_wanted);
+        for (int order = 1; order < 4; order++)
+            for (int i = 3; i >= order; i--) d[i] = (d[i] - d[i - 1]) / (node[i] - node[i - order]);
+        for (int i = 3; i >= 0; i--) { /* p = p * (t - node) + d */
+            for (int k = 3; k > 0; k--) p[k] = p[k - 1] - node[i] * p[k];
+            p[0] = d[i] - node[i] * p[0];
+        }
+        for (int k = 0; k < 4; k++) pieces[slope_wanted][k][piece] = (float)p[k];
+    }
+}
+
+__attribute__((constructor)) static void make_tables(void) {
+    make_table(0);
+    make_table(1);
+}
+
+INLINE vec picked(const float *table, __m512i piece) {
+    return (vec)_mm512_permutex2var_ps(_mm512_load_ps(table), piece, _mm512_load_ps(table + 16));
+}
+
+INLINE vec gelu_factor(vec z, int slope_wanted) {
+    const __m512i sign = _mm512_set1_epi32((int)0x80000000);
+    __m512 size = _mm512_castsi512_ps(_mm512_andnot_si512(sign, (__m512i)z));
+    __m512 place = _mm512_mul_ps(size, _mm512_set1_ps((float)(PIECES / TABLE_END)));
+    place = _mm512_min_ps(_mm512_set1_ps(PIECES - 1e-5f), place); /* a NaN stays one */
+    __m512i piece = _mm512_cvttps_epi32(place);
+    vec t = (vec)place - (vec)_mm512_cvtepi32_ps(piece);
+    vec p = picked(pieces[slope_wanted][3], piece);
+    p = p * t + picked(pieces[slope_wanted][2], piece);
+    p = p * t + picked(pieces[slope_wanted][1], piece);
+    p = p * t + picked(pieces[slope_wanted][0], piece);
+    __m512i turned = _mm512_xor_si512((__m512i)p, _mm512_and_si512(sign, (__m512i)z));
+    return (vec)turned + 0.5f;
+}
+#else
+INLINE vec gelu_factor(vec z, int slope_wanted) {
+    vec distribution, density;
+    normal_law(z, &distribution, &density);
+    return slope_wanted ? distribution + z * density : distribution;
+}
+#endif
 
 INLINE vec logistic(vec z) {
     vec e = exponential(choose(z < 0.0f, z, -z));
@@ -167,27 +233,19 @@ INLINE vec logistic(vec z) {
 }
 
 INLINE vec activate(vec z, int kind) {
-    vec distribution, density;
     if (kind == RELU) return choose(z < 0.0f, all_of(0.0f), z);
     if (kind == SILU) return z * logistic(z);
-    if (kind == GELU) {
-        normal_law(z, &distribution, &density);
-        return z * distribution;
-    }
+    if (kind == GELU) return z * gelu_factor(z, 0);
     return z;
 }
 
 INLINE vec slope(vec z, int kind) {
-    vec distribution, density;
     if (kind == RELU) return choose(z > 0.0f, all_of(1.0f), all_of(0.0f));
     if (kind == SILU) {
         vec s = logistic(z);
         return s * (z * (1.0f - s) + 1.0f);
     }
-    if (kind == GELU) {
-        normal_law(z, &distribution, &density);
-        return distribution + z * density;
-    }
+    if (kind == GELU) return gelu_factor(z, 1);
     return all_of(1.0f);
 }
 
@@ -381,9 +439,9 @@ INLINE void reduce_units(const norm *a, long chunk, int kind) {
             vec inverse = load_float(a->inverse + c), mean = load_float(a->mean + c);
             vec weight = a->weight ? load_float(a->weight + c) : all_of(1.0f);
             vec bias = a->bias ? load_float(a->bias + c) : all_of(0.0f);
-            vec one = all_of(0.0f), two = all_of(0.0f);
+            vec offset = -mean * inverse, one = all_of(0.0f), two = all_of(0.0f);
             for (long x = 0; x < width; x++) {
-                vec normal = (load(values + x * channels + c) - mean) * inverse;
+                vec normal = load(values + x * channels + c) * inverse + offset;
                 vec dz = load(gradient + x * channels + c) * slope(normal * weight + bias, kind);
                 one += dz;
                 two += dz * normal;
@@ -452,11 +510,13 @@ INLINE void gradient_units(const norm *a, long chunk, int kind) {
             vec weight = a->weight ? load_float(a->weight + c) : all_of(1.0f);
             vec bias = a->bias ? load_float(a->bias + c) : all_of(0.0f);
             vec one = load_float(a->means + c), two = load_float(a->means + channels + c);
-            vec factor = weight * inverse;
+            vec factor = weight * inverse, offset = -mean * inverse;
+            one *= factor;
+            two *= factor;
             for (long x = 0; x < width; x++) {
-                vec normal = (load(values + x * channels + c) - mean) * inverse;
+                vec normal = load(values + x * channels + c) * inverse + offset;
                 vec dz = load(gradient + x * channels + c) * slope(normal * weight + bias, kind);
-                store(to + x * channels + c, factor * (dz - one - normal * two));
+                store(to + x * channels + c, dz * factor - (normal * two + one));
             }
         }
         if (a->pooled) scatter_unit(a, unit, to);
