@@ -59,7 +59,7 @@ static void *thread_main(void *data) {
     return NULL;
 }
 
-static void for_all(long count, int threads, void (*work)(void *, long), void *context) {
+void suanli_for_all(long count, int threads, void (*work)(void *, long), void *context) {
     loop all = {work, context, count, 0};
     if (threads <= 1) {
         take_turns(&all);
@@ -410,7 +410,7 @@ void suanli_norm_forward(const norm *a) {
         uint32_t bits = (uint32_t)a->input[c] << 16;
         memcpy(a->mean + c, &bits, sizeof bits);
     }
-    for_all(CHUNKS, a->threads, statistics_chunk, (void *)a);
+    suanli_for_all(CHUNKS, a->threads, statistics_chunk, (void *)a);
     for (long c = 0; c < channels; c++) {
         double one = 0, two = 0;
         for (long chunk = 0; chunk < CHUNKS; chunk++) {
@@ -423,7 +423,7 @@ void suanli_norm_forward(const norm *a) {
         a->variance[c] = (float)variance;
         a->inverse[c] = 1.0f / square_root((float)(variance + a->eps));
     }
-    for_all(CHUNKS, a->threads, normalise_chunk, (void *)a);
+    suanli_for_all(CHUNKS, a->threads, normalise_chunk, (void *)a);
 }
 
 /* ---- backward ------------------------------------------------------------------------------ */
@@ -530,7 +530,7 @@ static void gradient_chunk(void *context, long chunk) {
 
 void suanli_norm_backward(const norm *a) {
     long channels = a->channels, rows = units(a) * out_width(a);
-    for_all(CHUNKS, a->threads, reduce_chunk, (void *)a);
+    suanli_for_all(CHUNKS, a->threads, reduce_chunk, (void *)a);
     for (long c = 0; c < channels; c++) {
         double one = 0, two = 0;
         for (long chunk = 0; chunk < CHUNKS; chunk++) {
@@ -542,7 +542,7 @@ void suanli_norm_backward(const norm *a) {
         a->means[c] = (float)(one / rows);
         a->means[channels + c] = (float)(two / rows);
     }
-    for_all(CHUNKS, a->threads, gradient_chunk, (void *)a);
+    suanli_for_all(CHUNKS, a->threads, gradient_chunk, (void *)a);
 }
 
 /* ---- an activation on its own ------------------------------------------------------------------ */
@@ -572,5 +572,5 @@ static void activation_chunk(void *context, long chunk) {
 }
 
 void suanli_activation(const activation *a) {
-    for_all(CHUNKS, a->threads, activation_chunk, (void *)a);
+    suanli_for_all(CHUNKS, a->threads, activation_chunk, (void *)a);
 }
