@@ -13,7 +13,9 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 
-KERNELS: dict[str, str] = {}  # name -> "module:function"
+KERNELS: dict[str, str] = {  # name -> "module:function"
+    "fused-cnn": "suanli.training.fused:fused_cnn",
+}
 
 
 def put_in_place(model: nn.Module, plan: TrainPlan) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Builds the kernels of norm.c on this machine, once, and calls them on torch tensors."""
+"""Builds the C kernels on this machine, once, and finds the threads that they run in."""
 
 import ctypes
 import os
@@ -13,6 +13,7 @@ from suanli.base.compiler import INSTALL, CompilerError, find_compiler
 from suanli.base.errors import MissingBackendError
 
 SOURCE = Path(__file__).with_name("norm.c")
+WEIGHTS_SOURCE = Path(__file__).with_name("weights.c")
 CHUNKS = 64  # as in norm.c
 BLOCK = 32  # channels must be a multiple of it
 KINDS = {"identity": 0, "relu": 1, "gelu": 2, "silu": 3}
@@ -49,11 +50,26 @@ class Activation(ctypes.Structure):
     )
 
 
+class Weights(ctypes.Structure):
+    """The argument of `suanli_weights`."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("images", "height", "width", "inputs", "outputs")),
+        *((name, _INT) for name in ("kernel", "threads")),
+        *(
+            (name, _POINTER)
+            for name in ("x", "g", "result", "pairs", "turned", "sums", "places", "zeros")
+        ),
+        *((name, _LONG) for name in ("chunk_images", "splits")),
+    )
+
+
 class Library:
     """The built kernels.
 
     Attributes:
         path: The shared library.
+        loop: The C function that shares a loop among the threads.
         shares_threads: Whether the kernels run in the thread pool that torch's operators run in.
             Two pools would spin against each other.
     """
@@ -61,6 +77,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         library = ctypes.CDLL(str(path))
+        self.loop = ctypes.cast(library.suanli_for_all, _POINTER)
         self.norm_forward = library.suanli_norm_forward
         self.norm_backward = library.suanli_norm_backward
         self.activation = library.suanli_activation
@@ -77,8 +94,29 @@ class Library:
         library.suanli_use_region(region)
 
 
+class TileLibrary:
+    """The built kernel for the gradient of convolution weights, on AMX tile registers.
+
+    Args:
+        path: The shared library.
+        loop: `Library.loop`.
+    """
+
+    def __init__(self, path: Path, loop: ctypes.c_void_p) -> None:
+        library = ctypes.CDLL(str(path))
+        self.granted = bool(library.suanli_tiles())
+        if self.granted:
+            library.suanli_use_loop.argtypes = [_POINTER]
+            library.suanli_use_loop(loop)
+            self.sizes = library.suanli_weights_sizes
+            self.sizes.argtypes = [ctypes.POINTER(Weights), ctypes.POINTER(_LONG)]
+            self.weights = library.suanli_weights
+            self.weights.argtypes = [ctypes.POINTER(Weights)]
+            self.sizes.restype = self.weights.restype = None
+
+
 def build(flags: tuple[str, ...] = ()) -> Library:
-    """Compile the kernels for this processor, or find those compiled before.
+    """Compile the kernels of norm.c for this processor, or find those compiled before.
 
     Args:
         flags: More compiler flags, such as "-DSUANLI_PLAIN" for the code without AVX-512.
@@ -87,13 +125,7 @@ def build(flags: tuple[str, ...] = ()) -> Library:
         MissingBackendError: There is no C compiler.
         CompilerError: It cannot build them.
     """
-    compiler = find_compiler()
-    if sys.platform == "win32" or compiler is None:
-        raise MissingBackendError("a C compiler for the fused training kernels", INSTALL)
-    every = ["-O3", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-lm"]
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        every.append("-mprefer-vector-width=512")
-    path = compiler.build_shared(SOURCE, [*every, *flags])
+    path = _built(SOURCE, flags)
     try:
         return Library(path)
     except OSError as error:
@@ -109,6 +141,26 @@ def library() -> Library:
         CompilerError: It cannot build them.
     """
     return build()
+
+
+@cache
+def tile_library() -> TileLibrary | None:
+    """The tile kernel, or None where processor, system or compiler have no tile registers."""
+    try:
+        tiles = TileLibrary(_built(WEIGHTS_SOURCE, ()), library().loop)
+    except (MissingBackendError, CompilerError, OSError):
+        return None
+    return tiles if tiles.granted else None
+
+
+def _built(source: Path, flags: tuple[str, ...]) -> Path:
+    compiler = find_compiler()
+    if sys.platform == "win32" or compiler is None:
+        raise MissingBackendError("a C compiler for the fused training kernels", INSTALL)
+    every = ["-O3", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-lm"]
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        every.append("-mprefer-vector-width=512")
+    return compiler.build_shared(source, [*every, *flags])
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

@@ -33,6 +33,12 @@ def fits(images: Tensor) -> bool:
     )
 
 
+def in_blocks(values: Tensor) -> bool:
+    """Whether a tensor lies without gaps and fills whole blocks."""
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return (last or values.is_contiguous()) and values.numel() % BLOCK == 0
+
+
 def _rows(images: Tensor) -> Tensor:
     """The same values with channels innermost and no gaps."""
     return images.contiguous(memory_format=torch.channels_last)
@@ -251,7 +257,7 @@ def _(gradient: Tensor, values: Tensor, kind: int) -> Tensor:
 
 
 def _elementwise(values: Tensor, gradient: Tensor | None, kind: int) -> Tensor:
-    if not values.is_non_overlapping_and_dense() or values.numel() % BLOCK:
+    if not in_blocks(values):
         raise ValueError("the activation kernel takes whole blocks without gaps")
     result = torch.empty_like(values)
     if gradient is not None and gradient.stride() != values.stride():
