@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from suanli import api
+from suanli.base.train_results import TrainProgress
 from suanli.reports import text
-from suanli.training.fit import FitProgress, fit
+from suanli.training.fit import fit
 from suanli.workloads.resolve import resolve
 from suanli.workloads.weights import save_weights
 
@@ -47,7 +48,7 @@ def main() -> None:
     text.optimize(result)
 
 
-def _progress(at: FitProgress) -> None:
+def _progress(at: TrainProgress) -> None:
     end = "\r" if sys.stderr.isatty() else "\n"
     sys.stderr.write(
         f"   epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, "

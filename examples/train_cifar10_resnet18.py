@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from suanli.base.errors import SuanliError
-from suanli.training.fit import FitProgress, fit
+from suanli.base.train_results import TrainProgress
+from suanli.training.fit import fit
 from suanli.workloads.resolve import resolve
 from suanli.workloads.weights import save_weights
 
@@ -51,7 +52,7 @@ def main() -> int:
     return 0
 
 
-def _show(progress: FitProgress) -> None:
+def _show(progress: TrainProgress) -> None:
     end = "\n" if not sys.stdout.isatty() else "\r"
     print(
         f"epoch {progress.epoch}/{progress.epochs}  {progress.done:6.1%}  "

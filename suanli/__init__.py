@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from suanli.api import doctor, export, load, optimize, rebuild, run
+    from suanli.api import doctor, export, load, optimize, rebuild, run, train
     from suanli.engines.engine import Engine
     from suanli.workloads.record import Workload
 
@@ -19,6 +19,7 @@ _HOMES = {
     "run": "suanli.api",
     "rebuild": "suanli.api",
     "export": "suanli.api",
+    "train": "suanli.api",
     "Engine": "suanli.engines.engine",
     "Workload": "suanli.workloads.record",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "optimize",
     "rebuild",
     "run",
+    "train",
 ]
 
 

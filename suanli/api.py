@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from suanli.engines.engine import Engine
     from suanli.plans.situation import Objective
+    from suanli.training.calls import Run
+    from suanli.training.recipe import Recipe
     from suanli.workloads.record import Workload
 
 _DEFAULT_BATCH = {"latency": 1, "throughput": 32}
@@ -267,6 +269,38 @@ def export(
     from suanli.engines.exchange import export as export_engine
 
     return export_engine(Path(folder), Path(out), kind=kind, trust=trust)
+
+
+def train(
+    model: "nn.Module | Workload | Recipe",
+    data: Any = None,
+    loss: Callable[..., Any] | None = None,
+    *,
+    on_event: Listener = ignore,
+    **options: Any,
+) -> "Run":
+    """Find the fastest verified training plan for a model, and train it.
+
+    Args:
+        model: An `nn.Module`, which is trained in place; or a `Workload` or `Recipe`, which brings
+            its own data and loss.
+        data: `(inputs, labels)`, a torch `Dataset`, or the three parts of a `Data`. Where only
+            training samples are given, a fifth is held out: half to watch, half for acceptance.
+        loss: `loss(output, labels)`, a mean or a sum over the samples.
+        on_event: Told what is going on.
+        **options: Fields of `TrainOptions`; for a module also those of `TrainingSettings`, such as
+            `optimizer="adam", lr=1e-3, batch=64`.
+
+    Returns:
+        The trained model and the result.
+
+    Raises:
+        BadInputError: An option or the data makes no sense.
+        NotFiniteError: The loss is no longer finite.
+    """
+    from suanli.training.calls import train_module
+
+    return train_module(model, data, loss, on_event=on_event, **options)
 
 
 def doctor(

@@ -193,6 +193,115 @@ def optimize(  # noqa: PLR0913, PLR0917
         raise typer.Exit(_EXIT_STOPPED)
 
 
+@app.command(
+    epilog=_examples(
+        "suanli train digits-resnet -o my-run",
+        "suanli train mnist-cnn --data DATA --to 98.5",
+        "suanli train digits-resnet --resume -o my-run",
+        "suanli train my.py:recipe --plan my-run/plan.json --max-seconds 600",
+    )
+)
+def train(  # noqa: PLR0913, PLR0917
+    workload: Annotated[str, _WORKLOAD],
+    plan: Annotated[
+        str, typer.Option(metavar="WHAT", help="auto, default, or a file of a plan.")
+    ] = "auto",
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Instead of the workload's own.", show_default=False),
+    ] = None,
+    to: Annotated[
+        float | None,
+        typer.Option(metavar="QUALITY", help="Stop at this quality.", show_default=False),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Train no longer than this.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder.")
+    ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Weights to start from.", show_default=False),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Parameters not to train; repeat for more.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of all that is random.")] = 0,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="For the search; by default a quarter of the run, at most 120.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="The run's folder.", show_default="runs/NAME"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the data sets.", show_default=False),
+    ] = None,
+    on_nan: Annotated[
+        str, typer.Option(metavar="WHAT", help="stop, or rollback with half the rate.")
+    ] = "stop",
+    checkpoint: Annotated[
+        float, typer.Option(metavar="S", help="Seconds between two checkpoints.")
+    ] = 60.0,
+    backup: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Second folder for checkpoints.", show_default=False),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Encrypt checkpoints with it.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train with the fastest verified plan, and never lose work.
+
+    Batch, optimiser and epochs stay as written; how they are computed is searched, and each plan
+    is held against a float64 reference. Ctrl-C stops after the step in hand; --resume goes on.
+    """
+    from suanli.reports import text
+    from suanli.reports.training import train as show
+    from suanli.training.calls import TrainOptions, train_workload
+
+    options = TrainOptions(
+        plan=plan,
+        epochs=epochs,
+        to=to,
+        max_seconds=max_seconds,
+        resume=resume,
+        start=start,
+        freeze=tuple(freeze or ()),
+        seed=seed,
+        device=device,
+        out=out,
+        on_nan=on_nan,
+        budget_s=budget,
+        checkpoint_s=checkpoint,
+        backup=backup,
+        key=key,
+        fresh=fresh,
+    )
+    with text.Live(quiet=as_json) as live:
+        result = train_workload(workload, options, data=data, on_event=live.event)
+    _print(result, as_json, show)
+    if result.interrupted:
+        raise typer.Exit(_EXIT_STOPPED)
+
+
 @app.command(epilog=_examples("suanli run my-engine --input images.npy --output logits.npy"))
 def run(
     engine: Engine,

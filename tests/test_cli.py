@@ -24,7 +24,7 @@ from suanli.workloads.builtins import builtin, builtin_names
 from suanli.workloads.resolve import resolve
 from tests import planted_results as planted
 
-COMMANDS = ("doctor", "optimize", "run", "rebuild", "export", "workloads")
+COMMANDS = ("doctor", "optimize", "train", "run", "rebuild", "export", "workloads")
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -136,6 +136,7 @@ def test_public_names() -> None:
         "optimize",
         "rebuild",
         "run",
+        "train",
     }
     for name in suanli.__all__:
         assert getattr(suanli, name) is not None

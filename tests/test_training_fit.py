@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from suanli.base.errors import BadInputError, SuanliError
+from suanli.base.train_results import TrainProgress
 from suanli.training._allocator import kept_memory
 from suanli.training.augment import augment
-from suanli.training.fit import FitProgress, accuracy, fit, fit_and_keep
+from suanli.training.fit import accuracy, fit, fit_and_keep
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
 from suanli.workloads.seeding import seeded
@@ -69,7 +70,7 @@ def _with(**changes: object) -> Workload:
     ],
 )
 def test_it_learns(changes: dict[str, object]) -> None:
-    reports: list[FitProgress] = []
+    reports: list[TrainProgress] = []
     result = fit(_with(**changes), progress=reports.append)
     before = accuracy(_model(), _data().acceptance)
     assert before < 0.7

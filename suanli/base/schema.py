@@ -6,6 +6,8 @@ from pathlib import Path
 from suanli.base import codec
 from suanli.base.plan import Plan
 from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainResult
 
 FOLDER = Path(__file__).with_name("schemas")
 VERSION = 1
@@ -15,6 +17,8 @@ RECORDS: dict[str, type] = {
     "optimize": OptimizeResult,
     "plan": Plan,
     "run": RunResult,
+    "train": TrainResult,
+    "train-plan": TrainPlan,
 }
 
 

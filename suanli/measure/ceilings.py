@@ -51,6 +51,15 @@ def ceilings(
     return found
 
 
+def kept_ceilings(device_name: str) -> Ceilings | None:
+    """The ceilings of a device from the cache; None where they were not measured yet.
+
+    Raises:
+        BadInputError: There is no such device.
+    """
+    return _kept(cache_path(device(device_name)))
+
+
 def measure_ceilings(
     device_name: str, *, seconds: float = 25, progress: Progress | None = None
 ) -> Ceilings:

@@ -12,11 +12,13 @@ from rich.text import Text
 
 from suanli.base import units
 from suanli.base.events import Event
+from suanli.base.train_results import TrainProgress
 from suanli.base.trial import Trial
 
 STYLES = {"verified": "green", "rejected": "yellow", "failed": "red", "skipped": "dim"}
 _FRAMES, _PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 _FRAMES_PER_S = 4  # the view must not take the time of what is measured beside it
+_PROGRESS_EVERY_S = 10.0  # in a log, between two lines of a run that goes on
 _SETTLED_S = 5.0  # in a log, a step that lasts less than this is not worth a line
 
 
@@ -36,6 +38,7 @@ class Live:
         self._console = console or Console(stderr=True, highlight=False)
         self._quiet = quiet
         self._step = _Step()
+        self._progress_said = -_PROGRESS_EVERY_S
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._animation: Animation | None = None
@@ -76,8 +79,17 @@ class Live:
                 return
             if event.trial is not None:
                 self._print(trial_line(event.trial, self._step.spent_s()))
+            elif event.progress is not None:
+                self._print_progress(event.progress)
             elif event.kind == "note":
                 self._print(Text.assemble(("note: ", "yellow"), event.text))
+
+    def _print_progress(self, progress: TrainProgress) -> None:
+        """In a log a line now and then; on a terminal the step's own line shows it."""
+        due = time.monotonic() - self._progress_said >= _PROGRESS_EVERY_S
+        if self._animation is None and (due or progress.done >= 1.0):
+            self._progress_said = time.monotonic()
+            self._print(Text(f"{self._step.spent_s():4.0f} s  {progress_line(progress)}"))
 
     def _print(self, line: Text) -> None:
         """One line: cut at the edge of a terminal, whole in a log."""
@@ -114,7 +126,10 @@ class _Step:
         if event.spent_s is not None:
             self._spent_s, self._told = event.spent_s, time.monotonic()
         self._budget_s = event.budget_s or self._budget_s
-        if event.kind == "trial":
+        if event.progress is not None:
+            self._whole = self.text = progress_line(event.progress)
+            self.said = True  # the view prints these lines itself
+        elif event.kind == "trial":
             self._trying = False
             self._begin("", "")
         elif event.kind == "step":
@@ -181,3 +196,26 @@ def trial_line(trial: Trial, spent_s: float) -> Text:
     if trial.reason:
         line.append(f": {' '.join(trial.reason.split())}", "dim")
     return line
+
+
+def progress_line(at: TrainProgress) -> str:
+    """One line of a run that goes on: epoch, loss, quality, rate, share of the limit, time left."""
+    parts = [f"epoch {at.epoch}/{at.epochs}", f"{at.done * 100:.0f} %", f"loss {at.loss:.4g}"]
+    if at.quality is not None:
+        parts.append(f"quality {at.quality:.4g}")
+    parts.append(f"{units.rate(at.samples_per_s)} samples/s")
+    if at.sol_fraction is not None:
+        parts.append(f"{units.share(at.sol_fraction)} of SOL")
+    if at.mfu is not None:
+        parts.append(f"MFU {units.share(at.mfu)}")
+    if at.left_s is not None and at.done < 1:
+        parts.append(f"{_duration(at.left_s)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -14,6 +14,7 @@ from suanli.base.hardware import Ceiling, DeviceInfo, GpuInfo
 from suanli.base.plan import Plan
 from suanli.base.results import DoctorResult, OptimizeResult, RunResult, WorkloadEntry
 from suanli.base.timing import Estimate
+from suanli.base.train_results import TrainResult
 from suanli.base.trial import Quality, Trial, ValueCheck
 from suanli.base.work import SpeedOfLight
 from suanli.reports.live import STYLES, Live
@@ -39,7 +40,7 @@ Line = tuple[str, str | Text]
 def optimize(result: OptimizeResult, console: Console | None = None) -> None:
     """Print what `suanli optimize` found: the trials, the chosen plan, the proof."""
     out = console or _console()
-    out.print(_trials(result, out.width))
+    out.print(_trials(result.trials, result.chosen.plan, out.width))
     about = "Timed by the search. The figures further down are from a race on new timings."
     out.print(Text(f" {about}", "dim"))
     skipped = [trial for trial in result.trials if trial.status == "skipped"]
@@ -54,9 +55,9 @@ def optimize(result: OptimizeResult, console: Console | None = None) -> None:
         _print_usage(out, result.engine_dir)
 
 
-def _trials(result: OptimizeResult, width: int) -> Table:
+def _trials(trials: Sequence[Trial], best: Plan, width: int) -> Table:
     """What was tried: the fastest verified plan first, then what was rejected and what failed."""
-    tried = [trial for trial in result.trials if trial.status != "skipped"]
+    tried = [trial for trial in trials if trial.status != "skipped"]
     # the search's own timings only: the race's belong to another moment of the machine
     steps = [_step(t) for t in tried if t.baseline and t.status == "verified"]
     best_baseline_ms = min(steps, default=float("nan"))
@@ -67,7 +68,7 @@ def _trials(result: OptimizeResult, width: int) -> Table:
     table.add_column("outcome", ratio=6, overflow="fold")
     order = list(STYLES)
     for trial in sorted(tried, key=lambda t: (order.index(t.status), _step(t))):
-        chosen = trial.status == "verified" and trial.plan == result.chosen.plan
+        chosen = trial.status == "verified" and trial.plan == best
         table.add_row(
             Text(trial.plan.title, "bold" if chosen else ""),
             units.milliseconds(_step(trial)) if trial.step_ms else "",
@@ -206,7 +207,7 @@ def _quality(quality: Quality) -> list[Line]:
     return found + [("", Text(f"class {_joined(alarm)}", "red")) for alarm in quality.alarms]
 
 
-def _tally(result: OptimizeResult) -> str:
+def _tally(result: OptimizeResult | TrainResult) -> str:
     statuses = [trial.status for trial in result.trials]
     counts = [f"{statuses.count(s)} {s}" for s in STYLES if s in statuses]
     resumed = sum(trial.resumed for trial in result.trials)

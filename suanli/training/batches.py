@@ -132,9 +132,7 @@ class Batches:
     def _entered(self, place: Place) -> Place:
         """The place itself, or the next epoch's start; that epoch's order is there afterwards."""
         if place.position >= self.per_epoch:
-            place = Place(
-                epoch=place.epoch + 1, position=0, at_start=place.now, now=place.now
-            )
+            place = Place(epoch=place.epoch + 1, position=0, at_start=place.now, now=place.now)
         if self._arranged != place.epoch:
             self._generator.set_state(place.at_start)
             order = torch.randperm(self._count, generator=self._generator)

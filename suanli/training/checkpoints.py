@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from suanli.training.encryption import Cipher
 _MARKER = "complete.json"
 _NAME = re.compile(r"step-(\d{9})")
 _FORMAT = 1
+_AT_ONCE = 1 << 26  # bytes of one write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +121,12 @@ class Checkpoints:
             for name, part in state.items():
                 tensors: dict[str, torch.Tensor] = {}
                 data = _tree.taken_apart(part, tensors)
-                for file, payload in (
+                for file, content in (
                     (f"{name}.safetensors", save_tensors(tensors)),
                     (f"{name}.json", json.dumps(data).encode()),
                 ):
-                    if self._cipher is not None:
-                        payload = self._cipher.encrypted(payload, file)
+                    cipher = self._cipher
+                    payload = content if cipher is None else cipher.encrypted(content, file)
                     _durable(target / file, payload)
                     sums[file] = {"bytes": len(payload), "sha256": _sha256(payload)}
             marker = {
@@ -228,12 +229,12 @@ def _copied(source: Path, target: Path) -> None:
         raise
 
 
-def _durable(path: Path, payload: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
+def _durable(path: Path, payload: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         view = memoryview(payload)
         while view:
-            view = view[write(handle, bytes(view[: 1 << 24])) :]
+            view = view[os.write(handle, view[:_AT_ONCE]) :]
         os.fsync(handle)
     finally:
         os.close(handle)

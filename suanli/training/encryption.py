@@ -1,8 +1,8 @@
 """Encryption of checkpoints at rest: AES-256-GCM with a key that the user keeps in a file.
 
 A file is a header and pieces of 64 MiB, each with a nonce of its own; the file's name, the piece's
-number and whether it is the last are authenticated too, so that pieces cannot be exchanged, moved or
-cut off. Without the key's file the checkpoints are lost: nothing else opens them.
+number and whether it is the last are authenticated too, so that pieces cannot be exchanged, moved
+or cut off. Without the key's file the checkpoints are lost: nothing else opens them.
 """
 
 import base64

@@ -1,41 +1,25 @@
-"""The plain training loop: one device, one model, the workload's own hyper-parameters."""
+"""Training in one call, in this process, with the workload's own hyper-parameters."""
 
-import math
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from suanli.base.errors import BadInputError, SuanliError
-from suanli.training._allocator import kept_memory
-from suanli.training.augment import augment
-from suanli.workloads.record import Samples, TrainingSettings, Workload
+from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainProgress
+from suanli.training.checks import check_samples
+from suanli.training.forward import machine_as_planned
+from suanli.training.judging import accuracy
+from suanli.training.loop import Limits, Loop, Report
+from suanli.training.recipe import Recipe, as_written
+from suanli.training.start import held_out_end, starting_point
+from suanli.training.step import Stepper, arranged
+from suanli.workloads.record import Workload
 from suanli.workloads.weights import kept_weights, save_weights
 
-_WARM_UP = 0.25  # share of a cycle in which the rate rises; airbench94 uses 0.23
-_REPORT_EVERY_S = 1.0
-_EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitProgress:
-    """Where a fit stands.
-
-    Attributes:
-        done: Share of the fit that is over, 0 to 1.
-        loss: Mean over the steps since the last report.
-    """
-
-    epoch: int
-    epochs: int
-    done: float
-    loss: float
-    samples_per_s: float
-    seconds: float
+__all__ = ["FitResult", "TrainProgress", "accuracy", "default_plan", "fit", "fit_and_keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +33,7 @@ class FitResult:
         validation_accuracy: On the held-out end of the training part; None where none is held out.
         epochs: Passes over the training part, a broken one as a fraction.
         epoch_losses: Mean loss of each epoch.
-        seconds: Of the loop, without loading and final evaluation.
+        seconds: Of the steps, without loading and final evaluation.
     """
 
     model: nn.Module
@@ -63,9 +47,6 @@ class FitResult:
     precision: str
 
 
-Progress = Callable[[FitProgress], None]
-
-
 def fit(
     workload: Workload,
     *,
@@ -73,9 +54,9 @@ def fit(
     epochs: int | None = None,
     max_seconds: float | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> FitResult:
-    """Train a classifier with the hyper-parameters it comes with.
+    """Train a classifier with the hyper-parameters it comes with and the default plan.
 
     A workload that is untrained starts from its layers' own initialisation, drawn from `seed`;
     one with weights starts from those. With the same seed, threads and no time limit that binds,
@@ -93,42 +74,70 @@ def fit(
         BadInputError: There is nothing to train with, or a limit that leaves no time.
         SuanliError: The loss is no longer finite.
     """
-    settings = workload.training
-    if workload.data is None or workload.loss is None or settings is None:
-        raise BadInputError(
-            f"{workload.name} has no labelled data to train with",
-            next_step=workload.note or "give --data, or a workload with data, loss and training",
-        )
+    recipe = as_written(workload)
     if (epochs is not None and epochs < 1) or (max_seconds is not None and max_seconds <= 0):
         raise BadInputError("training needs at least one epoch and some time")
     if epochs is not None:
-        settings = replace(settings, epochs=epochs)
+        recipe = replace(recipe, settings=replace(recipe.settings, epochs=epochs))
+    assert workload.data is not None
     data = workload.data()
-    train, held_out = _held_out(data.train, settings.validation_split)
-    model = _starting_point(workload, seed)
-    loop = _Loop(model, workload.loss, settings, train, device=device, seed=seed)
-    with kept_memory():
-        loop.run(max_seconds, progress)
-        model = model.eval()
+    train, held_out = held_out_end(data.train, recipe.settings.validation_split)
+    model = starting_point(recipe, train, seed)
+    check_samples(model, recipe, train)
+    plan = default_plan(recipe, device, images=any(part.dim() == 4 for part in train.inputs))
+    with machine_as_planned(plan):
+        loop = Loop(
+            Stepper(model, recipe, plan),
+            train,
+            seed=seed,
+            limits=Limits(epochs=recipe.settings.epochs, max_seconds=max_seconds),
+        )
+        if progress is not None:
+            loop.on_report.append(progress)
+        loop.run()
+        if loop.averaging is not None:
+            loop.averaging.finish()
+        model = loop.stepper.model.eval()
         accuracies = [
             accuracy(model, part, device=device) for part in (data.search, data.acceptance)
         ]
         validation = accuracy(model, held_out, device=device) if held_out else None
     return FitResult(
-        model=_arranged(model.to("cpu"), torch.contiguous_format),
+        model=arranged(model.to("cpu"), "contiguous"),
         search_accuracy=accuracies[0],
         acceptance_accuracy=accuracies[1],
         validation_accuracy=validation,
-        epochs=loop.samples_seen / len(train),
+        epochs=loop.epochs_done,
         epoch_losses=tuple(loop.epoch_losses),
         seconds=loop.seconds,
-        samples_per_s=loop.samples_seen / loop.seconds,
-        precision="bf16" if loop.autocast else "fp32",
+        samples_per_s=loop.samples / max(loop.seconds, 1e-9),
+        precision=plan.precision,
+    )
+
+
+def default_plan(recipe: Recipe, device: str, *, images: bool) -> TrainPlan:
+    """What is fast nearly everywhere, without a search: the recipe's own plan, or this one.
+
+    Args:
+        recipe: Its settings say whether bf16 was meant.
+        device: "cpu", "cuda:0", …
+        images: Whether inputs have four dimensions.
+    """
+    if recipe.plan is not None:
+        return recipe.plan.with_(device=device)
+    low = recipe.settings.precision == "bf16" and has_bf16_units(device)
+    return TrainPlan(
+        device=device,
+        precision="bf16" if low else "fp32",
+        memory_layout="channels_last" if images else "contiguous",
+        optimizer_kernel="fused",
+        data="resident",
+        keep_memory=True,
     )
 
 
 def fit_and_keep(
-    workload: Workload, *, seed: int = 0, progress: Progress | None = None
+    workload: Workload, *, seed: int = 0, progress: Report | None = None
 ) -> tuple[FitResult, Path]:
     """Fit a built-in workload and keep its weights where `resolve` finds them by name.
 
@@ -154,183 +163,9 @@ def fit_and_keep(
     return result, path
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, samples: Samples, *, device: str = "cpu") -> float:
-    """Share of samples whose largest logit is their label's, in fp32."""
-    if samples.labels is None:
-        raise BadInputError("accuracy needs labels")
-    right = 0
-    for start in range(0, len(samples), _EVALUATION_BATCH):
-        rows = slice(start, start + _EVALUATION_BATCH)
-        output = model(*(_placed(part[rows], device) for part in samples.inputs))
-        right += int((output.argmax(1).cpu() == samples.labels[rows]).sum())
-    return right / len(samples)
-
-
-class _Loop:
-    """State of one fit."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        settings: TrainingSettings,
-        train: Samples,
-        *,
-        device: str,
-        seed: int,
-    ) -> None:
-        if train.labels is None:
-            raise BadInputError("training needs labels")
-        self.settings, self.train, self.labels = settings, train, train.labels
-        self.loss, self.device = loss, device
-        self.images = all(part.dim() == 4 for part in train.inputs)
-        self.model = model.to(device).train()
-        if self.images:
-            self.model = _arranged(self.model, torch.channels_last)
-        self.optimizer = _optimizer(self.model, settings)
-        self.autocast = settings.precision == "bf16" and _has_bf16_units(device)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.steps = settings.epochs * math.ceil(len(train) / settings.batch)
-        self.epoch_losses: list[float] = []
-        self.samples_seen, self.step, self.seconds = 0, 0, 0.0
-
-    def run(self, max_seconds: float | None, progress: Progress | None) -> None:
-        """Train until the epochs or the time are over."""
-        start = last_report = time.monotonic()
-        for epoch in range(self.settings.epochs):
-            losses: list[torch.Tensor] = []
-            reported = 0
-            order = torch.randperm(len(self.train), generator=self.generator)
-            for rows in torch.split(order, self.settings.batch):
-                now = time.monotonic()
-                done = self._done(now - start, max_seconds)
-                if done >= 1.0:
-                    break
-                if progress and now - last_report > _REPORT_EVERY_S and losses:
-                    last_report = now
-                    progress(self._report(epoch, done, losses[reported:], now - start))
-                    reported = len(losses)
-                losses.append(self._one_step(rows, done))
-            self.seconds = max(time.monotonic() - start, 1e-9)
-            if not losses:
-                break
-            self.epoch_losses.append(self._mean(losses))
-            done = self._done(self.seconds, max_seconds)
-            if progress:
-                progress(self._report(epoch, done, losses, self.seconds))
-            if done >= 1.0:
-                break
-
-    def _done(self, seconds: float, max_seconds: float | None) -> float:
-        by_time = seconds / max_seconds if max_seconds else 0.0
-        return min(1.0, max(self.step / self.steps, by_time))
-
-    def _one_step(self, rows: torch.Tensor, done: float) -> torch.Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * self._rate(done)
-        inputs = [part[rows] for part in self.train.inputs]
-        if self.images and self.settings.augmentation:
-            inputs = [augment(part, self.settings.augmentation, self.generator) for part in inputs]
-        placed = [_placed(part, self.device) for part in inputs]
-        kind = torch.device(self.device).type
-        context: AbstractContextManager[object] = torch.autocast(
-            kind, torch.bfloat16, enabled=self.autocast
-        )
-        with context:
-            output = self.model(*placed)
-        loss = self.loss(output.float(), self.labels[rows].to(self.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.step += 1
-        self.samples_seen += len(rows)
-        return loss.detach()
-
-    def _rate(self, done: float) -> float:
-        if self.settings.schedule == "constant":
-            return 1.0
-        if done < _WARM_UP:
-            return 0.1 + 0.9 * done / _WARM_UP
-        return (1.0 - done) / (1.0 - _WARM_UP)
-
-    def _mean(self, losses: list[torch.Tensor]) -> float:
-        value = float(torch.stack(losses).mean())
-        if not math.isfinite(value):
-            raise SuanliError(
-                f"the loss is {value} after {self.step} steps", next_step="lower the learning rate"
-            )
-        return value
-
-    def _report(
-        self, epoch: int, done: float, losses: list[torch.Tensor], seconds: float
-    ) -> FitProgress:
-        return FitProgress(
-            epoch=epoch + 1,
-            epochs=self.settings.epochs,
-            done=done,
-            loss=self._mean(losses),
-            samples_per_s=self.samples_seen / seconds,
-            seconds=seconds,
-        )
-
-
-def _held_out(train: Samples, fraction: float) -> tuple[Samples, Samples | None]:
-    if not fraction:
-        return train, None
-    edge = len(train) - int(len(train) * fraction)
-    parts = []
-    for rows in (slice(0, edge), slice(edge, None)):
-        labels = None if train.labels is None else train.labels[rows]
-        parts.append(Samples(inputs=tuple(part[rows] for part in train.inputs), labels=labels))
-    return parts[0], parts[1]
-
-
-def _starting_point(workload: Workload, seed: int) -> nn.Module:
-    model = workload.make_model()
-    if workload.untrained:
-        # children first, so that a network's own rule has the last word over its layers'
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in reversed(list(model.modules())):
-                reset = getattr(module, "reset_parameters", None)
-                if callable(reset):
-                    reset()
-    return model.requires_grad_()
-
-
-def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decay = settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=decay,
-            fused=True,
-        )
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=decay, fused=True)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=decay, fused=True)
-    raise BadInputError(f"unknown optimizer {settings.optimizer!r}", next_step="sgd, adam, adamw")
-
-
-def _arranged(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    arranged: nn.Module = model.to(memory_format=layout)  # type: ignore[call-overload]
-    return arranged
-
-
-def _has_bf16_units(device: str) -> bool:
+def has_bf16_units(device: str) -> bool:
+    """Whether the device multiplies matrices in bf16 in units of its own."""
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(probe and probe())
-
-
-def _placed(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    if tensor.dim() == 4:
-        return tensor.to(device, memory_format=torch.channels_last)
-    return tensor.to(device)

@@ -129,7 +129,7 @@ def _plain(output: Any) -> torch.Tensor:
             f"the model gives a {type(output).__name__}, training needs one tensor",
             next_step="wrap the model so that its forward returns what the loss takes",
         )
-    return output.float()
+    return output if output.dtype == torch.float64 else output.float()
 
 
 def _is_mean(loss: Loss, output: torch.Tensor, labels: torch.Tensor) -> bool:
@@ -155,9 +155,7 @@ def _mode(plan: TrainPlan) -> str | None:
     return None if plan.compile == "default" else plan.compile
 
 
-def _low_weights(
-    model: nn.Module, copies: list[tuple[nn.Parameter, nn.Parameter]]
-) -> nn.Module:
+def _low_weights(model: nn.Module, copies: list[tuple[nn.Parameter, nn.Parameter]]) -> nn.Module:
     """A twin with bf16 copies of the matrix weights; everything else is the model's own."""
     memo: dict[int, Any] = {}
     matrix = [m for m in model.modules() if isinstance(m, _MATRIX_LAYERS)]

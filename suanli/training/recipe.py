@@ -6,9 +6,9 @@ it holds a function or an object that gives a `Recipe`:
     def recipe() -> Recipe:
         return Recipe(workload=..., settings=TrainingSettings(...), plan=TrainPlan(...))
 
-and `suanli train NAME`, or `suanli train file.py:recipe`, runs it. A workload with training settings is
-a recipe with nothing special (`as_written`). Every special part is one optional callable below; the
-loop calls it at the place that its text names, in this order:
+and `suanli train NAME`, or `suanli train file.py:recipe`, runs it. A workload with training
+settings is a recipe with nothing special (`as_written`). Every special part is one optional
+callable below; the loop calls it at the place that its text names, in this order:
 
 1. `start(model, train, generator)` once, after the seeded initialisation;
 2. `optimizer(model, settings, plan)` once, with the model on its device;

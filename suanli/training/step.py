@@ -40,7 +40,7 @@ class Stepper:
         if plan.compile_scope == "step":
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(float(group["lr"]), device=plan.device)
-            self._apply = torch.compile(lambda: self.optimizer.step())
+            self._apply = torch.compile(self.optimizer.step)
         scaled = plan.precision == "fp16"
         self.scaler = torch.amp.GradScaler(plan.kind, enabled=scaled)
 
@@ -82,6 +82,30 @@ class Stepper:
             self._apply()
         self.forward.take_over()
 
+    def restore(
+        self, model: dict[str, Any], optimizer: dict[str, Any], scaler: dict[str, Any]
+    ) -> None:
+        """Take over a saved state.
+
+        Raises:
+            RuntimeError: It is the state of another model.
+        """
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    # kernels walk through memory: a state must lie as its parameter does
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if self.scaler.is_enabled() and scaler:
+            self.scaler.load_state_dict(scaler)
+        self.forward.take_over()
+
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the peak rate of every group."""
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] *= factor
+
     def close(self) -> None:
         """Leave the model without the plan's wrappings."""
         self.forward.close()
@@ -90,7 +114,7 @@ class Stepper:
 def standard_optimizer(
     model: nn.Module, settings: TrainingSettings, plan: TrainPlan
 ) -> torch.optim.Optimizer:
-    """torch's own optimiser of the settings' name, with the plan's kernels.
+    """Torch's own optimiser of the settings' name, with the plan's kernels.
 
     Raises:
         BadInputError: There is none of that name.

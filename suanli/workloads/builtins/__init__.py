@@ -26,6 +26,7 @@ _TABLE = {
     "bert-base": "text:bert_base",
     "gpt2-small": "text:gpt2_small",
     "minilm": "text:minilm",
+    "gpt-mini": "text:gpt_mini",
     "worked-2-3-1": "worked:net_2_3_1",
     "worked-3-2-2": "worked:net_3_2_2",
     "worked-784-128-10": "worked:net_784_128_10",

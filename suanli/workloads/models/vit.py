@@ -6,21 +6,21 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, [B, N, D] -> [B, N, D]."""
+    """Multi-head self-attention, [B, N, D] -> [B, N, D]; causal, a token sees none after it."""
 
-    def __init__(self, dimension: int, heads: int) -> None:
+    def __init__(self, dimension: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dimension, 3 * dimension)
         self.out = nn.Linear(dimension, dimension)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Let every token look at every token."""
+        """Let every token look at every token, or at those up to itself."""
         dimension = x.shape[-1]
         # [B, N, 3D] -> three of [B, heads, N, D / heads]
         split = self.qkv(x).unflatten(-1, (3, self.heads, dimension // self.heads))
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         y: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return y
 
@@ -28,10 +28,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a two-layer network, each behind a layer norm and around a shortcut."""
 
-    def __init__(self, dimension: int, heads: int, hidden: int) -> None:
+    def __init__(self, dimension: int, heads: int, hidden: int, *, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dimension, eps=1e-6)
-        self.attention = Attention(dimension, heads)
+        self.attention = Attention(dimension, heads, causal=causal)
         self.norm2 = nn.LayerNorm(dimension, eps=1e-6)
         self.mlp = nn.Sequential(
             nn.Linear(dimension, hidden), nn.GELU(), nn.Linear(hidden, dimension)

@@ -1,0 +1,174 @@
+"""The legal training plans of a situation, each with what it is expected to give and to cost.
+
+They are candidates of the same search that inference uses: baselines are what a person's loop does,
+a coarse plan stands for each family (backend and precision), and variations differ from it in one
+decision.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from suanli.base.train_plan import TrainPlan, TrainPrecision
+from suanli.plans.situation import Situation, why_not_precision
+from suanli.plans.space import Candidate
+
+# Expected step relative to plain eager fp32, for ordering only; the search learns the real ones.
+# bf16 on matrix units and the kept memory were 0.23 and 0.75 for a convolutional net on two cores.
+_PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4}
+_TUNED, _COMPILED, _NATIVE = 0.75, 0.85, 0.5
+_COMPILED_SMALL = 0.4  # where the calls of operators take most of the step
+_SMALL_MS = 2.0
+_COMPILE_S, _EAGER_S = 40.0, 3.0
+_VARIATION = 0.98
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSituation:
+    """What decides which training plans are legal.
+
+    Attributes:
+        machine: Device, cores and instruction sets.
+        images: Whether inputs have four dimensions.
+        blocks: Whether the model has blocks whose activations could be recomputed.
+        fits: Whether all samples fit on the device.
+        why_not_compiled: Why torch.compile cannot be used, in one line; "" if it can.
+        kernels: Rows of the table of fused kernels that fit the model.
+        written: Precision that the settings mean, for the baseline.
+        own: The plan that a recipe was tuned with; tried as the first coarse one.
+    """
+
+    machine: Situation
+    images: bool
+    blocks: bool = False
+    fits: bool = True
+    why_not_compiled: str = ""
+    kernels: tuple[str, ...] = ()
+    written: TrainPrecision = "fp32"
+    own: TrainPlan | None = None
+
+
+def train_candidates(situation: TrainSituation, *, eager_ms: float) -> tuple[Candidate, ...]:
+    """List the plans: baselines, then coarse plans, then variations of each.
+
+    Args:
+        situation: Where they have to work.
+        eager_ms: Step of plain eager fp32, measured quickly or estimated; positive.
+    """
+    found: dict[str, Candidate] = {}
+    for candidate in (
+        *_baselines(situation, eager_ms),
+        *_coarse(situation, eager_ms),
+        *_variations(situation, eager_ms),
+    ):
+        known = found.get(candidate.plan.key)
+        if known is None:
+            found[candidate.plan.key] = candidate
+        elif candidate.coarse:
+            found[candidate.plan.key] = replace(known, coarse=True)
+    return tuple(found.values())
+
+
+def _baselines(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
+    """What a person has: the plain loop in fp32, with autocast, with torch.compile."""
+    plain = TrainPlan(device=situation.machine.device)
+    low: TrainPrecision = "bf16"
+    plans = [plain, plain.with_(precision=low), plain.with_(compile="default")]
+    if situation.written == low:
+        plans[2] = plans[2].with_(precision=low)
+    for plan in plans:
+        yield _candidate(plan, situation, eager_ms, baseline=True)
+
+
+def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
+    if situation.own is not None:
+        yield _candidate(situation.own, situation, eager_ms, coarse=True)
+    for precision in _precisions(situation):
+        tuned = _tuned(situation).with_(precision=precision)
+        yield _candidate(tuned, situation, eager_ms, coarse=True)
+        yield _candidate(tuned.with_(compile="default"), situation, eager_ms, coarse=True)
+        for row in situation.kernels:
+            yield _candidate(tuned.with_(kernels=(row,)), situation, eager_ms, coarse=True)
+
+
+def _precisions(situation: TrainSituation) -> list[TrainPrecision]:
+    known: list[TrainPrecision] = ["bf16", "fp32"]
+    if situation.machine.kind == "cuda":
+        known += ["tf32", "fp16"]
+    return known
+
+
+def _tuned(situation: TrainSituation) -> TrainPlan:
+    """What is the better choice nearly everywhere."""
+    return TrainPlan(
+        device=situation.machine.device,
+        memory_layout="channels_last" if situation.images else "contiguous",
+        optimizer_kernel="fused",
+        data="resident" if situation.fits else "streamed",
+        prefetch=0 if situation.fits else 2,
+        pinned=not situation.fits and situation.machine.kind == "cuda",
+        keep_memory=True,
+    )
+
+
+def _variations(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
+    for candidate in list(_coarse(situation, eager_ms)):
+        if candidate.why_not:
+            continue
+        plan = TrainPlan.from_plan(candidate.plan)
+        for changed in _changed(plan, situation):
+            yield _candidate(changed, situation, eager_ms * _VARIATION)
+
+
+def _changed(plan: TrainPlan, situation: TrainSituation) -> Iterator[TrainPlan]:
+    """Plans that differ from one in one decision."""
+    machine = situation.machine
+    if situation.images:
+        other = plan.memory_layout == "channels_last"
+        yield plan.with_(memory_layout="contiguous" if other else "channels_last")
+    if machine.kind == "cpu" and machine.cores > 1:
+        for threads in sorted({1, machine.cores // 2}):
+            yield plan.with_(threads=threads)
+    if plan.compile == "default":
+        yield plan.with_(compile_scope="step")
+        yield plan.with_(compile="max-autotune")
+        if machine.kind == "cuda":
+            yield plan.with_(compile="reduce-overhead")
+    if plan.precision == "bf16":
+        yield plan.with_(weights="bf16")
+    yield plan.with_(optimizer_kernel="foreach")
+    if machine.batch >= 64:
+        yield plan.with_(micro_batch=machine.batch // 2)
+    if plan.data == "resident":
+        yield plan.with_(data="streamed", prefetch=2, pinned=machine.kind == "cuda")
+    if situation.blocks:
+        yield plan.with_(checkpointing=True)
+    yield plan.with_(keep_memory=not plan.keep_memory)
+
+
+def _candidate(
+    plan: TrainPlan,
+    situation: TrainSituation,
+    eager_ms: float,
+    *,
+    coarse: bool = False,
+    baseline: bool = False,
+) -> Candidate:
+    why_not = why_not_precision(plan.precision, situation.machine)
+    factor = _PROMISE[plan.precision]
+    if plan.keep_memory:
+        factor *= _TUNED
+    build_s = _EAGER_S
+    if plan.compile != "none":
+        why_not = why_not or situation.why_not_compiled
+        factor *= _COMPILED_SMALL if eager_ms < _SMALL_MS else _COMPILED
+        build_s = _COMPILE_S * (3 if plan.compile == "max-autotune" else 1)
+    if plan.kernels:
+        factor *= _NATIVE
+    return Candidate(
+        plan=plan.as_plan(),
+        expected_ms=eager_ms * factor,
+        build_s=build_s,
+        coarse=coarse,
+        baseline=baseline,
+        why_not=why_not,
+    )

@@ -1,0 +1,289 @@
+"""The verb `train`, for a workload by name and for a module of the caller's own."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from suanli.base import codec
+from suanli.base.errors import BadInputError
+from suanli.base.events import Listener, ignore
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainResult
+from suanli.devices import device as find_device
+from suanli.training.recipe import Recipe, as_written
+from suanli.training.recipes import resolve_recipe
+from suanli.training.run_folder import Keeping
+from suanli.training.trainer import Trainer, TrainRequest
+from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
+
+_HELD_OUT = 0.1  # of the samples for the search part, and as much for acceptance
+_SPLIT_SEED = 20_240_602
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a person may ask of `train`.
+
+    Attributes:
+        plan: "auto" searches, "default" takes what is fast nearly everywhere, else a file of a plan
+            or the plan itself.
+        epochs: Instead of the workload's own.
+        to: Quality at which to stop; above 1 it is a percentage.
+        max_seconds: Of training; a schedule is shortened to it.
+        resume: Go on with the run in `out`.
+        start: Weights to start from (safetensors, or a run's folder).
+        freeze: Shell patterns of parameter names that are not trained.
+        seed: Of weights, data order and augmentation.
+        device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
+        out: The run's folder; by default `runs/NAME`, numbered where that is taken.
+        on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
+        budget_s: Seconds for the search; by default a quarter of the run, at most 120 s.
+        checkpoint_s: Seconds between two checkpoints.
+        keep: How many checkpoints stay.
+        backup: A second folder for copies of them.
+        key: File of the key that encrypts them; made where there is none.
+        fresh: Whether to forget trials of earlier searches.
+    """
+
+    plan: "str | Path | TrainPlan" = "auto"
+    epochs: int | None = None
+    to: float | None = None
+    max_seconds: float | None = None
+    resume: bool = False
+    start: Path | None = None
+    freeze: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    out: Path | None = None
+    on_nan: str = "stop"
+    budget_s: float | None = None
+    checkpoint_s: float = 60.0
+    keep: int = 2
+    backup: Path | None = None
+    key: Path | None = None
+    fresh: bool = False
+
+    def checked(self) -> "TrainOptions":
+        """These options.
+
+        Raises:
+            BadInputError: One of them makes no sense; the message names it.
+        """
+        if self.epochs is not None and self.epochs < 1:
+            raise BadInputError(f"--epochs must be at least 1, not {self.epochs}")
+        for name, value in (("--max-seconds", self.max_seconds), ("--budget", self.budget_s)):
+            if value is not None and not 0 < value < math.inf:
+                raise BadInputError(f"{name} must be more than 0 seconds, not {value:g}")
+        if self.to is not None and not 0 < self.to <= 100:
+            raise BadInputError(f"--to must be a fraction or a percentage, not {self.to:g}")
+        if self.on_nan not in ("stop", "rollback"):
+            raise BadInputError(f"--on-nan must be stop or rollback, not {self.on_nan!r}")
+        if self.keep < 1 or self.checkpoint_s <= 0:
+            raise BadInputError("at least one checkpoint is kept, and some time lies between two")
+        if self.seed < 0:
+            raise BadInputError(f"--seed must not be negative, not {self.seed}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What training gave.
+
+    Attributes:
+        model: Trained, in evaluation mode, fp32, on the CPU.
+        result: The record that `--json` prints.
+    """
+
+    model: nn.Module
+    result: TrainResult
+
+
+def train_workload(
+    ref: str,
+    options: TrainOptions,
+    *,
+    data: Path | None = None,
+    on_event: Listener = ignore,
+) -> TrainResult:
+    """Train what a name stands for.
+
+    Args:
+        ref: A recipe that ships, a workload with training settings, or `file.py:name` of one.
+        options: What is asked.
+        data: Folder of the data sets.
+        on_event: Told what is going on.
+
+    Raises:
+        BadInputError: The workload cannot be trained, or an option makes no sense.
+        NotFiniteError: The loss is no longer finite.
+    """
+    asked = options.checked()
+    recipe = resolve_recipe(ref, data=data)
+    return Trainer(recipe, _request(asked, recipe), on_event).run()[0]
+
+
+def train_module(
+    model: "nn.Module | Workload | Recipe",
+    data: Any = None,
+    loss: Callable[..., torch.Tensor] | None = None,
+    *,
+    on_event: Listener = ignore,
+    **options: Any,
+) -> Run:
+    """Train a module of the caller's own, in place. See `suanli.api.train`."""
+    own = {field.name for field in fields(TrainOptions)}
+    asked = TrainOptions(**{k: v for k, v in options.items() if k in own}).checked()
+    rest = {k: v for k, v in options.items() if k not in own}
+    if isinstance(model, Recipe | Workload):
+        if rest:
+            raise BadInputError(f"{next(iter(rest))!r} is no option of train")
+        recipe = model if isinstance(model, Recipe) else as_written(model)
+    else:
+        recipe = _recipe_of(model, data, loss, rest, asked)
+    result, trained = Trainer(recipe, _request(asked, recipe), on_event).run()
+    if isinstance(model, nn.Module):
+        model.load_state_dict(trained.state_dict())
+        trained = model.eval()
+    return Run(model=trained, result=result)
+
+
+def _recipe_of(
+    model: nn.Module,
+    data: Any,
+    loss: Callable[..., torch.Tensor] | None,
+    settings: dict[str, Any],
+    asked: TrainOptions,
+) -> Recipe:
+    if loss is None or data is None:
+        raise BadInputError(
+            "train(model, data, loss) needs data and a loss",
+            next_step="data=(inputs, labels), loss=torch.nn.functional.cross_entropy",
+        )
+    known = {field.name for field in fields(TrainingSettings)}
+    if unknown := sorted(set(settings) - known):
+        raise BadInputError(
+            f"{unknown[0]!r} is no option of train",
+            next_step=f"there are {', '.join(sorted(known))}",
+        )
+    if asked.epochs is not None:
+        settings["epochs"] = asked.epochs
+    parts = _parts(data)
+    start = copy.deepcopy(model).to("cpu")
+    workload = Workload(
+        name=type(model).__name__,
+        make_model=lambda: copy.deepcopy(start),
+        make_inputs=lambda batch: Inputs(args=tuple(x[:batch] for x in parts.train.inputs)),
+        data=lambda: parts,
+        loss=loss,
+        untrained=False,
+        training=TrainingSettings(**settings),
+    )
+    return as_written(workload)
+
+
+def _parts(data: Any) -> Data:
+    """Three parts of what was given; where only training samples are, a tenth is held out twice.
+
+    Raises:
+        BadInputError: It is none of the forms that are known, or there are too few samples.
+    """
+    if isinstance(data, Data):
+        return data
+    samples = data if isinstance(data, Samples) else _samples(data)
+    count = len(samples)
+    held = int(count * _HELD_OUT)
+    if held < 1:
+        raise BadInputError(
+            f"{count} samples are too few to hold some out",
+            next_step="give a suanli.workloads.record.Data with its three parts",
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    cuts = (order[2 * held :], order[:held], order[held : 2 * held])
+    train, search, acceptance = (_rows(samples, rows) for rows in cuts)
+    return Data(train=train, search=search, acceptance=acceptance)
+
+
+def _rows(samples: Samples, rows: torch.Tensor) -> Samples:
+    assert samples.labels is not None
+    return Samples(inputs=tuple(t[rows] for t in samples.inputs), labels=samples.labels[rows])
+
+
+def _samples(data: Any) -> Samples:
+    if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
+        if len(data) == 0:
+            raise BadInputError("the data set is empty")
+        inputs, labels = torch.utils.data.default_collate([data[i] for i in range(len(data))])
+    elif isinstance(data, tuple | list) and len(data) == 2:
+        inputs, labels = data
+    else:
+        raise BadInputError(
+            f"data cannot be a {type(data).__name__}",
+            next_step="(inputs, labels), a torch Dataset, Samples or Data",
+        )
+    many = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    if not all(isinstance(t, torch.Tensor) for t in (*many, labels)):
+        raise BadInputError("inputs and labels must be tensors", next_step="torch.as_tensor(array)")
+    for number, tensor in enumerate(many):
+        if len(tensor) != len(labels):
+            raise BadInputError(f"{len(labels)} labels but {len(tensor)} entries of input {number}")
+    if len(labels) == 0:
+        raise BadInputError("there are no samples")
+    return Samples(inputs=many, labels=labels)
+
+
+def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
+    plan: str | TrainPlan
+    if isinstance(options.plan, TrainPlan) or options.plan in ("auto", "default"):
+        plan = options.plan  # type: ignore[assignment]
+    else:
+        plan = codec.read(TrainPlan, Path(options.plan)).checked()
+    device = _device(options.device)
+    if isinstance(plan, TrainPlan) and options.device not in ("auto", plan.device):
+        plan = replace(plan, device=device).checked()
+    to = options.to
+    return TrainRequest(
+        plan=plan,
+        device=plan.device if isinstance(plan, TrainPlan) else device,
+        out=_folder(options, recipe.name),
+        seed=options.seed,
+        epochs=options.epochs,
+        max_seconds=options.max_seconds,
+        to=to / 100 if to is not None and to > 1 else to,
+        resume=options.resume,
+        start=options.start,
+        frozen=options.freeze,
+        on_nan=options.on_nan,
+        budget_s=options.budget_s,
+        fresh=options.fresh,
+        keeping=Keeping(
+            every_s=options.checkpoint_s,
+            keep=options.keep,
+            backup=options.backup,
+            key=options.key,
+        ),
+    )
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    find_device(wanted)
+    return wanted
+
+
+def _folder(options: TrainOptions, name: str) -> Path:
+    """The folder that was given; else a new one under `runs/`, or to resume the newest there."""
+    if options.out is not None:
+        return options.out
+    plain = Path("runs") / name.replace(":", "-").replace("/", "-")
+    taken = [plain, *(plain.with_name(f"{plain.name}-{i}") for i in range(2, 1000))]
+    free = next(i for i, folder in enumerate(taken) if not folder.exists())
+    if options.resume and free == 0:
+        raise BadInputError(f"there is no run in {plain}", next_step="give its folder with -o")
+    return taken[free - 1] if options.resume else taken[free]

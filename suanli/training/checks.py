@@ -1,0 +1,105 @@
+"""Bad input, found before the first step and said in one line."""
+
+import torch
+from torch import nn
+
+from suanli.base.errors import BadInputError
+from suanli.training.judging import metric_of
+from suanli.training.recipe import Recipe
+from suanli.workloads.record import Samples
+
+
+def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str = "") -> None:
+    """Look at all labels and inputs, and let the model answer for two samples.
+
+    Args:
+        model: On the CPU.
+        recipe: What is trained.
+        train: The samples.
+        part: Name of the part of the data, for the message.
+
+    Raises:
+        BadInputError: There are no samples or labels, counts differ, an input is not finite, a
+            label names no class, or the model or the loss does not take them.
+    """
+    what = f"{part or 'training'} samples"
+    if train.labels is None:
+        raise BadInputError(f"training needs labels, the {what} have none")
+    count = len(train)
+    if count == 0:
+        raise BadInputError(f"there are no {what}")
+    for number, tensor in enumerate((*train.inputs, train.labels)):
+        if len(tensor) != count:
+            name = "labels" if number == len(train.inputs) else f"entries of input {number}"
+            raise BadInputError(f"{count} {what} but {len(tensor)} {name}")
+        _check_finite(tensor, what)
+    output = _answer(model, recipe, train)
+    _check_labels(output, train, what)
+    _check_loss(output, recipe, train)
+
+
+def _check_finite(tensor: torch.Tensor, what: str) -> None:
+    if not tensor.is_floating_point():
+        return
+    for start in range(0, len(tensor), 4096):
+        bad = ~tensor[start : start + 4096].isfinite()
+        if bad.any():
+            row = start + int(
+                bad.flatten(1).any(1).nonzero()[0] if bad.dim() > 1 else bad.nonzero()[0]
+            )
+            raise BadInputError(f"number {row} of the {what} holds NaN or infinity")
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
+    """The model's output for two samples, in evaluation mode."""
+    was = model.training
+    model.eval()
+    few = tuple(part[:2] for part in train.inputs)
+    try:
+        output = model(*few)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        shapes = ", ".join(str(list(part.shape[1:])) for part in train.inputs)
+        reason = " ".join(str(error).split())[:200]
+        raise BadInputError(
+            f"{recipe.name} does not take samples of shape {shapes}: {reason}"
+        ) from None
+    finally:
+        model.train(was)
+    if not isinstance(output, torch.Tensor):
+        raise BadInputError(
+            f"{recipe.name} gives a {type(output).__name__}, training needs one tensor",
+            next_step="wrap the model so that its forward returns what the loss takes",
+        )
+    return output
+
+
+def _check_labels(output: torch.Tensor, train: Samples, what: str) -> None:
+    assert train.labels is not None
+    if metric_of(train) == "loss" or output.dim() != train.labels.dim() + 1:
+        return
+    classes = int(output.shape[-1])
+    low, high = int(train.labels.min()), int(train.labels.max())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        first = int((train.labels == wrong).flatten().nonzero()[0])
+        raise BadInputError(
+            f"label {wrong} of number {first} of the {what} is out of range, the model has "
+            f"classes 0 to {classes - 1}"
+        )
+
+
+def _check_loss(output: torch.Tensor, recipe: Recipe, train: Samples) -> None:
+    assert train.labels is not None
+    assert recipe.workload.loss is not None
+    labels = train.labels[: len(output)]
+    try:
+        loss = recipe.workload.loss(output.float(), labels)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInputError(
+            f"the loss does not take outputs {list(output.shape)} with labels "
+            f"{list(labels.shape)}: {reason}"
+        ) from None
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise BadInputError("the loss must be one number per batch, a tensor of one element")

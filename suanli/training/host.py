@@ -1,0 +1,173 @@
+"""The far side of a training trial: one plan, built, checked and timed in a process of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from suanli.base import codec
+from suanli.base.train_plan import TrainPlan
+from suanli.measure.timing import measure, timed_calls
+from suanli.training.batches import Batch, Batches
+from suanli.training.exchange import Exchange
+from suanli.training.forward import machine_as_planned
+from suanli.training.recipe import Recipe
+from suanli.training.recipes import resolve_recipe
+from suanli.training.step import Stepper
+from suanli.training.verify import (
+    Trace,
+    compare,
+    eager_plan,
+    moved_weights,
+    record,
+    reference_trace,
+)
+
+_WHILE_TIMED = 0.5  # share of the run at which the rate of timed steps is taken
+_DRAWS = 2  # eager runs per precision: as it is, and from moved weights
+
+
+class TrainHost:
+    """Runs one plan on the start of a run."""
+
+    def __init__(
+        self, *, ref: str, plan: dict[str, Any] | None, exchange: str, recipe: Recipe | None = None
+    ) -> None:
+        """Make the recipe anew.
+
+        Args:
+            ref: What makes the recipe.
+            plan: The plan to try, as JSON; None where only references are made.
+            exchange: Folder of the exchange.
+            recipe: In the place of `ref`, for a model that lives only in this process.
+        """
+        self._exchange = Exchange(Path(exchange))
+        self._facts = self._exchange.facts
+        made = recipe if recipe is not None else resolve_recipe(ref)
+        self._recipe = replace(made, settings=self._facts.settings)
+        self._plan = codec.from_json(TrainPlan, plan).checked() if plan is not None else None
+        self._stepper: Stepper | None = None
+        self._batches: Batches | None = None
+
+    # -- what plans are held against ------------------------------------------------------------
+
+    def reference(self) -> str:
+        """Write the reference trace; gives why it is not in float64, or ""."""
+        plan = eager_plan("cpu", "fp32")
+        batches, probe = self._first_batches(plan), self._exchange.probe()
+        total = self._facts.total_steps
+        model = self._fresh()
+        trace, note = reference_trace(model, self._recipe, batches, total, probe)
+        if note:
+            stepper = Stepper(self._fresh(), self._recipe, plan)
+            trace = record(stepper, batches, total, probe)
+        self._exchange.put_trace("reference", trace, note)
+        return note
+
+    def eager(self, precision: str, device: str) -> None:
+        """Write the traces of eager at a precision."""
+        plan = eager_plan(device, precision)
+        batches = self._first_batches(plan)
+        probe = tuple(part.to(device) for part in self._exchange.probe())
+        with machine_as_planned(plan):
+            for draw in range(_DRAWS):
+                model = self._fresh()
+                if draw:
+                    moved_weights(model, precision, seed=draw)
+                stepper = Stepper(model, self._recipe, plan)
+                trace = record(stepper, batches, self._facts.total_steps, probe)
+                self._exchange.put_trace(f"eager-{precision}-{draw}", trace)
+
+    # -- the plan -------------------------------------------------------------------------------
+
+    def check(self, k: float) -> Any:
+        """Run the first steps under the plan and hold them against the reference.
+
+        Returns:
+            A `ValueCheck` as JSON.
+        """
+        plan = self._planned()
+        with machine_as_planned(plan):
+            trace = self.trace(plan)
+        eager = [self._exchange.trace(f"eager-{plan.precision}-{d}") for d in range(_DRAWS)]
+        found = compare(trace, self._exchange.trace("reference"), eager, plan.precision, k)
+        return codec.to_json(found)
+
+    def trace(self, plan: TrainPlan) -> Trace:
+        """The first steps under a plan."""
+        probe = tuple(part.to(plan.device) for part in self._exchange.probe())
+        stepper = Stepper(self._fresh(), self._recipe, plan)
+        batches = Batches(self._exchange.samples(), self._recipe, plan, self._facts.seed)
+        try:
+            taken = [batches.next() for _ in range(self._facts.check_steps)]
+            return record(stepper, taken, self._facts.total_steps, probe)
+        finally:
+            batches.close()
+            stepper.close()
+
+    def time(self, min_seconds: float, max_seconds: float) -> Any:
+        """Time real steps, the making of batches included; a `Timing` as JSON."""
+        plan = self._planned()
+        with machine_as_planned(plan):
+            self._open(plan)
+            timing = measure(
+                self._step,
+                batch=self._recipe.settings.batch,
+                min_seconds=min_seconds,
+                max_seconds=max_seconds,
+                sync=_sync(plan),
+            )
+        self._close()
+        return codec.to_json(timing)
+
+    def calls(self, count: int) -> list[float]:
+        """Milliseconds of that many steps, for a race; the plan's settings stay in force."""
+        plan = self._planned()
+        if self._stepper is None:
+            self._setting = machine_as_planned(plan)
+            self._setting.__enter__()
+            self._open(plan)
+        return timed_calls(self._step, count, sync=_sync(plan))
+
+    def _open(self, plan: TrainPlan) -> None:
+        self._stepper = Stepper(self._fresh(), self._recipe, plan)
+        samples = self._exchange.samples()
+        self._batches = Batches(samples, self._recipe, plan, self._facts.seed)
+
+    def _close(self) -> None:
+        if self._batches is not None and self._stepper is not None:
+            self._batches.close()
+            self._stepper.close()
+        self._batches = self._stepper = None
+
+    def _step(self) -> None:
+        assert self._batches is not None
+        assert self._stepper is not None
+        batch = self._batches.next()
+        loss = self._stepper.gradients(batch.inputs, batch.labels)
+        if loss.device.type == "cpu":
+            float(loss)  # as the loop does
+        self._stepper.update(_WHILE_TIMED)
+
+    def _planned(self) -> TrainPlan:
+        assert self._plan is not None
+        return self._plan
+
+    def _fresh(self) -> nn.Module:
+        model = self._exchange.model(self._recipe)
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0  # each plan draws other masks, which is no error of it
+        return model
+
+    def _first_batches(self, plan: TrainPlan) -> list[Batch]:
+        batches = Batches(self._exchange.samples(), self._recipe, plan, self._facts.seed)
+        return [batches.next() for _ in range(self._facts.check_steps)]
+
+
+def _sync(plan: TrainPlan) -> Any:
+    if plan.kind != "cuda":
+        return None
+    return lambda: torch.cuda.synchronize(plan.device)

@@ -1,0 +1,355 @@
+"""The one training loop: steps, reports, judgements, the end; and its state, exactly.
+
+Everything that learns goes through it: `fit`, `suanli train`, the trials of the plan search.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from suanli.base.errors import SuanliError
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainProgress
+from suanli.training.batches import Batch, Batches, Place
+from suanli.training.blame import first_bad_value
+from suanli.training.judging import judge, metric_of, reached
+from suanli.training.recipe import Averaging, Recipe
+from suanli.training.step import Stepper
+from suanli.training.stopping import StopRequests
+from suanli.training.work_of import Limit
+from suanli.workloads.record import Samples
+
+_REPORT_EVERY_S = 1.0
+_JUDGING_SHARE = 0.1  # of the time, unless a target asks for more
+_MOST_TIMES = 20_000
+
+Report = Callable[[TrainProgress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When a run ends, whichever comes first.
+
+    Attributes:
+        epochs: Passes over the training part; the schedule of the rate is over them.
+        steps: Stop after so many steps, with the schedule as it is.
+        max_seconds: Of training. Where the epochs do not fit, the schedule is shortened to it.
+        target: Quality at which to stop.
+    """
+
+    epochs: int
+    steps: int | None = None
+    max_seconds: float | None = None
+    target: float | None = None
+
+
+class NotFiniteError(SuanliError):
+    """The loss is no longer finite; `step` is the first such step."""
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message, next_step="lower the learning rate, or look at the data")
+        self.step = step
+
+
+class Loop:
+    """State of one run.
+
+    Attributes:
+        step: Steps so far.
+        seconds: Seconds of steps so far, without judging and saving.
+        epoch_losses: Mean loss of each epoch that was begun.
+        quality: The newest judgement of the watched part.
+        reached_at_s: Seconds at which the target was first seen to be reached.
+        step_ms: Milliseconds of the steps of this part of the run.
+        limit: Bound of one step, for reports; None where it is not known.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        train: Samples,
+        *,
+        seed: int,
+        limits: Limits,
+        watched: Samples | None = None,
+    ) -> None:
+        """Prepare; nothing is computed yet.
+
+        Args:
+            stepper: Model, optimiser and plan.
+            train: What to learn from.
+            seed: Of the data order and of chance inside the model.
+            limits: When to end.
+            watched: Samples that the model is judged on at epochs' ends.
+        """
+        self.stepper, self.limits = stepper, limits
+        self.batches = Batches(train, self.recipe, self.plan, seed)
+        make = self.recipe.averaging
+        self.averaging: Averaging | None = make(stepper.model) if make else None
+        self.steps = limits.epochs * self.batches.per_epoch
+        self.step, self.samples, self.seconds = 0, 0, 0.0
+        self.epoch_losses: list[float] = []
+        self.quality: float | None = None
+        self.reached_at_s: float | None = None
+        self.step_ms: list[float] = []
+        self.limit: Limit | None = None
+        self.on_report: list[Report] = []
+        self.on_step: list[Callable[[], None]] = []
+        self._watched = watched
+        self._losses: list[torch.Tensor] = []
+        self._reported = 0
+        self._judged_s = self._cost_s = 0.0
+        self._begun_s, self._begun_samples = 0.0, 0
+        self._cuda = self.plan.kind == "cuda"
+        # the generators' states between runs; inside one the process's own are used
+        self._running = False
+        with torch.random.fork_rng(devices=self._devices()):
+            torch.manual_seed(seed)
+            self._chance = self._generators()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is trained."""
+        return self.stepper.recipe
+
+    @property
+    def plan(self) -> TrainPlan:
+        """How it is computed."""
+        return self.stepper.plan
+
+    @property
+    def done(self) -> float:
+        """Share of the run that is over."""
+        limit = self.limits.max_seconds
+        return min(1.0, max(self.step / self.steps, self.seconds / limit if limit else 0.0))
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the training part."""
+        place = self.batches.place
+        return place.epoch + place.position / self.batches.per_epoch
+
+    def run(self, stop: StopRequests | None = None) -> str:
+        """Train until a limit; the caller's generator is left as it was.
+
+        Returns:
+            Which one: "epochs", "steps", "time", "target" or "asked".
+
+        Raises:
+            NotFiniteError: The loss is no longer finite.
+        """
+        with torch.random.fork_rng(devices=self._devices()):
+            torch.random.set_rng_state(self._chance[0])
+            if self._cuda:
+                torch.cuda.set_rng_state(self._chance[1], self.plan.device)
+            self._begun_s, self._begun_samples = self.seconds, self.samples
+            self._running = True
+            try:
+                return self._run(stop or StopRequests())
+            finally:
+                self._running = False
+                self._chance = self._generators()
+                self.batches.close()
+
+    def _devices(self) -> list[torch.device]:
+        return [torch.device(self.plan.device)] if self._cuda else []
+
+    def _generators(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of torch's own generators: the CPU's and the device's (empty without one)."""
+        here = torch.random.get_rng_state()
+        device = self.plan.device
+        return here, torch.cuda.get_rng_state(device) if self._cuda else torch.empty(0)
+
+    def _run(self, stop: StopRequests) -> str:
+        reported = time.monotonic()
+        while not (reason := self._over(stop)):
+            self._one_step()
+            for listener in self.on_step:
+                listener()
+            at_end = self.batches.place.position >= self.batches.per_epoch
+            if at_end:
+                self._end_epoch()
+            now = time.monotonic()
+            if at_end or now - reported >= _REPORT_EVERY_S:
+                reported = now
+                self._report()
+        if self._losses:
+            self._settle()
+            self._note_epoch()
+            self._report()
+        return reason
+
+    def _settle(self) -> None:
+        """Wait for the GPU, on the run's time."""
+        if self._cuda:
+            start = time.perf_counter()
+            torch.cuda.synchronize(self.plan.device)
+            self.seconds += time.perf_counter() - start
+
+    def _over(self, stop: StopRequests) -> str:
+        limits = self.limits
+        if self.step >= self.steps:
+            return "epochs"
+        if limits.max_seconds is not None and self.seconds >= limits.max_seconds:
+            return "time"
+        if limits.steps is not None and self.step >= limits.steps:
+            return "steps"
+        if limits.target is not None and self.reached_at_s is not None:
+            return "target"
+        return "asked" if stop.asked else ""
+
+    def _one_step(self) -> None:
+        start = time.perf_counter()
+        stepper, batch = self.stepper, self.batches.next()
+        loss = stepper.gradients(batch.inputs, batch.labels)
+        if not self._cuda and not math.isfinite(float(loss)):
+            self._blame(float(loss), self.step + 1, batch)
+        stepper.update(self.done)
+        self.step += 1
+        self.samples += len(batch)
+        if self.averaging is not None:
+            self.averaging.after_step(self.step, self.done)
+        self._losses.append(loss)
+        spent = time.perf_counter() - start
+        self.seconds += spent
+        if len(self.step_ms) < _MOST_TIMES:
+            self.step_ms.append(1e3 * spent)
+
+    def _blame(self, value: float, step: int, batch: Batch | None) -> None:
+        where = ""
+        if batch is not None:
+            stepper = self.stepper
+            where = first_bad_value(stepper.model, stepper.forward, batch.inputs, batch.labels)
+        raise NotFiniteError(f"the loss is {value} at step {step}: {where}".rstrip(": "), step=step)
+
+    def _end_epoch(self) -> None:
+        self._note_epoch()
+        self._losses, self._reported = [], 0
+        if self._watched is None:
+            return
+        due = self.seconds - self._judged_s >= self._cost_s / _JUDGING_SHARE
+        if due or self.limits.target is not None or self.step >= self.steps:
+            self.watch()
+
+    def watch(self) -> None:
+        """Judge the watched part now."""
+        assert self._watched is not None
+        start = time.monotonic()
+        workload = self.recipe.workload
+        self.quality = judge(
+            self.stepper.model,
+            self._watched,
+            loss=workload.loss,
+            device=self.plan.device,
+            predict=self.recipe.predict,
+        )
+        target = self.limits.target if self.limits.target is not None else workload.target
+        if target is not None and self.reached_at_s is None:
+            metric = metric_of(self._watched)
+            if reached(metric, self.quality, target):
+                self.reached_at_s = self.seconds
+        self._judged_s, self._cost_s = self.seconds, time.monotonic() - start
+
+    def _note_epoch(self) -> None:
+        epoch = self.batches.place.epoch
+        mean = self._mean(self._losses)
+        self.epoch_losses[epoch:] = [mean]
+
+    def _mean(self, losses: list[torch.Tensor]) -> float:
+        values = torch.stack(losses).float()
+        mean = float(values.mean())
+        if not math.isfinite(mean):
+            first = int((~values.isfinite()).nonzero()[0])
+            self._blame(float(values[first]), self.step - len(losses) + first + 1, None)
+        return mean
+
+    def _report(self) -> None:
+        self._settle()
+        fresh = self._losses[self._reported :]
+        loss = self._mean(fresh) if fresh else (self.epoch_losses or [math.nan])[-1]
+        self._reported = len(self._losses)
+        for listener in self.on_report:
+            listener(self.progress(loss))
+
+    def progress(self, loss: float) -> TrainProgress:
+        """Where the run stands."""
+        done, place, limit = self.done, self.batches.place, self.limit
+        left = self.seconds / done * (1.0 - done) if done > 0 else None
+        step_ms = 1e3 * self.recipe.settings.batch / max(self.rate(), 1e-9)
+        return TrainProgress(
+            step=self.step,
+            steps=self.steps,
+            epoch=min(place.epoch + 1, self.limits.epochs),
+            epochs=self.limits.epochs,
+            done=done,
+            loss=loss,
+            samples_per_s=self.rate(),
+            seconds=self.seconds,
+            left_s=left,
+            quality=self.quality,
+            sol_fraction=limit.sol_ms / step_ms if limit else None,
+            mfu=limit.mfu(step_ms) if limit else None,
+        )
+
+    def rate(self) -> float:
+        """Samples per second of this part of the run."""
+        spent = max(self.seconds - self._begun_s, 1e-9)
+        return (self.samples - self._begun_samples) / spent
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Everything that the next step depends on, in the parts that a checkpoint has."""
+        place = self.batches.place
+        chance = self._generators() if self._running else self._chance
+        return {
+            "model": dict(self.stepper.model.state_dict()),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "averaging": self.averaging.state_dict() if self.averaging is not None else {},
+            "run": {
+                "step": self.step,
+                "samples": self.samples,
+                "seconds": self.seconds,
+                "epoch_losses": list(self.epoch_losses),
+                "quality": self.quality,
+                "reached_at_s": self.reached_at_s,
+                "epoch": place.epoch,
+                "position": place.position,
+                "order_at_start": place.at_start,
+                "order_now": place.now,
+                "chance": chance,
+                "scaler": self.stepper.scaler.state_dict(),
+                "losses": torch.stack(self._losses).float().cpu() if self._losses else None,
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`; the next step is the one that would have come.
+
+        Raises:
+            RuntimeError: It is the state of another model.
+        """
+        run = state["run"]
+        self.stepper.restore(state["model"], state["optimizer"], run["scaler"])
+        if self.averaging is not None:
+            self.averaging.load_state_dict(state["averaging"])
+        self.step, self.samples = int(run["step"]), int(run["samples"])
+        self.seconds = float(run["seconds"])
+        self.epoch_losses = list(run["epoch_losses"])
+        self.quality, self.reached_at_s = run["quality"], run["reached_at_s"]
+        self.batches.move_to(
+            Place(
+                epoch=int(run["epoch"]),
+                position=int(run["position"]),
+                at_start=run["order_at_start"],
+                now=run["order_now"],
+            )
+        )
+        self._chance = run["chance"]
+        losses = run["losses"]
+        self._losses = list(losses) if losses is not None else []
+        self._reported = len(self._losses)

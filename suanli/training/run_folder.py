@@ -1,0 +1,228 @@
+"""The folder of a run: what it is, how it goes, and what it can be gone on with.
+
+run.json            workload, seed, hyper-parameters
+plan.json           how it is computed
+environment.json    libraries and machine
+metrics.jsonl       one line per report
+tensorboard/        the same for TensorBoard
+checkpoints/        see `checkpoints`
+weights.safetensors the trained model, at the end
+result.json         what `--json` prints, at the end
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from suanli.base import codec
+from suanli.base.errors import ArtefactError, BadInputError
+from suanli.base.files import write_atomic
+from suanli.base.hardware import Environment
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainProgress
+from suanli.training.checkpoints import Checkpoints
+from suanli.training.encryption import Cipher
+from suanli.training.events_file import EventsFile
+from suanli.training.loop import Loop
+from suanli.workloads.record import TrainingSettings
+
+_SCALARS = ("loss", "quality", "samples_per_s", "sol_fraction", "mfu")
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run is, beside its plan.
+
+    Attributes:
+        ref: What makes the recipe again; "" for a model that lived in one process only.
+        as_written: Whether the hyper-parameters are the workload's own.
+        start: safetensors file that the weights came from; "" for the workload's own start.
+        frozen: Patterns of the parameters that were not trained.
+        encrypted: Whether the checkpoints are.
+    """
+
+    workload: str
+    ref: str
+    seed: int
+    settings: TrainingSettings
+    as_written: bool
+    target: float | None = None
+    max_seconds: float | None = None
+    start: str = ""
+    frozen: tuple[str, ...] = ()
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How checkpoints are kept.
+
+    Attributes:
+        every_s: Seconds between two.
+        keep: How many stay.
+        backup: A second folder for copies.
+        key: File of the key to encrypt with; made where there is none.
+    """
+
+    every_s: float = 60.0
+    keep: int = 2
+    backup: Path | None = None
+    key: Path | None = None
+
+
+class RunFolder:
+    """Writes and reads one run's folder."""
+
+    def __init__(self, folder: Path, keeping: Keeping | None = None) -> None:
+        """Name the folder; nothing is written yet."""
+        self.folder, self.keeping = folder, keeping or Keeping()
+        cipher = Cipher.from_file(self.keeping.key, make=True) if self.keeping.key else None
+        backup = self.keeping.backup
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep=self.keeping.keep, backup=backup, cipher=cipher
+        )
+        self.newest: Path | None = None
+        self._events: EventsFile | None = None
+        self._saved_at = time.monotonic()
+        self._failed = False
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained weights go."""
+        return self.folder / "weights.safetensors"
+
+    def begin(self, record: RunRecord, plan: TrainPlan, environment: Environment) -> None:
+        """Write what the run is.
+
+        Raises:
+            BadInputError: The folder holds another run, or something else.
+            OSError: It cannot be written.
+        """
+        self.check_free()
+        write_atomic(self.folder / "run.json", codec.dumps(record))
+        write_atomic(self.folder / "plan.json", codec.dumps(plan))
+        write_atomic(self.folder / "environment.json", codec.dumps(environment))
+
+    def check_free(self) -> None:
+        """Refuse a place that a new run may not take.
+
+        Raises:
+            BadInputError: It is a file, or a folder with something in it.
+        """
+        if self.folder.is_file():
+            raise BadInputError(f"{self.folder} is a file", next_step="give a folder with -o")
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            if (self.folder / "run.json").exists():
+                raise BadInputError(
+                    f"{self.folder} holds a run",
+                    next_step="go on with it by --resume, or give another folder with -o",
+                )
+            raise BadInputError(
+                f"{self.folder} holds something that is no run",
+                next_step="give another folder with -o",
+            )
+
+    def read(self) -> tuple[RunRecord, TrainPlan]:
+        """What the run is.
+
+        Raises:
+            BadInputError: There is no run.
+        """
+        if not (self.folder / "run.json").is_file():
+            raise BadInputError(f"there is no run in {self.folder}", next_step="give it with -o")
+        record = codec.read(RunRecord, self.folder / "run.json")
+        return record, codec.read(TrainPlan, self.folder / "plan.json").checked()
+
+    def restore(self, loop: Loop, note: Note) -> int | None:
+        """Bring a loop to the newest whole checkpoint.
+
+        Returns:
+            Its step; None where there is no checkpoint yet.
+
+        Raises:
+            ArtefactError: No checkpoint is whole, or it is of another model.
+        """
+        loaded = self.checkpoints.load()
+        if loaded is None:
+            return None
+        for line in loaded.passed_over:
+            note(f"checkpoint {line}; the one before it is used")
+        try:
+            loop.restore(loaded.state)
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtefactError(f"{loaded.folder.name} is of another model: {reason}") from None
+        self.newest = loaded.folder
+        _cut_metrics(self.folder / "metrics.jsonl", loaded.step)
+        return loaded.step
+
+    def follow(self, loop: Loop, note: Note) -> None:
+        """Keep metrics at every report, and a checkpoint every so often."""
+        try:
+            self._events = EventsFile(self.folder / "tensorboard")
+        except OSError as error:
+            note(f"no TensorBoard events: {error.strerror}")
+        loop.on_report.append(lambda progress: self._metrics(progress, note))
+        loop.on_step.append(lambda: self._maybe_save(loop, note))
+
+    def save(self, loop: Loop, note: Note) -> None:
+        """Write a checkpoint; a failure is told, and the run goes on with the older ones."""
+        if self.newest is not None and self.newest.name == f"step-{loop.step:09d}":
+            return
+        try:
+            self.newest = self.checkpoints.save(loop.step, loop.state())
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                note(f"no checkpoint at step {loop.step}: {error.strerror or error}")
+            self._failed = True
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """End the open files."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _maybe_save(self, loop: Loop, note: Note) -> None:
+        if time.monotonic() - self._saved_at >= self.keeping.every_s:
+            self.save(loop, note)
+
+    def _metrics(self, progress: TrainProgress, note: Note) -> None:
+        data = codec.to_json(progress)
+        try:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(data) + "\n")
+            if self._events is not None:
+                known = {n: data[n] for n in _SCALARS if data[n] is not None}
+                self._events.add(progress.step, known)
+        except OSError as error:
+            if not self._failed:
+                note(f"metrics are not kept: {error.strerror}")
+            self._failed = True
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a torn one is left out."""
+    found = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                data = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(data, dict) and isinstance(data.get("step"), int):
+                found.append(data)
+    return found
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps that will come again."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    if path.exists():
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,44 @@
+"""Being asked to stop: the step in hand is finished, and the state saved, before anything ends."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class StopRequests:
+    """Inside the block SIGINT and SIGTERM only ask; a second Ctrl-C interrupts as usual.
+
+    Outside the main thread signals cannot be caught, and `ask` is the only way.
+
+    Attributes:
+        asked: Name of the signal that asked, or "" so far.
+    """
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self._before: dict[int, object] = {}
+
+    def ask(self, name: str = "the caller") -> None:
+        """Ask for the end."""
+        self.asked = self.asked or name
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.asked:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name

@@ -1,0 +1,421 @@
+"""From a recipe to a trained model: choose the plan, run, keep, judge."""
+
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from suanli.base import codec, schema
+from suanli.base.errors import BadInputError
+from suanli.base.events import Event, Listener
+from suanli.base.files import cache_dir, write_atomic
+from suanli.base.hardware import Ceilings
+from suanli.base.plan import Option
+from suanli.base.timing import Estimate
+from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainProgress, TrainQuality, TrainResult
+from suanli.base.work import SpeedOfLight
+from suanli.cost import speed_of_light
+from suanli.devices import device as find_device
+from suanli.measure.ceilings import ceilings, kept_ceilings
+from suanli.measure.environment import environment
+from suanli.measure.timing import median_interval
+from suanli.plans.store import TrialStore, store_key
+from suanli.training.checks import check_samples
+from suanli.training.exchange import Exchange, Facts
+from suanli.training.fit import default_plan
+from suanli.training.forward import machine_as_planned
+from suanli.training.judging import judge, metric_of
+from suanli.training.loop import Limits, Loop, NotFiniteError
+from suanli.training.recipe import Recipe
+from suanli.training.run_folder import Keeping, RunFolder, RunRecord
+from suanli.training.start import freeze, held_out_end, starting_point, take_weights
+from suanli.training.step import Stepper
+from suanli.training.stopping import StopRequests
+from suanli.training.trials import Chosen, PlanSearch, situation_of
+from suanli.training.work_of import Limit, limit_of, quick_ms
+from suanli.workloads.record import Data, Samples
+from suanli.workloads.weights import save_weights
+
+# A search may take this part of what the run is expected to take, and is not begun under so much.
+_SEARCH_SHARE, _LEAST_SEARCH_S = 0.25, 20.0
+_MOST_SEARCH_S = 120.0
+_CHECK_SECONDS = 20.0  # what the reference steps may cost, roughly
+_RUNS_OF_A_CHECK = 8.0  # eager fp32 steps that one checked step costs, the float64 ones counted
+_LOWERED, _MOST_ROLLBACKS = 0.5, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What `train` was asked, checked and with its defaults filled in.
+
+    Attributes:
+        plan: "auto", "default", or a plan.
+        device: "cpu", "cuda:0", …
+        out: The run's folder.
+        to: Quality at which to stop.
+        resume: Go on with the run in `out`.
+        start: safetensors file of weights to start from.
+        frozen: Patterns of parameter names that are not trained.
+        on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
+        budget_s: Seconds for the search; None is a quarter of the run, 120 s at most.
+        fresh: Whether to forget earlier trials.
+    """
+
+    plan: str | TrainPlan
+    device: str
+    out: Path
+    seed: int = 0
+    epochs: int | None = None
+    steps: int | None = None
+    max_seconds: float | None = None
+    to: float | None = None
+    resume: bool = False
+    start: Path | None = None
+    frozen: tuple[str, ...] = ()
+    on_nan: str = "stop"
+    budget_s: float | None = None
+    fresh: bool = False
+    keeping: Keeping = field(default_factory=Keeping)
+
+
+class Trainer:
+    """One call of `train`."""
+
+    def __init__(self, recipe: Recipe, request: TrainRequest, listener: Listener) -> None:
+        """Take in what is asked; nothing is done yet."""
+        self._recipe, self._request, self._listener = recipe, request, listener
+        self._started = time.monotonic()
+        self._folder = RunFolder(request.out, request.keeping)
+        self._notes: list[str] = []
+        self._chosen: Chosen | None = None
+        self._limit: Limit | None = None
+        self._ceilings: Ceilings | None = None
+
+    def run(self) -> tuple[TrainResult, nn.Module]:
+        """Train.
+
+        Returns:
+            The result, and the trained model in evaluation mode on the CPU.
+
+        Raises:
+            BadInputError: What was asked or given cannot be used.
+            NotFiniteError: The loss is no longer finite.
+        """
+        request = self._request
+        record, plan = self._record(), None
+        if request.resume:
+            record, plan = self._folder.read()
+            self._recipe = self._as_recorded(record)
+        else:
+            self._folder.check_free()
+        self._say(f"loading the data of {self._recipe.name}")
+        assert self._recipe.workload.data is not None
+        data = self._recipe.workload.data()
+        train, held_out = held_out_end(data.train, self._recipe.settings.validation_split)
+        model = self._model(record, train)
+        check_samples(model, self._recipe, train)
+        if plan is None:
+            plan = self._plan(model, train)
+            self._folder.begin(record, plan, environment())
+        self._measure_limit(model, train, plan)
+        with machine_as_planned(plan), StopRequests() as stop:
+            loop = self._loop(model, plan, record, train, held_out or data.search)
+            resumed_from = self._folder.restore(loop, self._note) if request.resume else None
+            self._folder.follow(loop, self._note)
+            try:
+                stopped = self._train(loop, stop)
+            finally:
+                self._folder.close()
+            return self._finish(loop, data, record, stopped, resumed_from)
+
+    # -- before the run -------------------------------------------------------------------------
+
+    def _record(self) -> RunRecord:
+        """What the run is, from what was asked."""
+        request, recipe = self._request, self._recipe
+        if request.epochs is not None:
+            settings = replace(recipe.settings, epochs=request.epochs)
+            self._recipe = recipe = replace(recipe, settings=settings)
+        return RunRecord(
+            workload=recipe.name,
+            ref=recipe.ref,
+            seed=request.seed,
+            settings=recipe.settings,
+            as_written=not recipe.changes and request.epochs is None,
+            target=request.to,
+            max_seconds=request.max_seconds,
+            start=str(request.start.resolve()) if request.start else "",
+            frozen=request.frozen,
+            encrypted=request.keeping.key is not None,
+        )
+
+    def _as_recorded(self, record: RunRecord) -> Recipe:
+        if record.workload != self._recipe.name:
+            raise BadInputError(
+                f"{self._request.out} holds a run of {record.workload}, not of {self._recipe.name}"
+            )
+        settings = record.settings
+        if self._request.epochs is not None:
+            settings = replace(settings, epochs=self._request.epochs)
+        elif settings != self._recipe.settings:
+            self._note("the run's own hyper-parameters are used; the workload's have changed")
+        return replace(self._recipe, settings=settings)
+
+    def _model(self, record: RunRecord, train: Samples) -> nn.Module:
+        model = starting_point(self._recipe, train, record.seed)
+        if record.start and not self._request.resume:
+            for line in take_weights(model, Path(record.start)):
+                self._note(line)
+        if record.frozen:
+            self._note(f"{freeze(model, record.frozen)} parameters are not trained")
+        return model
+
+    def _plan(self, model: nn.Module, train: Samples) -> TrainPlan:
+        """The plan that was asked for, or found."""
+        request = self._request
+        if isinstance(request.plan, TrainPlan):
+            return request.plan.checked()
+        images = any(part.dim() == 4 for part in train.inputs)
+        plain = default_plan(self._recipe, request.device, images=images)
+        if request.plan == "default":
+            return plain
+        eager_ms = quick_ms(model, self._recipe, train, request.device)
+        batches = -(-len(train) // self._recipe.settings.batch)
+        expected_s = 1e-3 * eager_ms * batches * self._recipe.settings.epochs
+        if request.max_seconds is not None:
+            expected_s = min(expected_s, request.max_seconds)
+        budget_s = request.budget_s
+        if budget_s is None:
+            budget_s = min(_MOST_SEARCH_S, _SEARCH_SHARE * expected_s)
+            if budget_s < _LEAST_SEARCH_S:
+                self._note(
+                    f"no search of the plan: the whole run takes about {expected_s:.0f} s; "
+                    "--budget SECONDS searches all the same"
+                )
+                return plain
+        self._chosen = self._searched(model, train, budget_s, eager_ms)
+        if self._chosen.note:
+            self._note(self._chosen.note)
+        return self._chosen.plan
+
+    def _searched(
+        self, model: nn.Module, train: Samples, budget_s: float, eager_ms: float
+    ) -> Chosen:
+        request, settings = self._request, self._recipe.settings
+        self._say(f"looking up the ceilings of {request.device}")
+        self._ceilings = ceilings(request.device)
+        images = any(part.dim() == 4 for part in train.inputs)
+        check_steps = int(1e3 * _CHECK_SECONDS / (_RUNS_OF_A_CHECK * eager_ms))
+        facts = Facts(
+            settings=settings,
+            seed=request.seed,
+            check_steps=min(4, max(2, check_steps)),
+            total_steps=settings.epochs * -(-len(train) // settings.batch),
+            trained=tuple(n for n, p in model.named_parameters() if p.requires_grad),
+        )
+        scratch = cache_dir() / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch, prefix="train-") as folder:
+            exchange = Exchange.write(Path(folder), model, self._recipe, train, facts)
+            situation = situation_of(
+                self._recipe, request.device, images=images, blocks=_has_blocks(model)
+            )
+            finder = PlanSearch(self._recipe, exchange, situation, self._listener)
+            return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))
+
+    def _store(self, model: nn.Module) -> TrialStore | None:
+        """Earlier trials of the same model, settings, machine and libraries."""
+        if not self._recipe.ref:
+            return None
+        shapes = sorted((n, list(t.shape), str(t.dtype)) for n, t in model.state_dict().items())
+        settings = codec.to_json(self._recipe.settings)
+        settings = {k: v for k, v in settings.items() if k != "epochs"}
+        key = store_key(
+            workload=f"train {self._recipe.ref.partition('?')[0]} {shapes} {settings}",
+            device=find_device(self._request.device).info,
+            environment=environment(),
+            batch=self._recipe.settings.batch,
+            objective="throughput",
+            conditions={"threads": torch.get_num_threads()},
+        )
+        return TrialStore(key, fresh=self._request.fresh)
+
+    # -- the run --------------------------------------------------------------------------------
+
+    def _loop(
+        self,
+        model: nn.Module,
+        plan: TrainPlan,
+        record: RunRecord,
+        train: Samples,
+        watched: Samples,
+    ) -> Loop:
+        request, settings = self._request, self._recipe.settings
+        limits = Limits(
+            epochs=settings.epochs,
+            steps=request.steps,
+            max_seconds=request.max_seconds if request.max_seconds else record.max_seconds,
+            target=request.to if request.to is not None else record.target,
+        )
+        stepper = Stepper(model, self._recipe, plan)
+        loop = Loop(stepper, train, seed=record.seed, limits=limits, watched=watched)
+        loop.limit = self._limit
+        loop.on_report.append(self._progress)
+        return loop
+
+    def _train(self, loop: Loop, stop: StopRequests) -> str:
+        """Run, and where it was asked for go back and on with half the rate after a NaN."""
+        if self._request.on_nan == "rollback":
+            self._folder.save(loop, self._note)
+        for attempt in range(_MOST_ROLLBACKS + 1):
+            try:
+                stopped = loop.run(stop)
+            except NotFiniteError as error:
+                if self._request.on_nan != "rollback" or attempt == _MOST_ROLLBACKS:
+                    raise
+                step = self._folder.restore(loop, self._note)
+                loop.stepper.lower_rate(_LOWERED)
+                self._note(f"{error}; back to step {step}, with {_LOWERED:g} of the rate")
+                continue
+            self._folder.save(loop, self._note)
+            return stopped
+        raise AssertionError("unreachable")
+
+    # -- after the run --------------------------------------------------------------------------
+
+    def _finish(
+        self,
+        loop: Loop,
+        data: Data,
+        record: RunRecord,
+        stopped: str,
+        resumed_from: int | None,
+    ) -> tuple[TrainResult, nn.Module]:
+        asked = stopped == "asked"
+        if loop.averaging is not None and not asked:
+            loop.averaging.finish()
+        quality = None if asked else self._judged(loop, data)
+        loop.stepper.close()
+        model = loop.stepper.model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        facts = {"workload": record.workload, "seed": str(record.seed), "steps": str(loop.step)}
+        if quality is not None:
+            facts[quality.metric] = f"{quality.value:.4f}"
+        save_weights(model, self._folder.weights, facts)
+        result = self._result(loop, record, quality, stopped, resumed_from)
+        write_atomic(self._request.out / "result.json", codec.dumps(result))
+        return result, model
+
+    def _judged(self, loop: Loop, data: Data) -> TrainQuality:
+        self._say("judging on the acceptance samples")
+        workload, target = self._recipe.workload, loop.limits.target
+        loop.watch()
+        assert loop.quality is not None
+        value = judge(
+            loop.stepper.model,
+            data.acceptance,
+            loss=workload.loss,
+            device=loop.plan.device,
+            predict=self._recipe.predict,
+        )
+        return TrainQuality(
+            metric=metric_of(data.acceptance),
+            value=value,
+            search=loop.quality,
+            n=len(data.acceptance),
+            target=target if target is not None else workload.target,
+            reached_at_s=loop.reached_at_s,
+        )
+
+    def _result(
+        self,
+        loop: Loop,
+        record: RunRecord,
+        quality: TrainQuality | None,
+        stopped: str,
+        resumed_from: int | None,
+    ) -> TrainResult:
+        step_ms = median_interval(loop.step_ms) if loop.step_ms else None
+        limit, chosen, newest = self._limit, self._chosen, self._folder.newest
+        own_samples_per_s = loop.rate()
+        return TrainResult(
+            schema=schema.name("train"),
+            verb="train",
+            workload=record.workload,
+            device=find_device(loop.plan.device).info,
+            environment=environment(),
+            plan=loop.plan,
+            hyper_parameters=_plain(codec.to_json(record.settings)),
+            as_written=record.as_written,
+            batch=self._recipe.settings.batch,
+            seed=record.seed,
+            step_ms=step_ms,
+            samples_per_s=own_samples_per_s,
+            sol=_sol(limit, step_ms),
+            mfu=limit.mfu(step_ms.p50) if limit and step_ms else None,
+            loss=loop.epoch_losses[-1] if loop.epoch_losses else float("nan"),
+            quality=quality,
+            epochs=loop.epochs_done,
+            steps=loop.step,
+            train_seconds=loop.seconds,
+            seconds_spent=time.monotonic() - self._started,
+            stopped=stopped,
+            resumed_from=resumed_from,
+            run_dir=str(self._request.out),
+            checkpoint=str(newest) if newest else None,
+            weights=str(self._folder.weights),
+            trials=chosen.found.trials if chosen else (),
+            speedup=chosen.speedup if chosen else None,
+            baseline=chosen.baseline if chosen else None,
+            ceilings=self._ceilings.items if self._ceilings else (),
+            flops=limit.work.flops if limit else 0,
+            parameters=sum(p.numel() for p in loop.stepper.model.parameters()),
+            interrupted=stopped == "asked",
+            notes=tuple(self._notes),
+        )
+
+    # -- small things ---------------------------------------------------------------------------
+
+    def _measure_limit(self, model: nn.Module, train: Samples, plan: TrainPlan) -> None:
+        """Find the bound of a step, where the device's ceilings are known."""
+        if self._ceilings is None:
+            self._ceilings = kept_ceilings(plan.device)
+        if self._ceilings is not None:
+            self._limit = limit_of(model, self._recipe, train, plan, self._ceilings)
+
+    def _progress(self, progress: TrainProgress) -> None:
+        self._listener(Event(kind="progress", text="training", progress=progress))
+
+    def _say(self, text: str) -> None:
+        self._listener(Event(kind="step", text=text))
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+        self._listener(Event(kind="note", text=text))
+
+
+def _sol(limit: Limit | None, step_ms: Estimate | None) -> SpeedOfLight | None:
+    if limit is None or step_ms is None:
+        return None
+    return speed_of_light(
+        limit.work, limit.ceilings, precision=limit.precision, measured_ms=step_ms.p50
+    )
+
+
+def _has_blocks(model: nn.Module) -> bool:
+    norms = nn.modules.batchnorm._BatchNorm
+    if any(isinstance(m, norms) for m in model.modules()):
+        return False
+    return any(isinstance(m, nn.ModuleList | nn.Sequential) for m in model.modules())
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Option]:
+    """Settings as the flat record of a result."""
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in settings.items()
+    }

@@ -1,0 +1,305 @@
+"""Whether a training plan learns what the plain loop learns, step by step.
+
+From the same weights, in the same data order, a plan's first steps are recorded: the loss, each
+tensor's gradient and update, the buffers, and the model's answers in evaluation mode afterwards.
+They are held against a deterministic float64 run (float32 where the model refuses float64). How far
+they may be from it is what eager itself is at the plan's precision, times k.
+
+Eager runs twice: as it is, and from weights that are half a unit in the last place away, because
+the size of rounding errors, not one draw of them, is what a plan has to be compared with.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from suanli.base.train_plan import TrainPlan
+from suanli.base.trial import OutputError, ValueCheck
+from suanli.training.batches import Batch
+from suanli.training.recipe import Recipe, Tensors
+from suanli.training.step import Stepper
+
+Trace = dict[str, torch.Tensor]
+"""Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output."""
+
+K = 2.0
+_EPSILON = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "fp16": 2.0**-11}
+# Relative errors below so many units in the last place of fp32 always pass: other orders of sums.
+_FLOOR_ULPS = 64
+# The norm of an error over n values is itself uncertain by about this over sqrt(n).
+_SMALL = 4.0
+# What gain and size may be off beside k times eager's own, in units in the last place.
+_GAIN_ULPS = 1.0
+_FP32_GAIN = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parting:
+    """Where a plan parted from the reference.
+
+    Attributes:
+        name: Key of the trace.
+        what: "error", "gain" or "size".
+        ratio: What was found over what is allowed (1 is the limit).
+    """
+
+    name: str
+    what: str
+    ratio: float
+    found: float
+    allowed: float
+
+    def __str__(self) -> str:
+        kind, _, rest = self.name.partition("/")
+        step, _, tensor = rest.partition("/")
+        where = f"step {step}: " if step.isdigit() else "after the steps: "
+        title = f"{kind} of {tensor}" if tensor else kind if step.isdigit() else f"{kind} {rest}"
+        words = {"error": "differs by", "gain": "is off along the reference by"}.get(
+            self.what, "has a size that is off by"
+        )
+        return (
+            f"{where}{title.strip()} {words} {self.found:.3g} of its size, "
+            f"{self.allowed:.3g} is allowed"
+        )
+
+
+def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors) -> Trace:
+    """Run the first steps and keep what they did, in the model's own element type on the CPU.
+
+    Args:
+        stepper: At its start; it is trained further.
+        batches: One per step.
+        total_steps: Steps of the whole run, which the schedule of the rate is over.
+        probe: Inputs for the evaluation mode afterwards.
+    """
+    trace: Trace = {}
+    names = {id(p): n for n, p in stepper.model.named_parameters()}
+    trained = [p for g in stepper.optimizer.param_groups for p in g["params"]]
+    for number, batch in enumerate(batches, start=1):
+        before = [p.detach().clone() for p in trained]
+        loss = stepper.gradients(batch.inputs, batch.labels)
+        trace[f"loss/{number}"] = loss.detach().cpu().reshape(1).clone()
+        for parameter in trained:
+            gradient = parameter.grad
+            if gradient is None:
+                gradient = torch.zeros_like(parameter)
+            trace[f"gradient/{number}/{names[id(parameter)]}"] = _kept(gradient)
+        stepper.update((number - 1) / total_steps)
+        for parameter, old in zip(trained, before, strict=True):
+            trace[f"update/{number}/{names[id(parameter)]}"] = _kept(parameter.detach() - old)
+    for name, buffer in stepper.model.named_buffers():
+        trace[f"buffer/{name}"] = _kept(buffer)
+    stepper.model.eval()
+    with torch.no_grad():
+        predict = stepper.recipe.predict
+        answer = predict(stepper.model, probe) if predict else stepper.model(*probe)
+        trace["output"] = _kept(answer)
+    stepper.model.train()
+    return trace
+
+
+def eager_plan(device: str, precision: str) -> TrainPlan:
+    """What a person's loop computes at a precision: the yardstick of errors."""
+    return TrainPlan(device=device, optimizer_kernel="loop").with_(precision=precision)
+
+
+def reference_trace(
+    model: nn.Module, recipe: Recipe, batches: Sequence[Batch], total: int, probe: Tensors
+) -> tuple[Trace, str]:
+    """The deterministic run that everything is held against, on the CPU, in float64.
+
+    Returns:
+        The trace, and why it is not in float64 ("" if it is).
+    """
+    plan = eager_plan("cpu", "fp32")
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        try:
+            stepper = Stepper(model.double(), recipe, plan)
+            wide = [_wide(batch) for batch in batches]
+            return record(stepper, wide, total, _doubled(probe)), ""
+        except (RuntimeError, TypeError) as error:
+            reason = f"the reference is in fp32: {' '.join(str(error).split())[:120]}"
+    finally:
+        torch.use_deterministic_algorithms(was)
+    return {}, reason
+
+
+def moved_weights(model: nn.Module, precision: str, seed: int = 1) -> None:
+    """Move each weight by up to half a unit in the last place of a precision, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.rand(parameter.shape, generator=generator).mul_(2).sub_(1)
+            parameter.mul_(1 + _EPSILON[precision] * noise.to(parameter.dtype))
+
+
+def compare(
+    candidate: Trace, reference: Trace, eager: Sequence[Trace], precision: str, k: float = K
+) -> ValueCheck:
+    """Hold a plan's trace against the reference, by the error that eager makes.
+
+    For each entry, with ‖·‖ the Euclidean norm and n its size:
+
+    - ‖candidate - reference‖ <= k (1 + 4/sqrt(n)) E, where E is the largest of eager's own errors,
+      the median of eager's relative errors in the same step and kind times ‖reference‖, 64 units in
+      the last place of fp32 times it, and a unit in the last place of the precision times the size
+      that a tensor of n values of the step's rms would have (which is for gradients that are zero
+      but for rounding, such as those of a bias before batch norm);
+    - for the updates of a step together: the projection on the reference and the norm may be off
+      by k times what eager's are, plus a unit in the last place of the precision. A rate that is
+      wrong shows there, even where noise hides it in each single tensor.
+
+    Integers (counts of batches) have to be equal.
+
+    Returns:
+        The check; its reason names the first step and the tensor where the plan parted.
+    """
+    if missing := sorted(reference.keys() ^ candidate.keys()):
+        return ValueCheck(ok=False, k=k, reason=f"{missing[0]} is only in one of the two runs")
+    groups: dict[str, list[str]] = {}
+    for name in reference:
+        groups.setdefault(_group(name), []).append(name)
+    summaries, worst = [], None
+    for group, names in groups.items():
+        partings = _group_partings(group, names, candidate, reference, eager, precision, k)
+        if not partings:
+            continue
+        summaries.append(_summary(group, partings))
+        beyond = [p for p in partings if not p.ratio <= 1.0]
+        if beyond and worst is None:  # groups come in the order of the steps
+            worst = max(beyond, key=lambda p: p.ratio if math.isfinite(p.ratio) else math.inf)
+    return ValueCheck(
+        ok=worst is None,
+        k=k,
+        outputs=tuple(summaries),
+        batches=(),
+        reason="" if worst is None else str(worst),
+    )
+
+
+def _group(name: str) -> str:
+    kind, _, rest = name.partition("/")
+    step = rest.partition("/")[0]
+    return f"{kind}/{step}" if kind in ("gradient", "update", "loss") else kind
+
+
+def _group_partings(
+    group: str,
+    names: Sequence[str],
+    candidate: Trace,
+    reference: Trace,
+    eager: Sequence[Trace],
+    precision: str,
+    k: float,
+) -> list[Parting]:
+    """One entry per tensor of a group, and for updates those of all of them together."""
+    found: list[Parting] = []
+    floats = [n for n in names if reference[n].is_floating_point()]
+    for name in set(names) - set(floats):
+        if not torch.equal(candidate[name], reference[name]):
+            found.append(Parting(name=name, what="error", ratio=math.inf, found=1.0, allowed=0.0))
+    if not floats:
+        return found
+    sizes = {n: _norm(reference[n]) for n in floats}
+    own = {n: max(_distance(run[n], reference[n]) for run in eager) for n in floats}
+    relative = sorted(own[n] / sizes[n] for n in floats if sizes[n] > 0)
+    median = relative[len(relative) // 2] if relative else 0.0
+    count = sum(reference[n].numel() for n in floats)
+    rms = math.sqrt(sum(size**2 for size in sizes.values()) / max(count, 1))
+    for name in floats:
+        n = max(reference[name].numel(), 1)
+        earned = max(
+            own[name],
+            median * sizes[name],
+            _FLOOR_ULPS * _EPSILON["fp32"] * sizes[name],
+            _EPSILON[precision] * rms * math.sqrt(n),
+        )
+        allowed = k * (1 + _SMALL / math.sqrt(n)) * earned
+        error = _distance(candidate[name], reference[name])
+        size = sizes[name] or rms * math.sqrt(n) or 1.0
+        found.append(_parting(name, "error", error / size, allowed / size))
+    if group.startswith("update"):
+        found += _together(group, floats, candidate, reference, eager, precision, k)
+    return found
+
+
+def _together(
+    group: str,
+    names: Sequence[str],
+    candidate: Trace,
+    reference: Trace,
+    eager: Sequence[Trace],
+    precision: str,
+    k: float,
+) -> list[Parting]:
+    """Gain and size of all updates of a step."""
+    floor = max(_GAIN_ULPS * _EPSILON[precision], _FP32_GAIN)
+    mine = _gain_and_size(names, candidate, reference)
+    theirs = [_gain_and_size(names, run, reference) for run in eager]
+    return [
+        _parting(group, what, abs(mine[i]), k * max(abs(pair[i]) for pair in theirs) + k * floor)
+        for i, what in enumerate(("gain", "size"))
+    ]
+
+
+def _gain_and_size(names: Sequence[str], run: Trace, reference: Trace) -> tuple[float, float]:
+    """Relative error of the projection on the reference, and of the norm."""
+    along = sum(float((run[n].double() * reference[n].double()).sum()) for n in names)
+    square = sum(float(reference[n].double().square().sum()) for n in names)
+    own = sum(float(run[n].double().square().sum()) for n in names)
+    if square == 0:
+        return (0.0, 0.0) if own == 0 else (math.inf, math.inf)
+    return along / square - 1.0, math.sqrt(own / square) - 1.0
+
+
+def _parting(name: str, what: str, found: float, allowed: float) -> Parting:
+    ratio = found / allowed if allowed > 0 else (0.0 if found == 0 else math.inf)
+    return Parting(name=name, what=what, ratio=ratio, found=found, allowed=allowed)
+
+
+def _summary(group: str, partings: Sequence[Parting]) -> OutputError:
+    """The worst tensor of a group, in the fields that reports know."""
+    worst = max(partings, key=lambda p: p.ratio if not math.isnan(p.ratio) else math.inf)
+    gains = [p.ratio for p in partings if p.what != "error"]
+    return OutputError(
+        name=worst.name if worst.what == "error" else group,
+        rms=worst.found,
+        eager_rms=worst.allowed / K,
+        max_abs=0.0,
+        eager_max_abs=0.0,
+        rms_ratio=worst.ratio * K,
+        max_ratio=0.0,
+        bias_ratio=0.0,
+        gain_ratio=max(gains, default=0.0) * K,
+    )
+
+
+def _norm(values: torch.Tensor) -> float:
+    return float(values.double().norm())
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Norm of the difference; infinite where something is not finite."""
+    if one.shape != other.shape:
+        return math.inf
+    value = float((one.double() - other.double()).norm())
+    return value if math.isfinite(value) else math.inf
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _wide(batch: Batch) -> Batch:
+    labels = batch.labels
+    labels = labels.double() if labels.is_floating_point() else labels
+    return replace(batch, inputs=_doubled(batch.inputs), labels=labels.cpu())
+
+
+def _doubled(inputs: Tensors) -> Tensors:
+    return tuple(x.cpu().double() if x.is_floating_point() else x.cpu() for x in inputs)

@@ -1,0 +1,218 @@
+"""Plans are verified by their first steps: right ones pass, planted bugs are caught and placed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from suanli.base import codec
+from suanli.base.train_plan import TrainPlan
+from suanli.base.trial import ValueCheck
+from suanli.training.exchange import Exchange, Facts
+from suanli.training.host import TrainHost
+from suanli.training.recipe import Recipe
+from suanli.training.start import starting_point
+from suanli.training.step import standard_optimizer
+from suanli.training.verify import compare
+from suanli.workloads.record import TrainingSettings
+from tests.train_parts import data, recipe
+
+STEPS = 3
+FAST32 = TrainPlan(
+    memory_layout="channels_last", optimizer_kernel="fused", data="resident", keep_memory=True
+)
+FAST16 = FAST32.with_(precision="bf16")
+
+
+class Bench:
+    """The start of a run, with the reference and eager's error at hand."""
+
+    def __init__(self, folder: Path, made: Recipe, seed: int = 0) -> None:
+        self.made = made
+        train = data().train
+        model = starting_point(made, train, seed)
+        facts = Facts(
+            settings=made.settings,
+            seed=seed,
+            check_steps=STEPS,
+            total_steps=28,
+            trained=tuple(n for n, _ in model.named_parameters()),
+        )
+        self.exchange = Exchange.write(folder, model, made, train, facts)
+        host = self.host(TrainPlan())
+        assert host.reference() == ""
+        for precision in ("fp32", "bf16"):
+            host.eager(precision, "cpu")
+
+    def host(self, plan: TrainPlan, made: Recipe | None = None) -> TrainHost:
+        return TrainHost(
+            ref="",
+            plan=codec.to_json(plan),
+            exchange=str(self.exchange.folder),
+            recipe=made or self.made,
+        )
+
+    def check(self, plan: TrainPlan, made: Recipe | None = None) -> ValueCheck:
+        return codec.from_json(ValueCheck, self.host(plan, made).check(2.0))
+
+
+@pytest.fixture(scope="module")
+def sgd(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("sgd"), recipe(schedule="constant"))
+
+
+@pytest.fixture(scope="module")
+def adam(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    made = recipe(optimizer="adamw", lr=0.003, schedule="constant")
+    return Bench(tmp_path_factory.mktemp("adam"), made)
+
+
+GOOD = [
+    TrainPlan(),
+    FAST32,
+    FAST16,
+    FAST16.with_(weights="bf16"),
+    FAST32.with_(threads=1, data="streamed", prefetch=2),
+    FAST16.with_(optimizer_kernel="loop", memory_layout="contiguous"),
+]
+
+
+@pytest.mark.parametrize("plan", GOOD, ids=lambda plan: plan.title)
+@pytest.mark.parametrize("which", ["sgd", "adam"])
+def test_right_plans_pass(which: str, plan: TrainPlan, request: pytest.FixtureRequest) -> None:
+    bench: Bench = request.getfixturevalue(which)
+    found = bench.check(plan)
+    assert found.ok, found.reason
+    names = {output.name.partition("/")[0] for output in found.outputs}
+    assert names == {"loss", "gradient", "update", "buffer", "output"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_right_plans_pass_from_any_seed(seed: int, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, recipe(optimizer="adamw", lr=0.003), seed)
+    for plan in (FAST32, FAST16, FAST16.with_(weights="bf16")):
+        found = bench.check(plan)
+        assert found.ok, f"{plan.title}: {found.reason}"
+
+
+# -- planted bugs ------------------------------------------------------------------------------
+
+
+def _with_model(made: Recipe, change: Callable[[nn.Module], None]) -> Recipe:
+    def make() -> nn.Module:
+        model = made.workload.make_model()
+        change(model)
+        return model
+
+    return replace(made, workload=replace(made.workload, make_model=make))
+
+
+def _drop_gradient(model: nn.Module) -> None:
+    model.head.bias.register_hook(torch.zeros_like)  # type: ignore[union-attr, operator]
+
+
+def _stale_statistics(model: nn.Module) -> None:
+    model.body[1].momentum = 0.0  # type: ignore[union-attr, index]
+
+
+def _late_statistics(model: nn.Module) -> None:
+    norm: Any = model.body[1]  # type: ignore[index]
+    norm.momentum = 0.09
+
+
+def _unclosed_epsilon(model: nn.Module) -> None:
+    model.body[1].eps = 1e-3  # type: ignore[union-attr, index]
+
+
+def _slow(model: nn.Module, settings: TrainingSettings, plan: TrainPlan) -> Any:
+    return standard_optimizer(model, replace(settings, lr=0.9 * settings.lr), plan)
+
+
+def _no_decay(model: nn.Module, settings: TrainingSettings, plan: TrainPlan) -> Any:
+    return standard_optimizer(model, replace(settings, weight_decay=0.0), plan)
+
+
+def _forgets_momentum(model: nn.Module, settings: TrainingSettings, plan: TrainPlan) -> Any:
+    return standard_optimizer(model, replace(settings, momentum=0.0), plan)
+
+
+def _not_augmented(inputs: Any, epoch: int, generator: torch.Generator) -> Any:
+    return inputs
+
+
+BUGS: dict[str, tuple[Callable[[Recipe], Recipe], str]] = {
+    "dropped gradient": (lambda r: _with_model(r, _drop_gradient), "gradient of head.bias"),
+    "stale statistic": (lambda r: _with_model(r, _stale_statistics), "buffer body.1.running"),
+    "statistic 10 % short": (lambda r: _with_model(r, _late_statistics), "buffer body.1.running"),
+    "rate off by 10 %": (lambda r: replace(r, optimizer=_slow), "step 1: update"),
+    "no augmentation": (lambda r: replace(r, arrange=_not_augmented), "step 1: loss"),
+    "another loss": (
+        lambda r: replace(
+            r,
+            workload=replace(
+                r.workload, loss=lambda o, y: functional.cross_entropy(o, y, label_smoothing=0.1)
+            ),
+        ),
+        "step 1: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("plan", [FAST32, FAST16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("which", ["sgd", "adam"])
+def test_planted_bugs_are_caught_and_placed(
+    bug: str, plan: TrainPlan, which: str, request: pytest.FixtureRequest
+) -> None:
+    bench: Bench = request.getfixturevalue(which)
+    plant, words = BUGS[bug]
+    found = bench.check(plan, plant(bench.made))
+    assert not found.ok
+    assert words in found.reason
+    assert "is allowed" in found.reason
+
+
+def test_a_lost_momentum_shows_at_the_second_step(sgd: Bench) -> None:
+    found = sgd.check(FAST32, replace(sgd.made, optimizer=_forgets_momentum))
+    assert found.reason.startswith("step 2: update")
+
+
+def test_a_forgotten_decay_is_caught_in_fp32(sgd: Bench) -> None:
+    found = sgd.check(FAST32, replace(sgd.made, optimizer=_no_decay))
+    assert not found.ok
+    assert "update" in found.reason
+
+
+def test_a_wrong_epsilon_is_caught_in_fp32(sgd: Bench) -> None:
+    assert not sgd.check(FAST32, _with_model(sgd.made, _unclosed_epsilon)).ok
+
+
+def test_micro_batches_with_batch_norm_are_rejected(sgd: Bench) -> None:
+    found = sgd.check(FAST32.with_(micro_batch=16))
+    assert not found.ok
+
+
+def test_nan_and_missing_entries_never_pass(sgd: Bench) -> None:
+    reference = sgd.exchange.trace("reference")
+    eager = [sgd.exchange.trace(f"eager-fp32-{draw}") for draw in range(2)]
+    assert compare(eager[0], reference, eager, "fp32").ok
+    broken = {**eager[0], "gradient/2/head.bias": torch.full((3,), float("nan"))}
+    assert "step 2: gradient of head.bias" in compare(broken, reference, eager, "fp32").reason
+    short = {k: v for k, v in eager[0].items() if k != "output"}
+    assert "output is only in one" in compare(short, reference, eager, "fp32").reason
+    counted = {**eager[0], "buffer/body.1.num_batches_tracked": torch.tensor(1)}
+    assert "num_batches_tracked" in compare(counted, reference, eager, "fp32").reason
+
+
+def test_timing_takes_real_steps(sgd: Bench) -> None:
+    timing = sgd.host(FAST32).time(0.05, 0.2)
+    assert timing["batch"] == 32
+    assert timing["step_ms"]["p50"] > 0
+    calls = sgd.host(FAST32)
+    assert len(calls.calls(3)) == 3
+    assert all(ms > 0 for ms in calls.calls(2))

@@ -1,0 +1,100 @@
+"""A small network with batch norm and dropout, its data, and ways to train it, for tests."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from suanli.base.train_plan import TrainPlan
+from suanli.training.loop import Limits, Loop
+from suanli.training.recipe import Recipe, as_written
+from suanli.training.start import starting_point
+from suanli.training.step import Stepper
+from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
+from suanli.workloads.seeding import seeded
+
+
+class Net(nn.Module):
+    """[B, 1, 8, 8] -> [B, 3]."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8 * 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.body(x).flatten(1)))
+
+
+def samples(count: int, seed: int) -> Samples:
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 3, count)
+    images = draw.standard_normal((count, 1, 8, 8)).astype(np.float32)
+    for row, label in enumerate(labels):
+        images[row, 0, 2 * label : 2 * label + 2] += 1.5
+    return Samples(inputs=(torch.from_numpy(images),), labels=torch.from_numpy(labels))
+
+
+def data() -> Data:
+    return Data(train=samples(200, 1), search=samples(60, 2), acceptance=samples(90, 3))
+
+
+def make_model() -> nn.Module:
+    with seeded():
+        return Net().eval()
+
+
+SETTINGS = TrainingSettings(
+    optimizer="sgd",
+    lr=0.05,
+    momentum=0.9,
+    weight_decay=1e-4,
+    batch=32,
+    epochs=4,
+    schedule="one_cycle",
+    augmentation=("shift1", "flip"),
+)
+WORKLOAD = Workload(
+    name="stripes",
+    make_model=make_model,
+    make_inputs=lambda batch: Inputs(args=(torch.zeros(batch, 1, 8, 8),)),
+    data=data,
+    metric="accuracy",
+    loss=functional.cross_entropy,
+    training=SETTINGS,
+)
+PLAIN = TrainPlan()
+
+
+def recipe(**changes: Any) -> Recipe:
+    return as_written(replace(WORKLOAD, training=replace(SETTINGS, **changes)))
+
+
+def new_loop(
+    made: Recipe,
+    plan: TrainPlan = PLAIN,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    train: Samples | None = None,
+) -> Loop:
+    train = train or data().train
+    model = starting_point(made, train, seed)
+    limits = Limits(epochs=made.settings.epochs, steps=steps)
+    return Loop(Stepper(model, made, plan), train, seed=seed, limits=limits)
+
+
+def state_of(loop: Loop) -> dict[str, torch.Tensor]:
+    """All tensors of a loop's state, by path."""
+    from suanli.training._tree import taken_apart
+
+    found: dict[str, torch.Tensor] = {}
+    for part, value in loop.state().items():
+        taken_apart(value, found, part)
+    return found
