@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from suanli.base.errors import BadInputError
 
+_FLIP_SEED = 5
 
 def augment(
     images: torch.Tensor, kinds: tuple[str, ...], generator: torch.Generator
@@ -33,6 +34,35 @@ def augment(
         else:
             raise BadInputError(f"unknown augmentation {kind!r}", next_step="flip, shift2")
     return images
+
+
+def alternating_flip(images: torch.Tensor, epoch: int) -> torch.Tensor:
+    """A whole set with half of its images mirrored, the other half in the next epoch.
+
+    Which half is a fixed pattern: each image is seen both ways equally often, and no state is needed
+    to go on with an epoch (arXiv 2404.00498 shows that this learns faster than chance does).
+
+    Args:
+        images: [N, C, H, W], the same order in every epoch.
+        epoch: From 0.
+    """
+    pattern = torch.Generator().manual_seed(_FLIP_SEED)
+    first = torch.rand(len(images), generator=pattern) < 0.5
+    chosen = first if epoch % 2 == 0 else ~first
+    result = images.clone()
+    result[chosen] = images[chosen].flip(-1)
+    return result
+
+
+def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """Each image moved by up to `most` pixels, what comes in being its own reflection.
+
+    Args:
+        images: [N, C, H, W]; a whole epoch at once costs the least.
+        most: In each direction.
+        generator: Source of chance, on the CPU.
+    """
+    return _shifted(images, most, generator)
 
 
 def _flipped(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
