@@ -9,6 +9,7 @@ from suanli.base.errors import BadInputError
 
 _FLIP_SEED = 5
 
+
 def augment(
     images: torch.Tensor, kinds: tuple[str, ...], generator: torch.Generator
 ) -> torch.Tensor:
@@ -39,8 +40,8 @@ def augment(
 def alternating_flip(images: torch.Tensor, epoch: int) -> torch.Tensor:
     """A whole set with half of its images mirrored, the other half in the next epoch.
 
-    Which half is a fixed pattern: each image is seen both ways equally often, and no state is needed
-    to go on with an epoch (arXiv 2404.00498 shows that this learns faster than chance does).
+    Which half is a fixed pattern: each image is seen both ways equally often, and no state is
+    needed to go on with an epoch (arXiv 2404.00498: this learns faster than chance does).
 
     Args:
         images: [N, C, H, W], the same order in every epoch.

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class Lookahead:
     """Slow weights that the model is pulled back to every few steps.
 
-    Every `every` steps the slow weights move towards the model's by a share of `1 - decay(done)`, and
-    the model takes their place. With `decay` rising to its end over the run this is the lookahead of
-    airbench94: slow at the end, hardly there at the beginning.
+    Every `every` steps the slow weights move towards the model's by a share of `1 - decay(done)`,
+    and the model takes their place. With `decay` rising to its end over the run this is the
+    lookahead of airbench94: slow at the end, hardly there at the beginning.
 
     Args:
         model: Its floating-point state (running statistics too) is averaged, in place.
@@ -71,9 +71,7 @@ class ExponentialAverage:
     def after_step(self, step: int, done: float) -> None:
         """Take in the weights; early steps weigh more, so that the start is forgotten."""
         kept = min(self._decay, step / (step + 9.0))
-        torch._foreach_lerp_(
-            list(self._average.values()), list(self._own.values()), 1.0 - kept
-        )
+        torch._foreach_lerp_(list(self._average.values()), list(self._own.values()), 1.0 - kept)
 
     @torch.no_grad()
     def finish(self) -> None:

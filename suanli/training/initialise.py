@@ -20,8 +20,8 @@ def dirac(layer: nn.Conv2d) -> None:
 def whitening_filters(images: Tensor, size: int, eps: float = 5e-4) -> Tensor:
     """Filters whose responses to patches of images are uncorrelated, of equal variance.
 
-    Eigenvectors of the patches' covariance over sqrt(eigenvalue + eps), the largest first, and behind
-    them the same with the sign turned, for the sake of activations that cut one sign off
+    Eigenvectors of the patches' covariance over sqrt(eigenvalue + eps), the largest first, and
+    behind them the same with the sign turned, for the sake of activations that cut one sign off
     (the first layer of airbench94, arXiv 2404.00498).
 
     Args:

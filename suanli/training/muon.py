@@ -1,8 +1,8 @@
 """Muon: updates of matrices that are made orthogonal, and Nesterov SGD for everything else.
 
-Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon/): the momentum of a weight matrix is
-replaced by the nearest matrix whose singular values are all about one, found by a few steps of a
-Newton-Schulz iteration with a quintic polynomial, which are matrix products alone.
+Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon/): the momentum of a weight
+matrix is replaced by the nearest matrix whose singular values are all about one, found by a few
+steps of a Newton-Schulz iteration with a quintic polynomial, which are matrix products alone.
 """
 
 from collections.abc import Callable, Iterable
@@ -62,7 +62,9 @@ class Muon(torch.optim.Optimizer):
             if group["muon"] and any(p.dim() < 2 for p in group["params"]):
                 raise BadInputError("Muon updates matrices and filters, not vectors")
             if group["muon"] and group["weight_decay"]:
-                raise BadInputError("a Muon group's norm is fixed: weight decay means nothing there")
+                raise BadInputError(
+                    "a Muon group's norm is fixed: weight decay means nothing there"
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -15,7 +15,7 @@ def mirrored(call: Call, images: Tensor) -> Tensor:
 
 
 def mirrored_and_shifted(call: Call, images: Tensor, *, shift: int = 1) -> Tensor:
-    """Half the mirrored answer, half the mean over two diagonal shifts of it (as airbench94 has it).
+    """Half the mirrored answer, half its mean over two diagonal shifts (as airbench94 has it).
 
     Args:
         call: [B, C, H, W] -> [B, classes].
@@ -32,8 +32,9 @@ def mirrored_and_shifted(call: Call, images: Tensor, *, shift: int = 1) -> Tenso
     return 0.5 * mirrored(call, images) + 0.25 * (shifted[0] + shifted[1])
 
 
-def for_the_unsure(call: Call, images: Tensor, views: Callable[[Call, Tensor], Tensor], *,
-                   share: float) -> Tensor:
+def for_the_unsure(
+    call: Call, images: Tensor, views: Callable[[Call, Tensor], Tensor], *, share: float
+) -> Tensor:
     """The plain answer where it is clear, that of many views where it is not.
 
     Args:

@@ -39,9 +39,7 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int) -> Tensor:
     per_image = (height + kernel // 2) * (width + kernel // 2)
     # Blocks of 32 x 32 channels are what threads share; where there are few, the pixels are split.
     blocks = -(-outputs // 32) * -(-inputs // 32)
-    result = torch.empty(
-        (outputs, inputs, kernel, kernel), memory_format=torch.channels_last
-    )
+    result = torch.empty((outputs, inputs, kernel, kernel), memory_format=torch.channels_last)
     record = Weights(
         images=batch,
         height=height,
@@ -129,8 +127,11 @@ def conv2d_backward(
     elif wanted[1]:
         by_weight = parts[1].float()  # type: ignore[union-attr]
     # empty tensors are made one by one: results of an operator may not share memory
-    by_images = parts[0].contiguous(memory_format=torch.channels_last) if wanted[0] else (  # type: ignore[union-attr]
-        torch.empty(0)
+    by_images = (
+        parts[0].contiguous(memory_format=torch.channels_last)
+        if wanted[0]
+        # type: ignore[union-attr]
+        else (torch.empty(0))
     )
     by_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if wanted[2] else torch.empty(0)
     return [by_images, by_weight, by_bias]
@@ -141,16 +142,14 @@ def _(
     gradient: Tensor, images: Tensor, weight: Tensor, padding: int, wanted: list[bool]
 ) -> list[Tensor]:
     like_images = torch.empty(
-        images.shape, dtype=torch.bfloat16, device=images.device,
+        images.shape,
+        dtype=torch.bfloat16,
+        device=images.device,
         memory_format=torch.channels_last,
     )
-    like_weight = torch.empty(
-        weight.shape, device=weight.device, memory_format=torch.channels_last
-    )
+    like_weight = torch.empty(weight.shape, device=weight.device, memory_format=torch.channels_last)
     likes = [like_images, like_weight, weight.new_empty(weight.shape[0])]
-    return [
-        like if want else weight.new_empty(0) for like, want in zip(likes, wanted, strict=True)
-    ]
+    return [like if want else weight.new_empty(0) for like, want in zip(likes, wanted, strict=True)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -143,6 +143,15 @@ def library() -> Library:
     return build()
 
 
+def present() -> bool:
+    """Whether the kernels can be had here; builds them on the first call."""
+    try:
+        library()
+    except (MissingBackendError, CompilerError):
+        return False
+    return True
+
+
 @cache
 def tile_library() -> TileLibrary | None:
     """The tile kernel, or None where processor, system or compiler have no tile registers."""

@@ -77,7 +77,7 @@ def norm_act(
         two are empty without a pool).
     """
     images = _rows(images)
-    batch, channels, height, width = images.shape
+    batch, channels = images.shape[:2]
     out_height, out_width = _sizes(images, pool)
     result = _like(images, out_height, out_width)
     values = _like(images, out_height, out_width) if pool else images
@@ -126,8 +126,7 @@ def norm_act_backward(
     statistics: list[Tensor],
     weight: Tensor | None,
     bias: Tensor | None,
-    pool: bool,
-    kind: int,
+    mode: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to the images, the weight and the bias.
 
@@ -139,9 +138,9 @@ def norm_act_backward(
         statistics: Mean and 1 / deviation.
         weight: As in the forward pass.
         bias: As in the forward pass.
-        pool: As in the forward pass.
-        kind: As in the forward pass.
+        mode: 1 with a pool or 0 without, and the kind, as in the forward pass.
     """
+    pool, kind = bool(mode[0]), mode[1]
     gradient = _rows(gradient.to(torch.bfloat16))
     if not pool:
         values = _rows(images)
@@ -181,8 +180,7 @@ def _(
     statistics: list[Tensor],
     weight: Tensor | None,
     bias: Tensor | None,
-    pool: bool,
-    kind: int,
+    mode: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean = statistics[0]
     result = _like(images, *images.shape[2:])
@@ -219,7 +217,7 @@ def _backward(ctx: Any, gradient: Tensor | None, *_others: Any) -> tuple[Any, ..
     if images is None:  # a tensor of the right shape that holds no memory
         images = gradient.new_empty(1, dtype=torch.bfloat16).expand(ctx.shape)
     images_gradient, weight_gradient, bias_gradient = norm_act_backward(
-        gradient, images, values, masks, [mean, inverse], weight, bias, ctx.pool, ctx.kind
+        gradient, images, values, masks, [mean, inverse], weight, bias, [int(ctx.pool), ctx.kind]
     )
     return (
         images_gradient,

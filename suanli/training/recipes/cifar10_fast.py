@@ -1,10 +1,10 @@
 """CIFAR-10 in minutes on two cores: airbench94's network, Muon, and kernels that keep up with it.
 
-What is taken from airbench94 (Keller Jordan, arXiv 2404.00498, and its later variant with Muon): the
-network, the whitening layer, Dirac starts, alternating flips, shifts by 2 pixels, label smoothing and
-six views of each test image. Other than there: 8 channels of zeros behind the 24 whitened ones (tiles
-are filled, nothing is computed from them), a frozen whitening layer without a trained bias (no
-gradient has to pass the first and largest activation), and the number of epochs.
+What is taken from airbench94 (Keller Jordan, arXiv 2404.00498, and its later variant with Muon):
+the network, the whitening layer, Dirac starts, alternating flips, shifts by 2 pixels, label
+smoothing and six views of each test image. Other than there: 8 channels of zeros behind the 24
+whitened ones (they fill tiles and carry nothing), a frozen whitening layer without a trained bias
+(no gradient has to pass the first and largest activation), and the number of epochs.
 """
 
 from functools import partial
@@ -29,8 +29,10 @@ from suanli.workloads.seeding import pictures, random_weights
 _SCALING = Scaling(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
 _BATCH = 2000
 _WHITENED_IMAGES = 5000
-_MUON_LR, _HEAD_LR, _SHIFT_LR = 0.24, 0.67, 0.053
-_DECAY = 2e-6 * _BATCH  # absolute: a group's weight decay is this over its rate
+_MUON_LR = 0.24
+# Found for a loss that is summed over the batch; here it is the mean.
+_HEAD_LR, _SHIFT_LR = 0.67 * _BATCH, 0.053 * _BATCH
+_DECAY = 2e-6 * _BATCH  # of a step at the peak rate: a group's weight decay is this over its rate
 
 
 def recipe(root: Path | None) -> Recipe:
@@ -41,7 +43,7 @@ def recipe(root: Path | None) -> Recipe:
         make_inputs=_inputs,
         data=cifar10(root, _SCALING),
         metric="accuracy",
-        loss=partial(functional.cross_entropy, label_smoothing=0.2, reduction="sum"),
+        loss=partial(functional.cross_entropy, label_smoothing=0.2),
         target=0.917,
         max_batch=4096,
     )

@@ -1,7 +1,7 @@
 """MNIST in seconds: two convolutions, Adam with one cycle, one or two passes.
 
-The network and its optimiser follow the published 99 % in one epoch (Conv 24 of 5x5, Conv 32 of 3x3,
-256 hidden units; Adam at 0.01 with betas 0.7 and 0.9, one cycle).
+The network and its optimiser follow the published 99 % in one epoch (Conv 24 of 5x5, Conv 32 of
+3x3, 256 hidden units; Adam at 0.01 with betas 0.7 and 0.9, one cycle).
 """
 
 from functools import partial
@@ -35,9 +35,7 @@ def recipe(root: Path | None) -> Recipe:
     )
     return Recipe(
         workload=workload,
-        settings=TrainingSettings(
-            optimizer="adam", lr=0.01, betas=(0.7, 0.9), batch=256, epochs=2
-        ),
+        settings=TrainingSettings(optimizer="adam", lr=0.01, betas=(0.7, 0.9), batch=256, epochs=2),
         plan=TrainPlan(
             precision="bf16",
             memory_layout="channels_last",

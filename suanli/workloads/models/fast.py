@@ -77,6 +77,4 @@ def mnist_fast() -> nn.Module:
     )
 
 
-
-
 NETWORKS = {"cifar10-fast": cifar10_fast, "mnist-fast": mnist_fast}
