@@ -1,7 +1,7 @@
 """The peers of the training benchmark, each as its own documentation advises.
 
-Targets of `suanli.measure.isolation.Worker`: `block(steps)` trains on for so many steps and gives the
-milliseconds from the end of one step to the end of the next, data loading included. All train
+Targets of `suanli.measure.isolation.Worker`: `block(steps)` trains on for so many steps and gives
+the milliseconds from the end of one step to the end of the next, data loading included. All train
 the same network on the same data with the same batch and optimiser.
 """
 

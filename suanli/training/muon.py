@@ -37,7 +37,8 @@ def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
     for _ in range(steps):
         square = x @ x.T
         x = _A * x + (_B * square + _C * (square @ square)) @ x
-    return x.T if turned else x
+    result: Tensor = x.T if turned else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -107,7 +108,7 @@ class Muon(torch.optim.Optimizer):
             parameter.sub_(update.view(way.shape).to(parameter.dtype), alpha=float(group["lr"]))
 
 
-def matrix_parameters(model: nn.Module) -> list[nn.Parameter]:
+def matrix_parameters(model: nn.Module) -> list[Tensor]:
     """The trained filters of convolutions, which are what Muon is for in image networks."""
     return [
         layer.weight

@@ -113,28 +113,21 @@ def conv2d_backward(
     """Gradients of images, weight and bias; an empty tensor for each that is not wanted."""
     gradient, low_images = _rows(gradient), _rows(images)
     own = wanted[1] and _own_kernel(weight, padding)
-    mask = [wanted[0], wanted[1] and not own, False]
-    parts = [None, None, None]
-    if mask[0] or mask[1]:
-        parts = torch.ops.aten.convolution_backward(
+    by_images, by_weight = torch.empty(0), torch.empty(0)
+    if wanted[0] or (wanted[1] and not own):
+        by_images, by_weight, _ = torch.ops.aten.convolution_backward(
             *(gradient, low_images, _low(weight), None, [1, 1], [padding, padding], [1, 1]),
-            *(False, [0, 0], 1, mask),
+            *(False, [0, 0], 1, [wanted[0], wanted[1] and not own, False]),
         )
-    empty = torch.empty(0)
-    by_weight = empty
     if own:
         by_weight = weight_gradient(gradient, low_images, weight.shape[2])
-    elif wanted[1]:
-        by_weight = parts[1].float()  # type: ignore[union-attr]
-    # empty tensors are made one by one: results of an operator may not share memory
-    by_images = (
-        parts[0].contiguous(memory_format=torch.channels_last)
-        if wanted[0]
-        # type: ignore[union-attr]
-        else (torch.empty(0))
-    )
     by_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if wanted[2] else torch.empty(0)
-    return [by_images, by_weight, by_bias]
+    # Results of an operator must be tensors, and may not share memory.
+    return [
+        by_images.contiguous(memory_format=torch.channels_last) if wanted[0] else torch.empty(0),
+        by_weight.float() if wanted[1] else torch.empty(0),
+        by_bias,
+    ]
 
 
 @conv2d_backward.register_fake

@@ -2,9 +2,8 @@
 
 What is taken from airbench94 (Keller Jordan, arXiv 2404.00498, and its later variant with Muon):
 the network, the whitening layer, Dirac starts, alternating flips, shifts by 2 pixels, label
-smoothing and six views of each test image. Other than there: 8 channels of zeros behind the 24
-whitened ones (they fill tiles and carry nothing), a frozen whitening layer without a trained bias
-(no gradient has to pass the first and largest activation), and the number of epochs.
+smoothing and six views of each test image. Other than there: a whitening layer without a trained
+bias (so no gradient has to pass the first and largest activation), and the number of epochs.
 """
 
 from functools import partial
@@ -78,14 +77,14 @@ def _start(model: nn.Module, train: Samples, generator: torch.Generator) -> None
     nn.init.zeros_(convolutions[0].bias).requires_grad_(False)
     for layer in convolutions[1:]:
         dirac(layer)
-    for layer in layers:
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.weight.requires_grad_(False)  # stays 1
-        elif isinstance(layer, nn.Linear):
-            # unit weights before logits of 1/256: the rate below is made for them
-            nn.init.normal_(layer.weight, generator=generator)
+    for part in layers:
+        if isinstance(part, nn.BatchNorm2d):
+            part.weight.requires_grad_(False)  # stays 1
+        elif isinstance(part, nn.Linear):
+            # unit weights before logits of 1/256: the head's rate is made for them
+            nn.init.normal_(part.weight, generator=generator)
             with torch.no_grad():
-                layer.weight.div_(layer.weight.std())
+                part.weight.div_(part.weight.std())
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings, plan: TrainPlan) -> Muon:

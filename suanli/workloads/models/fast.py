@@ -7,7 +7,7 @@ two linear layers.
 
 from torch import Tensor, nn
 
-_WHITENED = 32
+_WHITENED = 24  # directions of 2x2 patches of three channels, and their negatives
 _WIDTHS = (64, 256, 256)
 
 
@@ -47,12 +47,7 @@ def _norm(width: int) -> nn.BatchNorm2d:
 
 
 def cifar10_fast() -> nn.Module:
-    """[B, 3, 32, 32] -> logits [B, 10]: 1,972,896 trained parameters.
-
-    The first layer is meant to be filled with whitening filters and kept; 24 filters are what 2x2
-    patches of three channels have, with their negatives, and 8 more stay zero, so that the channels
-    fill whole tiles.
-    """
+    """[B, 3, 32, 32] -> logits [B, 10]; the first layer is for whitening filters that are kept."""
     first = nn.Conv2d(3, _WHITENED, 2)
     first.weight.requires_grad_(False)
     widths = (_WHITENED, *_WIDTHS)
