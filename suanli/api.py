@@ -11,7 +11,14 @@ from suanli.base import schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.hardware import BackendStatus, Ceilings, DeviceInfo
-from suanli.base.results import DoctorResult, OptimizeResult, RunResult, WorkloadEntry
+from suanli.base.results import (
+    DoctorResult,
+    ExportResult,
+    OptimizeResult,
+    RunResult,
+    TrustResult,
+    WorkloadsResult,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,13 +121,14 @@ def optimize(
         CaptureError: The model cannot be captured; the message names where it stopped.
     """
     from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.module import of_module
     from suanli.workloads.record import Workload
 
     asked = OptimizeOptions(**options).checked()
     if isinstance(model, Workload):
         workload, module = model, model.make_model()
     else:
-        workload, module = _workload_of(model, inputs), model
+        workload, module = of_module(model, inputs), model
     return Optimizer(workload, module, _request(asked), on_event).run()
 
 
@@ -254,7 +262,7 @@ def rebuild(
 
 def export(
     folder: str | os.PathLike[str], out: Path, *, kind: str = "onnx", trust: bool = False
-) -> Path:
+) -> ExportResult:
     """Give an engine out as plain ONNX (fp32), or as safetensors with its plan.
 
     Args:
@@ -263,12 +271,57 @@ def export(
         kind: "onnx" or "safetensors".
         trust: See `load`.
 
-    Returns:
-        What was written.
+    Raises:
+        ArtefactError: The engine is damaged or untrusted.
+        BadInputError: `out` cannot be written, or holds other things.
     """
     from suanli.engines.exchange import export as export_engine
+    from suanli.engines.manifest import read_manifest
+    from suanli.measure.environment import environment
 
-    return export_engine(Path(folder), Path(out), kind=kind, trust=trust)
+    written = export_engine(Path(folder), Path(out), kind=kind, trust=trust)
+    manifest, _ = read_manifest(Path(folder))
+    return ExportResult(
+        schema=schema.name("export"),
+        verb="export",
+        workload=manifest.name,
+        device=manifest.device,
+        environment=environment(),
+        engine_dir=str(folder),
+        kind=kind,
+        output=str(written),
+    )
+
+
+def trust(key: str | os.PathLike[str] | None = None, *, remove: bool = False) -> TrustResult:
+    """Show the user's own key and those trusted; trust another one, or withdraw that.
+
+    Args:
+        key: A public key as base64, or a file of one; to remove one its fingerprint does too. None
+            changes nothing.
+        remove: Withdraw the trust instead.
+
+    Raises:
+        BadInputError: It is no public key, or to be removed and not trusted.
+    """
+    from suanli.engines import signing
+    from suanli.measure.environment import environment
+
+    changed = ""
+    if key is not None:
+        change = signing.distrust if remove else signing.trust_text
+        changed = change(os.fspath(key))
+    return TrustResult(
+        schema=schema.name("trust"),
+        verb="trust",
+        workload=None,
+        device=_device_info("cpu"),
+        environment=environment(),
+        own=signing.named(signing.own_key().public_key),
+        trusted=tuple(map(signing.named, sorted(signing.trusted_keys()))),
+        added=changed if not remove else "",
+        removed=changed if remove else "",
+    )
 
 
 def train(
@@ -372,11 +425,19 @@ def _backend_rows() -> tuple[BackendStatus, ...]:
     return tuple(status(backend) for backend in backends().values())
 
 
-def workloads() -> tuple[WorkloadEntry, ...]:
+def workloads() -> WorkloadsResult:
     """The built-in workloads."""
+    from suanli.measure.environment import environment
     from suanli.workloads.catalogue import entries
 
-    return entries()
+    return WorkloadsResult(
+        schema=schema.name("workloads"),
+        verb="workloads",
+        workload=None,
+        device=_device_info("cpu"),
+        environment=environment(),
+        workloads=entries(),
+    )
 
 
 def device_name(wanted: str) -> str:
@@ -418,60 +479,6 @@ def _request(options: OptimizeOptions) -> Any:
         backend_modules=options.backend_modules,
         fresh=options.fresh,
     )
-
-
-def _workload_of(model: "nn.Module", inputs: Any) -> "Workload":
-    """A workload around a module that lives only in this process."""
-    import torch
-
-    from suanli.workloads.record import Inputs, Workload
-
-    if isinstance(inputs, Inputs):
-        given = inputs
-    elif isinstance(inputs, torch.Tensor):
-        given = Inputs(args=(inputs,))
-    elif isinstance(inputs, dict):
-        given = Inputs(kwargs=inputs)
-    elif isinstance(inputs, tuple | list):
-        given = Inputs(args=tuple(inputs))
-    else:
-        raise BadInputError(
-            "optimize(model, inputs) needs example inputs",
-            next_step="a tensor, a tuple of arguments or a dictionary of keyword arguments",
-        )
-    return Workload(
-        name=type(model).__name__,
-        make_model=lambda: model,
-        make_inputs=_repeater(given),
-        untrained=False,
-    )
-
-
-def _repeater(given: Any) -> Callable[[int], Any]:
-    """Batch size -> the given inputs, repeated or cut along the first dimension."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    from suanli.workloads.record import Inputs
-
-    sizes = {
-        leaf.shape[0]
-        for leaf in pytree.tree_leaves((given.args, dict(given.kwargs)))
-        if isinstance(leaf, torch.Tensor) and leaf.dim()
-    }
-    present = sizes.pop() if len(sizes) == 1 else None
-
-    def cut(leaf: Any, batch: int) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != present:
-            return leaf
-        times = -(-batch // max(leaf.shape[0], 1))
-        return leaf.repeat(times, *[1] * (leaf.dim() - 1))[:batch].contiguous()
-
-    def make_inputs(batch: int) -> Inputs:
-        args, kwargs = pytree.tree_map(lambda x: cut(x, batch), (given.args, dict(given.kwargs)))
-        return Inputs(args=tuple(args), kwargs=kwargs)
-
-    return make_inputs
 
 
 def _check_target(out: Path) -> None:

@@ -202,7 +202,14 @@ def optimize(  # noqa: PLR0913, PLR0917
     )
 )
 def train(  # noqa: PLR0913, PLR0917
-    workload: Annotated[str, _WORKLOAD],
+    workload: Annotated[
+        str,
+        typer.Argument(
+            metavar="WORKLOAD",
+            help="A built-in name, a recipe's, or file.py:name.",
+            show_default=False,
+        ),
+    ],
     plan: Annotated[
         str, typer.Option(metavar="WHAT", help="auto, default, or a file of a plan.")
     ] = "auto",
@@ -236,7 +243,7 @@ def train(  # noqa: PLR0913, PLR0917
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="For the search; by default a quarter of the run, at most 120.",
+            help="For the search; by default a part of what the run will take.",
             show_default=False,
         ),
     ] = None,
@@ -264,6 +271,19 @@ def train(  # noqa: PLR0913, PLR0917
         Path | None,
         typer.Option(metavar="FILE", help="Encrypt checkpoints with it.", show_default=False),
     ] = None,
+    tune: Annotated[int, typer.Option(metavar="N", help="Try so many hyper-parameters first.")] = 0,
+    prune: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="2:4, or a fraction of weights to drop.", show_default=False
+        ),
+    ] = "",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="WORKLOAD", help="Trained one to learn from as well.", show_default=False
+        ),
+    ] = "",
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
     as_json: Json = False,
@@ -294,6 +314,9 @@ def train(  # noqa: PLR0913, PLR0917
         backup=backup,
         key=key,
         fresh=fresh,
+        tune=tune,
+        prune=prune,
+        teacher=teacher,
     )
     with text.Live(quiet=as_json) as live:
         result = train_workload(workload, options, data=data, on_event=live.event)
@@ -357,15 +380,45 @@ def export(
     ],
     onnx: Annotated[bool, typer.Option("--onnx", help="As plain ONNX, in fp32.")] = False,
     trust: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Give an engine out: plain ONNX, or safetensors and plan."""
     from suanli import api
+    from suanli.reports import text
 
-    path = api.export(engine, out, kind="onnx" if onnx else "safetensors", trust=trust)
-    typer.echo(f"wrote {path}")
+    result = api.export(engine, out, kind="onnx" if onnx else "safetensors", trust=trust)
+    _print(result, as_json, text.export)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "suanli trust", "suanli trust colleague.pub", "suanli trust --remove 0123456789abcdef"
+    )
+)
+def trust(
+    key: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY]", help="A public key, or a file of one.", show_default=False),
+    ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Withdraw the trust in KEY, or its fingerprint.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show your key, and whose engines may run code here.
+
+    With KEY its owner's engines open here from now on, and may run any code with your rights.
+    """
+    from suanli import api
+    from suanli.base.errors import BadInputError
+    from suanli.reports import text
+
+    if remove and key is None:
+        raise BadInputError("--remove needs a key", next_step="`suanli trust` lists them")
+    _print(api.trust(key, remove=remove), as_json, text.trust)
+
+
+@app.command(epilog=_examples("suanli workloads", "suanli workloads --json"))
 def workloads(as_json: Json = False) -> None:
     """List the built-in workloads."""
     from suanli import api

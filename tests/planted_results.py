@@ -1,5 +1,6 @@
 """Results of verbs written by hand, with everything in them that can be hard to show."""
 
+import base64
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,16 @@ from suanli.base.hardware import (
     Problem,
 )
 from suanli.base.plan import Plan, Quantization
-from suanli.base.results import Confirmation, DoctorResult, OptimizeResult, TimedPlan
+from suanli.base.results import (
+    Confirmation,
+    DoctorResult,
+    OptimizeResult,
+    PublicKey,
+    TimedPlan,
+    TrustResult,
+    WorkloadEntry,
+    WorkloadsResult,
+)
 from suanli.base.timing import Estimate
 from suanli.base.trial import OutputError, Quality, Trial, ValueCheck
 from suanli.base.work import SpeedOfLight
@@ -267,7 +277,40 @@ def doctor_result(**changes: Any) -> DoctorResult:
             ),
         ),
         ceilings=(*items, link),
-        compiler="cc: cc (Debian 12.2.0-14+deb12u1) 12.2.0",
+        compiler="cc (Debian 12.2.0-14+deb12u1) 12.2.0",
         measured_at="2026-01-02T03:04:05+00:00",
+    )
+    return replace(result, **changes)
+
+
+def workloads_result(*entries: WorkloadEntry) -> WorkloadsResult:
+    """A list of workloads."""
+    return WorkloadsResult(
+        schema=schema.name("workloads"),
+        verb="workloads",
+        workload=None,
+        device=DEVICE,
+        environment=ENVIRONMENT,
+        workloads=entries,
+    )
+
+
+def public_key(number: int) -> PublicKey:
+    """A key of no private one."""
+    return PublicKey(
+        fingerprint=f"{number:016x}", public_key=base64.b64encode(bytes([number] * 32)).decode()
+    )
+
+
+def trust_result(**changes: Any) -> TrustResult:
+    """Whose engines open."""
+    result = TrustResult(
+        schema=schema.name("trust"),
+        verb="trust",
+        workload=None,
+        device=DEVICE,
+        environment=ENVIRONMENT,
+        own=public_key(0),
+        trusted=(),
     )
     return replace(result, **changes)

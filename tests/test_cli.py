@@ -1,5 +1,6 @@
 """The command line: help, exit codes, one-line errors, JSON, and outputs that end early."""
 
+import base64
 import json
 import os
 import shlex
@@ -19,12 +20,13 @@ from suanli.base import schema
 from suanli.base.errors import ArtefactError, BadInputError, MissingBackendError
 from suanli.base.lazy import present
 from suanli.base.results import WorkloadEntry
+from suanli.engines import signing
 from suanli.workloads import catalogue
 from suanli.workloads.builtins import builtin, builtin_names
 from suanli.workloads.resolve import resolve
 from tests import planted_results as planted
 
-COMMANDS = ("doctor", "optimize", "train", "run", "rebuild", "export", "workloads")
+COMMANDS = ("doctor", "optimize", "train", "run", "rebuild", "export", "trust", "workloads")
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -42,6 +44,15 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return end.value.code, said.out, said.err
 
     return run
+
+
+def said(done: tuple[int, str, str]) -> dict[str, Any]:
+    """The JSON of a call that ended well, held to its verb's schema."""
+    code, out, err = done
+    assert (code, err) == (0, "")
+    found: dict[str, Any] = json.loads(out)
+    jsonschema.validate(found, json.loads(schema.text(found["verb"])))
+    return found
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -79,7 +90,7 @@ def test_help_fits_and_its_examples_work(call: Call, command: str) -> None:
     assert max(map(len, out.splitlines())) <= 80
     parser: Any = typer.main.get_command(cli.app)
     examples = [line.strip() for line in out.splitlines() if line.startswith("    suanli ")]
-    assert examples or command == "workloads"
+    assert examples
     for example in examples:
         assert shlex.split(example)[:2] == ["suanli", command]
         parser.commands[command].make_context(command, shlex.split(example)[2:])
@@ -108,6 +119,9 @@ def test_version(call: Call) -> None:
         (["rebuild", "no-such-folder"], "no-such-folder"),
         (["export", "no-such-folder", "-o", "x.onnx"], "no-such-folder"),
         (["doctor", "--device", "warp"], "warp"),
+        (["trust", "no-such-file.pub"], "neither a file nor a public key"),
+        (["trust", "--remove"], "--remove needs a key"),
+        (["trust", "--remove", "0123456789abcdef"], "not among the trusted keys"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -300,12 +314,47 @@ def test_json_survives_a_locale_without_unicode(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = WorkloadEntry(name="算力", note="\udce9 is no character")
-    monkeypatch.setattr(api, "workloads", lambda: (entry,))
+    monkeypatch.setattr(api, "workloads", lambda: planted.workloads_result(entry))
     _, out, _ = call("workloads", "--json")
-    assert json.loads(out) == [{"name": entry.name, "note": entry.note}]
+    assert json.loads(out)["workloads"] == [{"name": entry.name, "note": entry.note}]
     assert "算力" not in out  # a lone surrogate has no UTF-8, so all of it is escaped
-    monkeypatch.setattr(api, "workloads", lambda: (WorkloadEntry(name="算力", note=""),))
+    entry = WorkloadEntry(name="算力", note="")
+    monkeypatch.setattr(api, "workloads", lambda: planted.workloads_result(entry))
     assert "算力" in call("workloads", "--json")[1]
+
+
+# -- suanli trust ---------------------------------------------------------------------------------
+
+
+def test_trust_shows_adds_and_removes_keys(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUANLI_CONFIG", str(tmp_path / "theirs"))
+    theirs = said(call("trust", "--json"))["own"]
+    monkeypatch.setenv("SUANLI_CONFIG", str(tmp_path / "mine"))
+    mine = said(call("trust", "--json"))
+    assert mine["own"] != theirs
+    assert mine["trusted"] == []
+    file = tmp_path / "their.pub"
+    file.write_text(theirs["public_key"] + "\n")
+    for given in (str(file), theirs["public_key"]):
+        after = said(call("trust", given, "--json"))
+        assert after["trusted"] == [theirs]
+        assert after["added"] == theirs["fingerprint"]
+        assert signing.trusted(base64.b64decode(theirs["public_key"]))
+        gone = said(call("trust", "--remove", theirs["fingerprint"], "--json"))
+        assert (gone["trusted"], gone["removed"]) == ([], theirs["fingerprint"])
+        assert not signing.trusted(base64.b64decode(theirs["public_key"]))
+    assert said(call("trust", "--json"))["own"] == mine["own"]
+    for refused, why in (
+        (mine["own"]["public_key"], "own key"),
+        (str(tmp_path / "mine" / "key"), "may be a private key"),
+        (str(tmp_path), "neither a file"),
+        ("x" * 5000, "neither a file"),
+    ):
+        code, out, err = call("trust", refused)
+        assert (code, out) == (2, "")
+        assert why in err
 
 
 # -- suanli workloads -----------------------------------------------------------------------------
@@ -326,12 +375,18 @@ def test_workloads_load_neither_torch_nor_transformers() -> None:
 def test_without_transformers_the_list_says_so(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # what makes an import fail
     code, out, _ = call("workloads", "--json")
-    notes = {entry["name"]: entry["note"] for entry in json.loads(out)}
+    notes = {entry["name"]: entry["note"] for entry in json.loads(out)["workloads"]}
     assert code == 0
     assert notes["bert-base"].endswith("needs transformers: pip install 'suanli[models]'")
     assert "needs" not in notes["resnet50"]
     with pytest.raises(MissingBackendError, match="pip install"):
         resolve("bert-base")
+
+
+def test_the_list_has_the_common_keys(call: Call) -> None:
+    listed = said(call("workloads", "--json"))
+    assert [entry["name"] for entry in listed["workloads"]] == builtin_names()
+    assert listed["environment"]["python"]
 
 
 def test_every_workload_has_a_row() -> None:

@@ -113,6 +113,18 @@ def test_hanging_compiler_is_ended_with_its_children(tmp_path: Path) -> None:
     assert not state.exists() or state.read_text().split()[2] in "ZX"
 
 
+@pytest.mark.parametrize(
+    ("command", "version", "shown"),
+    [
+        (("/usr/bin/cc",), "cc (Debian) 12.2.0", "cc (Debian) 12.2.0"),
+        (("cc",), "gcc (GCC) 14", "cc: gcc (GCC) 14"),
+        (("my gcc", "-O1"), "gcc 9", "my gcc -O1: gcc 9"),
+    ],
+)
+def test_its_name_is_said_once(command: tuple[str, ...], version: str, shown: str) -> None:
+    assert str(Compiler(command=command, version=version, kind="gcc")) == shown
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs shell scripts")
 class TestFinding:
     @pytest.fixture(autouse=True)

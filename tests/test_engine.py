@@ -195,6 +195,36 @@ def test_a_program_of_one_fixed_batch_takes_no_other(tmp_path: Path, quick: Quic
                 engine(*example(batch))
 
 
+def test_checks_are_remembered_but_only_for_what_passed_them(
+    folder: Path, quick: QuickBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine.load(folder) as engine:
+        assert_same(engine(*example(3)), expected(3))
+        batch_of = engine._convention.batch_of
+        checks: list[Any] = []
+
+        def counted(flat: Any) -> int:
+            checks.append(flat)
+            return batch_of(flat)
+
+        monkeypatch.setattr(engine._convention, "batch_of", counted)
+        assert_same(engine(*example(3, 1)), expected(3, 1))
+        assert not checks
+        x, shift = example(3, 2)
+        x.requires_grad_(True)
+        turned = torch.randn(x.shape[1], x.shape[0]).t()
+        answer = engine(x, shift)
+        assert_same(answer, expected(3, 2))
+        assert not any(value.requires_grad for value in answer.values())
+        engine(turned, shift)
+        assert len(checks) == 2, "these have to be brought into the form that runners take"
+        for wrong in ((x.double(), shift), (x[:, :-1], shift), (x.detach().numpy(), shift), (x,)):
+            with pytest.raises((ArtefactError, BadInputError)):
+                engine(*wrong)
+        assert_same(engine(*example(2)), expected(2))
+        assert len(engine._checked) == 2
+
+
 def test_layer_times_come_from_the_variant(folder: Path, quick: QuickBackend) -> None:
     with Engine.load(folder) as engine:
         assert engine.layer_times(example(2))[0].name == "all"

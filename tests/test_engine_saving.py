@@ -1,6 +1,7 @@
 """Engines written, copied, interrupted and given out: whole, or not at all."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from suanli import api
+from suanli.base import codec, schema
 from suanli.base.errors import ArtefactError, BadInputError, SuanliError, UntrustedError
 from suanli.base.plan import Plan
 from suanli.engines import assembly
@@ -320,13 +324,14 @@ def _lying_header(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "match"),
     [
-        (lambda p: np.save(p, np.array([{}, 1], dtype=object)), "no plain arrays"),
-        (lambda p: p.write_bytes(b""), "no plain arrays"),
-        (lambda p: p.write_bytes(b"PK\x03\x04 nonsense"), "no plain arrays"),
-        (lambda p: p.write_bytes(b"\x80\x04N."), "no plain arrays"),
-        (_lying_header, "no plain arrays"),
+        (lambda p: np.save(p, np.array([{}, 1], dtype=object)), "Python objects"),
+        (lambda p: p.write_bytes(b""), r"is no \.npy or \.npz"),
+        (lambda p: p.write_bytes(b"PK\x03\x04 nonsense"), "damaged"),
+        (lambda p: p.write_bytes(b"\x80\x04N."), r"is no \.npy or \.npz"),
+        (lambda p: p.write_bytes(b"\x93NUMPY\x01\x00"), "damaged"),
+        (_lying_header, "damaged|memory"),
         (lambda p: np.save(p, np.zeros((2, 6), np.float32)), "2 inputs are needed"),
-        (lambda p: p.mkdir(), "no plain arrays"),
+        (lambda p: p.mkdir(), "cannot be read"),
         (lambda p: None, "no file"),
     ],
 )
@@ -338,6 +343,7 @@ def test_files_that_hold_no_inputs(
     with pytest.raises(BadInputError, match=match) as caught:
         run_file(opened, [path])
     assert "\n" not in str(caught.value)
+    assert "pickle" not in str(caught.value), "nobody should be told to allow pickles"
 
 
 def test_archives_that_do_not_fit(opened: Engine, tmp_path: Path) -> None:
@@ -354,7 +360,7 @@ def test_archives_that_do_not_fit(opened: Engine, tmp_path: Path) -> None:
         run_file(opened, [path])
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00 nonsense")
-    with pytest.raises(BadInputError, match="no plain arrays"):
+    with pytest.raises(BadInputError, match="damaged"):
         run_file(opened, [path])
 
 
@@ -372,6 +378,13 @@ def test_export_as_safetensors_gives_the_models_own_weights(folder: Path, tmp_pa
     (out / "notes.txt").write_text("mine")
     with pytest.raises(BadInputError, match=r"notes\.txt"):
         export(folder, tmp_path / "out", kind="safetensors")
+
+
+def test_export_says_what_it_wrote(folder: Path, tmp_path: Path) -> None:
+    result = api.export(folder, tmp_path / "out", kind="safetensors")
+    jsonschema.validate(codec.to_json(result), json.loads(schema.text("export")))
+    assert (result.output, result.kind) == (str(tmp_path / "out"), "safetensors")
+    assert Path(result.output).is_dir()
 
 
 def test_export_refuses_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:

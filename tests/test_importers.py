@@ -195,6 +195,8 @@ def test_free_sizes_need_shapes_and_fixed_ones_fix_the_batch(tmp_path: Path) -> 
         resolve(str(path))
     workload = resolve(str(path), input_shapes=((6, 4),))
     assert resolve(workload.ref).make_inputs(5).args[0].shape == (5, 6, 4)
+    with pytest.raises(BadInputError, match="--input-dtype would change nothing"):
+        resolve(str(path), input_shapes=((6, 4),), input_dtype="int64")
     fixed = _save(tmp_path / "f.onnx", [node], {"x": (FLOAT, [2, 4])}, ["y"], {})
     workload = resolve(str(fixed))
     assert not workload.dynamic_batch

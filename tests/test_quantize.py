@@ -11,9 +11,10 @@ from torch import nn
 
 from suanli.base.errors import SuanliError
 from suanli.base.plan import Plan, Quantization
+from suanli.engines.backend import Judge, Run
 from suanli.engines.backends.openvino import BACKEND
 from suanli.engines.program import Program
-from suanli.engines.quantize import Judge, Run, build_int8, relative_error
+from suanli.engines.quantize import build_int8, relative_error
 from suanli.engines.sensitivity import put_back
 from tests import small_programs as small
 

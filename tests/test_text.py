@@ -225,10 +225,21 @@ def test_run_names_the_portable_plan() -> None:
 
 
 def test_workloads_fit() -> None:
-    entries = (WorkloadEntry(name="a-name", note="[b] " + "words " * 40),)
-    shown = rendered(text.workloads, entries)
+    entry = WorkloadEntry(name="a-name", note="[b] " + "words " * 40)
+    shown = rendered(text.workloads, planted.workloads_result(entry))
     assert widest(shown) <= 80
     assert "[b] words" in shown
+
+
+def test_trust_names_the_keys() -> None:
+    mine, other = planted.public_key(1), planted.public_key(2)
+    result = planted.trust_result(own=mine, trusted=(other,), added=other.fingerprint)
+    shown = rendered(text.trust, result)
+    assert widest(shown) <= 80
+    for said in (mine.fingerprint, mine.public_key, other.fingerprint, "ask its owner"):
+        assert said in shown
+    assert other.public_key not in shown
+    assert "nobody else" in rendered(text.trust, planted.trust_result(own=mine))
 
 
 # -- the live view --------------------------------------------------------------------------------

@@ -21,9 +21,12 @@ import suanli
 from suanli.base import codec, schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event
+from suanli.base.hardware import Ceilings
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
+from suanli.devices import device
 from suanli.reports import training as report
+from suanli.training import trainer
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
 from suanli.training.run_folder import read_metrics
@@ -202,11 +205,15 @@ def test_numbers_to_come_near_to_are_judged_by_the_loss(tmp_path: Path) -> None:
     assert run.result.quality.value < 1e-3
 
 
-def test_a_module_without_a_file_is_searched_in_this_process(tmp_path: Path) -> None:
+def test_a_module_without_a_file_is_searched_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmeasured = Ceilings(device=device("cpu").info, items=(), threads=1, measured_at="")
+    monkeypatch.setattr(trainer, "ceilings", lambda name: unmeasured)
     given = samples(400, 5)
     run = suanli.train(
         _own(), torch.utils.data.TensorDataset(given.inputs[0], given.labels),
-        functional.cross_entropy, lr=0.1, batch=64, epochs=1, budget_s=8.0, out=tmp_path / "run",
+        functional.cross_entropy, lr=0.1, batch=64, epochs=1, budget_s=5.0, out=tmp_path / "run",
         device="cpu",
     )  # fmt: skip
     trials = run.result.trials

@@ -208,7 +208,23 @@ def test_unknown_name_gives_near_ones(typed: str, near: str) -> None:
     with pytest.raises(BadInputError) as caught:
         resolve(typed)
     assert near in str(caught.value)
+    assert "suanli workloads" in str(caught.value)
+    assert "unet" not in str(caught.value), "only near names are of use"
     assert "\n" not in str(caught.value)
+
+
+def test_a_far_name_is_sent_to_the_list() -> None:
+    with pytest.raises(BadInputError, match="suanli workloads") as caught:
+        resolve("zzz")
+    assert not [name for name in names() if name in str(caught.value)]
+
+
+@pytest.mark.parametrize("ref", ["worked-2-3-1", "worked-2-3-1?weights=none", "hf:bert"])
+def test_shapes_and_types_that_would_be_ignored_are_refused(ref: str) -> None:
+    with pytest.raises(BadInputError, match="--input-dtype would change nothing"):
+        resolve(ref, input_dtype="float16")
+    with pytest.raises(BadInputError, match="--input-shape would change nothing"):
+        resolve(ref, input_shapes=((3,),))
 
 
 def test_pickles_are_refused() -> None:
@@ -385,6 +401,8 @@ def test_shapes_from_the_command_line_travel(write: Write) -> None:
     assert _call(again.make_model(), inputs).shape == (6, 1)
     with pytest.raises(BadInputError, match="element type"):
         resolve(f"{path}:net", input_shapes=((10,),), input_dtype="int65")
+    with pytest.raises(BadInputError, match="--input-dtype alone"):
+        resolve(f"{path}:net", input_dtype="int64")
 
 
 def test_inputs_without_a_common_batch_are_fixed(write: Write) -> None:

@@ -52,7 +52,8 @@ class Compiler:
     kind: str
 
     def __str__(self) -> str:
-        return f"{' '.join(Path(part).name for part in self.command)}: {self.version}"
+        name = " ".join(Path(part).name for part in self.command)
+        return self.version if self.version.split()[0] == name else f"{name}: {self.version}"
 
     def build_shared(
         self, source: Path, flags: Sequence[str] = (), *, timeout_s: float = 120.0

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from suanli.base import leftovers
+
+_OLD = ".old"  # ends the name of the folder that waits beside until the new one is in place
+
 
 def cache_dir() -> Path:
     """Folder for what can be measured again: ceilings, trials (`SUANLI_CACHE` overrides)."""
@@ -55,14 +59,21 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
     An older folder at `target` survives any failure inside the block. The fresh folder is removed
     on failure, so nothing half-written remains. On Linux the two change places in one step, so
-    that even a killed process leaves one of them whole at `target`.
+    that even a killed process leaves one of them whole at `target`. What killed processes left
+    beside it is removed, but for an older folder that never came back: it takes its place again.
 
     Raises:
         OSError: The parent cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    old = fresh.with_name(fresh.name + ".old")
+    prefix = f".{target.name}."
+    for left in leftovers.leftovers(target.parent, prefix):
+        if left.name.endswith(_OLD) and not target.exists():
+            left.replace(target)
+        else:
+            leftovers.remove(left)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix + leftovers.owner()))
+    old = fresh.with_name(fresh.name + _OLD)
     try:
         yield fresh
         fresh.chmod(0o755)

@@ -145,6 +145,73 @@ class WorkloadEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkloadsResult:
+    """What `suanli workloads` lists."""
+
+    schema: SchemaName
+    verb: str
+    workload: str | None
+    device: DeviceInfo
+    environment: Environment
+    workloads: tuple[WorkloadEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What `suanli export` wrote.
+
+    Attributes:
+        device: What the engine was built for.
+        kind: "onnx" or "safetensors".
+        output: The file, or the folder.
+    """
+
+    schema: SchemaName
+    verb: str
+    workload: str
+    device: DeviceInfo
+    environment: Environment
+    engine_dir: str
+    kind: str
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicKey:
+    """A key that may vouch for engines.
+
+    Attributes:
+        fingerprint: Sixteen hexadecimal digits of its SHA-256.
+        public_key: Its 32 bytes as base64, to be given to others.
+    """
+
+    fingerprint: str
+    public_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustResult:
+    """Whose engines open here.
+
+    Attributes:
+        own: The user's own key.
+        trusted: The keys of others.
+        added: Fingerprint of the key that is trusted from now on; "" where none was given.
+        removed: Fingerprint of the key that is trusted no more.
+    """
+
+    schema: SchemaName
+    verb: str
+    workload: str | None
+    device: DeviceInfo
+    environment: Environment
+    own: PublicKey
+    trusted: tuple[PublicKey, ...]
+    added: str = ""
+    removed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ErrorResult:
     """What a verb prints with `--json` when it fails.
 

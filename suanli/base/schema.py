@@ -5,7 +5,16 @@ from pathlib import Path
 
 from suanli.base import codec
 from suanli.base.plan import Plan
-from suanli.base.results import DoctorResult, ErrorResult, OptimizeResult, RunResult, SchemaName
+from suanli.base.results import (
+    DoctorResult,
+    ErrorResult,
+    ExportResult,
+    OptimizeResult,
+    RunResult,
+    SchemaName,
+    TrustResult,
+    WorkloadsResult,
+)
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 
@@ -14,11 +23,14 @@ VERSION = 1
 RECORDS: dict[str, type] = {
     "doctor": DoctorResult,
     "error": ErrorResult,
+    "export": ExportResult,
     "optimize": OptimizeResult,
     "plan": Plan,
     "run": RunResult,
     "train": TrainResult,
     "train-plan": TrainPlan,
+    "trust": TrustResult,
+    "workloads": WorkloadsResult,
 }
 
 

@@ -16,6 +16,9 @@ class Convention:
 
     `flatten_call` and `unflatten_result` of the program say the same, but read the trees' text at
     each call, which costs more than a small model's whole step.
+
+    Attributes:
+        flat_call: Whether a call by position is the flat inputs as they are.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -29,7 +32,7 @@ class Convention:
         self._positional = args.num_children
         self._slot_names = self._names_of_slots(args)
         self._rebuild = _rebuilder(self._out_tree) if not signature.static_outputs else None
-        self._flat_call = (
+        self.flat_call = (
             not self._keywords
             and not signature.static_inputs
             and all(slot.is_leaf() for slot in _children(args))
@@ -49,7 +52,7 @@ class Convention:
             ArtefactError: The call has other arguments than the captured one.
         """
         if (
-            self._flat_call
+            self.flat_call
             and not kwargs
             and len(args) == self._positional
             and all(isinstance(argument, torch.Tensor) for argument in args)

@@ -1,9 +1,11 @@
 """The interface that every backend implements: one file, one row in the table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
 
 from suanli.base.plan import BackendSpec, Plan
 
@@ -45,8 +47,38 @@ class BuildNote:
     details: dict[str, str] = field(default_factory=dict)
 
 
+Batch = list[np.ndarray]
+Run = Callable[[Batch], list[np.ndarray]]
+RESTORE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Says how much harm a quantised graph does.
+
+    Attributes:
+        harm: Gets a function that runs the graph on a flat batch, and gives the harm; such as the
+            share of search samples that were right before and are wrong after.
+        wish: Harm that is low enough for a plan with the usual `max_error`.
+        seconds: Time to spend on finding what to put back.
+        measure: What the harm is, for the build's details: "harm" in answers, or "error" in values.
+        key: Names what it judges by, so that plans can share a graph; "" where none may.
+    """
+
+    harm: Callable[[Run], float]
+    wish: float
+    seconds: float = RESTORE_SECONDS
+    measure: str = "harm"
+    key: str = ""
+
+
 class Runner(Protocol):
-    """A built plan that can be called."""
+    """A built plan that can be called.
+
+    An engine lets one call at a time into a runner, unless the runner has an attribute `concurrent`
+    that is true: then any number of threads call it at once, and it answers for what they share
+    (requests, buffers, thread counts of the whole process).
+    """
 
     def __call__(self, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
         """Compute one batch.
@@ -92,3 +124,22 @@ class Backend(Protocol):
 
     def load(self, program: "Program", plan: Plan, folder: Path) -> Runner:
         """Open what `build` wrote. `program` is the one of the engine that `folder` belongs to."""
+
+
+@runtime_checkable
+class JudgedBackend(Backend, Protocol):
+    """A backend that can put operators back into a higher precision, and takes advice on which."""
+
+    def build_judged(
+        self,
+        program: "Program",
+        plan: Plan,
+        folder: Path,
+        calibration: "Sequence[tuple[torch.Tensor, ...]] | None",
+        judge: Judge,
+    ) -> BuildNote:
+        """`build`, with `judge` to say which operators go back; plans without a choice ignore it.
+
+        Raises:
+            SuanliError: The plan cannot be built; the message says why in one line.
+        """

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suanli.base import codec
+from suanli.base.hardware import Environment
 from suanli.base.plan import Plan
 from suanli.base.results import Confirmation
 from suanli.base.timing import Estimate
 from suanli.base.trial import Trial, ValueCheck
-from suanli.engines.evaluate import Setting, fastest_at, timing_at
+from suanli.engines.evaluate import Setting, build_call, fastest_at, timing_at
 from suanli.measure.isolation import Worker
 from suanli.measure.timing import Contender, race
 
 _ENGINE_HOST = "suanli.engines.host:EngineHost"
 _TRIAL_HOST = "suanli.engines.host:TrialHost"
 _CALL_S = 300.0  # deadline of one turn of a race; a turn is some hundred milliseconds
+_WIDE = 1.25  # upper over lower end of a 95 % interval
 _UNITY = Estimate(p50=1.0, lo95=1.0, hi95=1.0)
 
 
@@ -178,6 +180,37 @@ def losing_batches(confirmations: Sequence[Confirmation]) -> list[int]:
     return [c.batch for c in confirmations if c.speedup_vs_best_baseline.hi95 < 1.0]
 
 
+def rough(confirmations: Sequence[Confirmation], environment: Environment) -> str:
+    """What is said where a race's interval is so wide that something must have run beside it.
+
+    On a machine that does nothing else the races end within a few per cent; load from outside comes
+    and goes and widens the interval.
+
+    Args:
+        confirmations: The races.
+        environment: As it is right after them.
+
+    Returns:
+        One line with the widest interval and the load; "" where all are narrow.
+    """
+    ratios = [
+        (ratio, confirmation.batch)
+        for confirmation in confirmations
+        for ratio in (confirmation.speedup_vs_eager, confirmation.speedup_vs_best_baseline)
+        if ratio is not None
+    ]
+    widest, batch = max(ratios, key=lambda pair: pair[0].hi95 / pair[0].lo95)
+    if widest.hi95 <= _WIDE * widest.lo95:
+        return ""
+    load = ""
+    if environment.load_average is not None:
+        load = f" (load average {environment.load_average:.1f} on {environment.cores} cores)"
+    return (
+        f"the machine was busy{load}: the speed-up at batch {batch}, {widest.lo95:.2f}x to "
+        f"{widest.hi95:.2f}x, is rough; run it again when nothing else runs"
+    )
+
+
 def variants_for(
     winner: Trial, trials: Sequence[Trial], baselines: Sequence[Trial], setting: Setting
 ) -> dict[int, Trial]:
@@ -245,21 +278,12 @@ def _open(trial: Trial, setting: Setting) -> Worker:
     )
     try:
         if not build_folder(trial, setting).exists():
-            worker.call(
-                "build",
-                timeout_s=_CALL_S,
-                calibration=str(setting.calibration) if setting.calibration else None,
-                samples=_calibration_samples(trial.plan),
-            )
+            worker.call("build", timeout_s=_CALL_S, **build_call(trial.plan, setting))
         worker.call("open", timeout_s=_CALL_S)
     except BaseException:
         worker.close()
         raise
     return worker
-
-
-def _calibration_samples(plan: Plan) -> int:
-    return plan.quantization.calibration_samples if plan.quantization else 0
 
 
 def _contender(worker: Worker, batch: int) -> Contender:

@@ -28,6 +28,8 @@ from suanli.engines.program import Program
 
 __all__ = ["BuiltVariant", "Engine", "Numbers", "export", "run_file", "write_engine"]
 
+_Key = tuple[tuple[torch.dtype, torch.Size], ...]
+
 PORTABLE_PLAN = Plan(backend="eager", precision="fp32")
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,10 @@ class Engine:
         self._convention = Convention(manifest.signature)
         self._gate = _Gate(manifest.name)
         self._device = manifest.device.name.partition(":")[0]
+        self._on_cuda = self._device == "cuda"
         self._max_batch = manifest.max_batch
+        # dtypes and shapes that passed the checks; one entry per batch size at most
+        self._checked: dict[_Key, _Served] = {}
         self._temporary = temporary
         self._result: OptimizeResult | None = None
         self._release = weakref.finalize(self, _release, folder if temporary else None, served)
@@ -128,7 +133,12 @@ class Engine:
             ArtefactError: An argument's structure, dtype or shape is not the captured one.
             SuanliError: The engine is closed.
         """
-        return self._convention.unflatten(self.call_flat(self._convention.flatten(args, kwargs)))
+        convention = self._convention
+        if convention.flat_call and not kwargs:
+            served = self._known(args)
+            if served is not None:
+                return convention.unflatten(self._run(served, args))
+        return convention.unflatten(self.call_flat(convention.flatten(args, kwargs)))
 
     def call_flat(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the flat outputs from the flat inputs, both in the signature's order.
@@ -137,13 +147,18 @@ class Engine:
             ArtefactError: A tensor's dtype or shape is not the captured one.
             SuanliError: The engine is closed.
         """
+        known = self._known(inputs)
+        if known is not None:
+            return self._run(known, inputs)
         batch = self._convention.batch_of(inputs)
         if batch == 0:
             return self._convention.empty_result()
         ready = [self._ready(i, tensor) for i, tensor in enumerate(inputs)]
+        if batch <= self.max_batch:
+            served = self._serving(batch)
+            self._checked[_key(inputs)] = served
+            return self._run(served, ready)
         with self._gate, torch.no_grad():
-            if batch <= self.max_batch:
-                return self._serving(batch).run(ready)
             sizes = [self.max_batch] * (batch // self.max_batch)
             if batch % self.max_batch:
                 sizes.append(batch % self.max_batch)
@@ -153,6 +168,33 @@ class Engine:
                 for size, part in zip(sizes, parts, strict=True)
             ]
             return [torch.cat(column) for column in zip(*done, strict=True)]
+
+    def _known(self, inputs: Sequence[Any]) -> "_Served | None":
+        """Who serves a call whose dtypes and shapes were checked before; None for any other.
+
+        None also where a tensor has to be brought into the form that runners take.
+        """
+        try:
+            served = self._checked.get(_key(inputs))
+        except (AttributeError, TypeError):  # no tensors: the checks have the clear words for it
+            return None
+        if served is not None:
+            for tensor in inputs:
+                if not (
+                    (tensor.is_cpu or (self._on_cuda and tensor.is_cuda))
+                    and not tensor.requires_grad
+                    and tensor.layout is torch.strided
+                    and tensor.is_contiguous()
+                ):
+                    return None
+        return served
+
+    def _run(self, served: "_Served", inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with self._gate:
+            if not torch.is_grad_enabled():
+                return served.run(inputs)
+            with torch.no_grad():
+                return served.run(inputs)
 
     def layer_times(self, inputs: Sequence[torch.Tensor]) -> list[LayerTime]:
         """Per-layer times of one call on flat inputs; empty where the backend has no counters.
@@ -276,15 +318,17 @@ class _Served:
     variant: Variant
     plan: Plan
     runner: Runner
-    lock: AbstractContextManager[Any]
+    lock: AbstractContextManager[Any] | None
     portable: bool
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if self.lock is None:
+            return self.runner(inputs)
         with self.lock:
             return self.runner(inputs)
 
     def layer_times(self, inputs: Sequence[torch.Tensor]) -> list[LayerTime]:
-        with self.lock:
+        with self.lock or nullcontext():
             return self.runner.layer_times(inputs)
 
 
@@ -335,7 +379,7 @@ class _Loader:
         if backend is None:
             raise MissingBackendError(f"backend {variant.plan.backend}", "")
         runner = backend.load(self._program, variant.plan, self._folder / variant.folder)
-        lock = nullcontext() if getattr(runner, "concurrent", False) else threading.Lock()
+        lock = None if getattr(runner, "concurrent", False) else threading.Lock()
         return _Served(variant=variant, plan=variant.plan, runner=runner, lock=lock, portable=False)
 
     def _stand_in(self, variant: Variant) -> _Served:
@@ -370,23 +414,29 @@ class _Gate:
         self._name = name
         self._inside = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def __enter__(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise SuanliError(f"the engine {self._name} is closed")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self._inside -= 1
-            self._changed.notify_all()
+            if self._closed:  # only then can anybody wait
+                self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._inside == 0)
+
+
+def _key(inputs: Sequence[Any]) -> _Key:
+    return tuple([(tensor.dtype, tensor.shape) for tensor in inputs])
 
 
 def _release(folder: Path | None, served: Sequence[_Served]) -> None:

@@ -6,16 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from suanli.base import codec
 from suanli.base.errors import MissingBackendError, SuanliError, TrialFailedError
 from suanli.base.plan import Plan
 from suanli.base.timing import Timing
-from suanli.base.trial import Quality, Trial, ValueCheck
-from suanli.engines.verification import read_outputs, read_samples
+from suanli.base.trial import Trial, ValueCheck
+from suanli.engines.labels import Labelled
 from suanli.measure.isolation import Worker
-from suanli.measure.quality import accuracy_ok, paired_quality, ranking_agreement_ok
 from suanli.plans.store import failed_within
 
 _HOST = "suanli.engines.host:TrialHost"
@@ -34,46 +31,6 @@ class TrialLimits:
 
     seconds: float
     memory_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """Labelled samples of one part, with eager fp32's outputs on them.
-
-    Attributes:
-        samples: File of the samples.
-        reference: File of eager fp32's outputs on them.
-        metric: "accuracy" or "ranking_agreement".
-        classes: Names of the classes.
-    """
-
-    samples: Path
-    reference: Path
-    metric: str
-    classes: tuple[str, ...] = ()
-
-    def quality(self, outputs: Path, budget: float) -> Quality:
-        """Judge a plan's outputs beside eager fp32's.
-
-        Args:
-            outputs: File that a host's `predict` wrote.
-            budget: Largest drop, as a fraction.
-        """
-        kept = read_samples(self.samples)
-        before, after = read_outputs(self.reference)[0], read_outputs(outputs)[0]
-        if self.metric == "ranking_agreement":
-            ok = ranking_agreement_ok(after.numpy(), before.numpy())
-            return paired_quality(np.ones_like(ok), ok, budget=budget, metric=self.metric)
-        assert kept.labels is not None
-        labels = kept.labels.numpy()
-        return paired_quality(
-            accuracy_ok(before.numpy(), labels),
-            accuracy_ok(after.numpy(), labels),
-            budget=budget,
-            labels=labels,
-            class_names=self.classes or None,
-            metric=self.metric,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +125,7 @@ class Evaluator:
             _HOST, setup, memory_bytes=limits.memory_bytes, start_timeout_s=left()
         ) as worker:
             self._on_step("building")
-            calibration = self._setting.calibration
-            note = worker.call(
-                "build",
-                timeout_s=left(),
-                calibration=str(calibration) if calibration else None,
-                samples=plan.quantization.calibration_samples if plan.quantization else 0,
-            )
+            note = worker.call("build", timeout_s=left(), **build_call(plan, self._setting))
             worker.call("open", timeout_s=left())
             built = codec.from_json(Plan, note["plan"])
             trial = Trial(
@@ -272,6 +223,16 @@ class Evaluator:
 
     def _batches(self) -> list[int]:
         return [self._setting.batch, *self._setting.other_batches]
+
+
+def build_call(plan: Plan, setting: Setting) -> dict[str, Any]:
+    """Arguments of `TrialHost.build`; the same for a trial and for building it anew."""
+    return {
+        "calibration": str(setting.calibration) if setting.calibration else None,
+        "samples": plan.quantization.calibration_samples if plan.quantization else 0,
+        "labelled": setting.search.as_json() if setting.search and plan.quantized else None,
+        "budget": setting.budget,
+    }
 
 
 def steps_per_check(batches: Sequence[int]) -> float:

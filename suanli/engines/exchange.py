@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from suanli.base import codec
+from suanli.base import codec, leftovers
 from suanli.base.errors import BadInputError
 from suanli.base.files import replaced_folder
 from suanli.base.signature import Signature
@@ -21,6 +21,7 @@ from suanli.engines.program import Program
 if TYPE_CHECKING:
     from suanli.engines.engine import Engine
 
+_NPY, _ZIP = b"\x93NUMPY", b"PK"  # how the files begin
 _WEIGHTS, _PLAN = "weights.safetensors", "plan.json"
 
 
@@ -104,7 +105,9 @@ def _export_onnx(program: Program, out: Path) -> None:
     if out.is_dir():
         raise BadInputError(f"{out} is a folder", next_step="name a file, such as model.onnx")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+    prefix = f".{out.name}."
+    leftovers.sweep(out.parent, prefix)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=prefix + leftovers.owner()) as scratch:
         export_onnx(program, Path(scratch) / out.name)
         made = sorted(Path(scratch).iterdir(), key=lambda path: path.name == out.name)
         for path in made:  # the model last: until then an older one is whole
@@ -168,8 +171,24 @@ def _load(path: Path) -> np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any
     except FileNotFoundError:
         raise BadInputError(f"there is no file {path}") from None
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInputError(
-            f"{path.name} holds no plain arrays: {reason[:200]}",
+            f"{path.name} {_why_unreadable(path, error)}",
             next_step="write it with numpy.save or numpy.savez",
         ) from None
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """In own words: NumPy's advice is to allow pickles, which nobody should follow."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "says that it holds more than fits into memory"
+    with path.open("rb") as file:
+        start = file.read(len(_NPY))
+    if start.startswith(_ZIP):
+        return "is a damaged .npz, or holds Python objects, which are not read"
+    if start != _NPY:
+        return "is no .npy or .npz file"
+    if "allow_pickle" in str(error):
+        return "holds Python objects, which are not read"
+    return "is a damaged .npy file"

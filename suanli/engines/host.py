@@ -14,9 +14,10 @@ from suanli.base import codec
 from suanli.base.plan import Plan
 from suanli.base.trial import ValueCheck
 from suanli.devices import device
-from suanli.engines.backend import Runner
+from suanli.engines.backend import JudgedBackend, Runner
 from suanli.engines.backends import backends
 from suanli.engines.engine import Engine
+from suanli.engines.labels import Labelled, label_judge
 from suanli.engines.program import Program
 from suanli.engines.verification import VerificationSet, predict, read_samples
 from suanli.measure.timing import measure, timed_calls
@@ -188,12 +189,20 @@ class TrialHost(_Host):
         self._backend = backends(tuple(backend_modules))[self._plan.backend]
         self._runner: Runner | None = None
 
-    def build(self, calibration: str | None = None, samples: int = 0) -> dict[str, Any]:
+    def build(
+        self,
+        calibration: str | None = None,
+        samples: int = 0,
+        labelled: dict[str, Any] | None = None,
+        budget: float = 0.0,
+    ) -> dict[str, Any]:
         """Build into the folder; gives the build note.
 
         Args:
             calibration: File of samples for plans with calibrated activations.
             samples: How many of them to use.
+            labelled: Labelled samples of the search part, as JSON.
+            budget: Largest drop of quality on them, as a fraction.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         batches = None
@@ -201,7 +210,13 @@ class TrialHost(_Host):
             kept = read_samples(Path(calibration))
             count = min(samples or len(kept), len(kept))
             batches = [tuple(t[i : i + 1] for t in kept.inputs) for i in range(count)]
-        note = self._backend.build(self._program, self._plan, self._folder, batches)
+        place = (self._program, self._plan, self._folder, batches)
+        if labelled is not None and isinstance(self._backend, JudgedBackend):
+            part = Labelled.from_json(labelled)
+            judge = label_judge(part, self._program.signature, budget)
+            note = self._backend.build_judged(*place, judge)
+        else:
+            note = self._backend.build(*place)
         self._plan = note.plan
         result: dict[str, Any] = codec.to_json(note)
         return result

@@ -1,47 +1,40 @@
 """From a workload to a verified engine: search, confirm, save."""
 
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from suanli.base import schema
-from suanli.base.errors import BadInputError, CaptureError, SuanliError
+from suanli.base.errors import CaptureError, SuanliError
 from suanli.base.events import Event, Listener
-from suanli.base.files import cache_dir
 from suanli.base.hardware import Ceilings
 from suanli.base.plan import Plan
-from suanli.base.results import Confirmation, OptimizeResult, TimedPlan
+from suanli.base.results import OptimizeResult, TimedPlan
 from suanli.base.trial import Quality, Trial
 from suanli.base.work import SpeedOfLight, Work
 from suanli.cost import speed_of_light
-from suanli.devices import cpu_info, gpu_infos
+from suanli.devices import cpu_info
 from suanli.engines import confirm as confirming
-from suanli.engines.assembly import BuiltVariant, write_engine
-from suanli.engines.backends import backends, status
 from suanli.engines.engine import Engine
 from suanli.engines.evaluate import Evaluator, TrialLimits, steps_per_check
-from suanli.engines.finalists import batch_ranges, distinct_variants, finalists, refusal
+from suanli.engines.finalists import distinct_variants, finalists, refusal
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
+from suanli.engines.prospects import situation, usable
 from suanli.engines.request import Request
 from suanli.engines.session import Session, Wish, scratch_folder
-from suanli.measure.capture import capture as capture_work
+from suanli.engines.spending import Spending
+from suanli.engines.staging import Confirmed, numbers_of, temporary_engine, why_not, write_variants
 from suanli.measure.ceilings import ceilings
 from suanli.measure.environment import environment
 from suanli.plans.search import SearchResult, search
-from suanli.plans.situation import Situation
 from suanli.plans.space import candidates
 from suanli.plans.store import TrialStore, store_key
 from suanli.workloads.record import Workload
 
-# Of the budget, what is kept back for the race, the fresh process and the acceptance.
-_RESERVE = 0.3
-_MOST_RESERVE_S = 75.0
-_RACE_SHARE = 0.6  # of the reserve
 _MEMORY_SHARE = 0.8  # of what is available when the search begins
 
 
@@ -53,7 +46,8 @@ class Optimizer:
     ) -> None:
         self._workload, self._model, self._request = workload, model.eval(), request
         self._listener = listener
-        self._started = time.monotonic()
+        self._backends = usable(request)
+        self._spending = Spending(request.budget_s)
         self._notes: list[str] = []
         self._work: Work
         self._ceilings: Ceilings
@@ -79,27 +73,28 @@ class Optimizer:
         )
         with scratch_folder() as scratch:
             self._say(f"looking up the ceilings of {request.device}")
-            self._ceilings = ceilings(request.device)
-            session = Session(self._workload, self._model, wish, scratch, self._listener)
+            with self._spending.part("ceilings"):
+                self._ceilings = ceilings(request.device)
+            with self._spending.part("capture"):
+                session = Session(self._workload, self._model, wish, scratch, self._listener)
             try:
                 return self._run(session)
             finally:
                 session.close()
 
     def _run(self, session: Session) -> Engine:
-        self._say("counting the work")
-        example = self._workload.make_inputs(session.batches[0])
         exported = session.program.meta.exported
-        if exported:
-            self._work = capture_work(
-                self._model, example.args, example.kwargs, batch=session.batches[0]
-            )
+        if session.work is not None:
+            self._work = session.work
         elif not self._workload.ref:
             raise self._not_captured(session, self._in_process(session))
-        note = session.reference()
+        with self._spending.part("reference"):
+            note = session.reference()
+        self._spending.process_s = session.process_s
         if note:
             self._notes.append(note)
-        found = self._search(session)
+        with self._spending.part("search"):
+            found = self._search(session)
         trials = list(found.trials)
         baselines = [trial for trial in trials if trial.baseline]
         if found.winner is None:
@@ -132,36 +127,11 @@ class Optimizer:
     # -- search ---------------------------------------------------------------------------------
 
     def _search(self, session: Session) -> SearchResult:
-        request = self._request
-        table = backends(request.backend_modules)
-        unknown = [name for name in request.backends if name not in table]
-        if unknown:
-            raise BadInputError(
-                f"unknown backend {unknown[0]!r}", next_step=f"there are {', '.join(table)}"
-            )
-        usable = {
-            name: backend.spec
-            for name, backend in table.items()
-            if not request.backends or name in (*request.backends, "eager")
-        }
-        found = [status(backend) for backend in table.values()]
-        situation = Situation(
-            device=request.device,
-            cores=cpu_info().usable_cores,
-            features=cpu_info().features,
-            capability=_capability(request.device),
-            objective=request.objective,
-            batch=session.batches[0],
-            max_batch=session.program.signature.max_batch,
-            dynamic=session.program.signature.dynamic,
-            exported=session.program.meta.exported,
-            images=any(len(spec.shape) == 4 for spec in session.program.signature.inputs),
-            accepts_quantised=session.setting.search is not None or request.tolerance is not None,
-            calibration_samples=session.calibration_samples,
-            present=frozenset(row.name for row in found if row.present),
-            why_absent={row.name: row.reason for row in found if row.reason},
+        plans = candidates(
+            self._backends,
+            situation(session, self._request),
+            eager_ms=self._eager_ms(session),
         )
-        plans = candidates(tuple(usable.values()), situation, eager_ms=self._eager_ms(session))
         evaluate = Evaluator(
             session.setting,
             allowance=session.allowance,
@@ -171,12 +141,12 @@ class Optimizer:
         return search(
             plans,
             lambda plan, seconds: evaluate(plan, TrialLimits(seconds=seconds, memory_bytes=memory)),
-            budget_s=max(1.0, request.budget_s - self._spent() - self._reserve()),
+            budget_s=self._spending.search_s(),
             steps_per_trial=steps_per_check(session.batches),
             lower_bound_ms=(lambda plan: self._sol(plan).ms)
             if session.program.meta.exported
             else None,
-            store=TrialStore(self._store_key(session), fresh=request.fresh),
+            store=TrialStore(self._store_key(session), fresh=self._request.fresh),
             on_event=self._search_event,
         )
 
@@ -243,7 +213,7 @@ class Optimizer:
         winner: Trial,
         trials: Sequence[Trial],
         baselines: Sequence[Trial],
-    ) -> "_Confirmed | Trial":
+    ) -> Confirmed | Trial:
         """Stage an engine around `winner`, reopen it in a fresh process, judge and race it.
 
         Returns:
@@ -257,28 +227,25 @@ class Optimizer:
             for plan in plans:
                 if not plan.quantized:  # a trial of an earlier search has not asked for it
                     session.allowance(plan.precision)
-            process = confirming.EngineProcess(staged, session.setting)
-            try:
+            with self._spending.part("fresh process"):
                 self._say("checking the engine in a fresh process")
-                reopened = process.verify(plans, timeout_s=600.0)
-                reason = _why_not(reopened, self._request.tolerance, session)
-                if reason:
-                    return replace(winner, status="rejected", reason=reason)
-                quality = self._acceptance(session, process)
-                if winner.plan.quantized and quality is not None and not quality.accepted:
-                    reason = refusal(quality)
-                    return replace(winner, status="rejected", reason=reason, quality=quality)
-                self._say("racing the engine against the baselines")
-                confirmations = confirming.confirm(
-                    process,
-                    baselines,
-                    session.setting,
-                    seconds=self._reserve() * _RACE_SHARE,
-                    variant_of=variant_of,
-                    chosen=winner.plan,
-                )
-            finally:
-                process.close()
+                process = confirming.EngineProcess(staged, session.setting)
+            with closing(process):
+                with self._spending.part("fresh process"):
+                    held = self._held(session, process, winner, plans)
+                if isinstance(held, Trial):
+                    return held
+                reopened, quality = held
+                with self._spending.part("race"):
+                    self._say("racing the engine against the baselines")
+                    confirmations = confirming.confirm(
+                        process,
+                        baselines,
+                        session.setting,
+                        seconds=self._spending.race_s(),
+                        variant_of=variant_of,
+                        chosen=winner.plan,
+                    )
             losing = confirming.losing_batches(confirmations)
             replaced = {
                 batch: trial
@@ -289,7 +256,7 @@ class Optimizer:
             if not replaced or attempt:
                 break
             serving |= replaced
-        return _Confirmed(
+        return Confirmed(
             winner=serving[session.batches[0]],
             variants=tuple(variants),
             variant_of=variant_of,
@@ -297,6 +264,24 @@ class Optimizer:
             quality=quality,
             reopened=reopened,
         )
+
+    def _held(
+        self,
+        session: Session,
+        process: confirming.EngineProcess,
+        winner: Trial,
+        plans: Sequence[Plan],
+    ) -> tuple[confirming.Reopened, Quality | None] | Trial:
+        """What the fresh process found, or the winner with the reason why it is rejected."""
+        reopened = process.verify(plans, timeout_s=600.0)
+        reason = why_not(reopened, session)
+        if reason:
+            return replace(winner, status="rejected", reason=reason)
+        quality = self._acceptance(session, process)
+        if winner.plan.quantized and quality is not None and not quality.accepted:
+            reason = refusal(quality)
+            return replace(winner, status="rejected", reason=reason, quality=quality)
+        return reopened, quality
 
     def _acceptance(self, session: Session, process: confirming.EngineProcess) -> Quality | None:
         """Judge the engine on labelled samples that no trial has seen."""
@@ -321,9 +306,10 @@ class Optimizer:
         """Write an engine into the scratch folder, so that a fresh process can open it."""
         self._say("writing the engine")
         folder = session.scratch / name
-        for trial in variants:
-            confirming.ensure_built(trial, session.setting)
-        self._write_folder(session, folder, variants, variant_of, Numbers())
+        with self._spending.part("writing"):
+            for trial in variants:
+                confirming.ensure_built(trial, session.setting)
+            self._write_folder(session, folder, variants, variant_of, Numbers())
         return folder
 
     def _write_folder(
@@ -334,20 +320,11 @@ class Optimizer:
         variant_of: dict[int, int],
         numbers: Numbers,
     ) -> None:
-        ranges = batch_ranges(variant_of, session.program.signature.max_batch)
-        write_engine(
+        write_variants(
+            session,
             folder,
-            program=session.program,
-            variants=[
-                BuiltVariant(
-                    plan=variants[index].plan,
-                    folder=confirming.build_folder(variants[index], session.setting),
-                    min_batch=first,
-                    max_batch=last,
-                )
-                for first, last, index in ranges
-            ],
-            device=self._request.device,
+            variants,
+            variant_of,
             numbers=numbers,
             notes=self._notes,
             temporary=self._request.out is None,
@@ -356,30 +333,36 @@ class Optimizer:
     def _write(
         self,
         session: Session,
-        confirmed: "_Confirmed",
+        confirmed: Confirmed,
         trials: Sequence[Trial],
         found: SearchResult,
     ) -> Engine:
         """Write the engine with its numbers where it was asked for, open it, attach the result."""
         result = self._result(session, confirmed, trials, found)
-        target = self._request.out or _temporary_folder()
+        target = self._request.out or temporary_engine()
         self._say(f"writing {target}")
-        self._write_folder(
-            session, target, confirmed.variants, confirmed.variant_of, _numbers(result)
+        with self._spending.part("writing"):
+            self._write_folder(
+                session, target, confirmed.variants, confirmed.variant_of, numbers_of(result)
+            )
+            engine = Engine.load(
+                target,
+                backends_extra=self._request.backend_modules,
+                temporary=self._request.out is None,
+            )
+        overrun = self._spending.overrun()
+        engine.result = replace(
+            result,
+            engine_dir=str(target) if self._request.out else None,
+            seconds_spent=self._spending.spent_s,
+            notes=(*result.notes, *([overrun] if overrun else [])),
         )
-        engine = Engine.load(
-            target,
-            backends_extra=self._request.backend_modules,
-            temporary=self._request.out is None,
-        )
-        where = str(target) if self._request.out else None
-        engine.result = replace(result, engine_dir=where, seconds_spent=self._spent())
         return engine
 
     def _result(
         self,
         session: Session,
-        confirmed: "_Confirmed",
+        confirmed: Confirmed,
         trials: Sequence[Trial],
         found: SearchResult,
     ) -> OptimizeResult:
@@ -391,12 +374,14 @@ class Optimizer:
         assert first.speedup_vs_eager is not None
         baseline_step = rival.step_ms.scaled(rival_ms / rival.step_ms.p50)
         notes = [*self._notes, *(c.note for c in confirmed.confirmations if c.note)]
+        here = environment()
+        rough = confirming.rough(confirmed.confirmations, here)
         return OptimizeResult(
             schema=schema.name("optimize"),
             verb="optimize",
             workload=self._workload.name,
             device=self._ceilings.device,
-            environment=environment(),
+            environment=here,
             objective=self._request.objective,
             batch=batch,
             max_batch=session.program.signature.max_batch,
@@ -416,91 +401,30 @@ class Optimizer:
             ceilings=self._ceilings.items,
             flops=self._work.flops,
             parameters=self._work.parameters,
-            seconds_spent=self._spent(),
+            seconds_spent=self._spending.spent_s,
             interrupted=found.interrupted,
-            notes=tuple(notes),
+            notes=(*notes, *([rough] if rough else [])),
         )
 
     # -- small things ---------------------------------------------------------------------------
 
-    def _spent(self) -> float:
-        return time.monotonic() - self._started
-
-    def _reserve(self) -> float:
-        return min(_RESERVE * self._request.budget_s, _MOST_RESERVE_S)
-
     def _search_event(self, event: Event) -> None:
         """Pass an event of the search on with the time of the whole."""
-        self._listener(replace(event, spent_s=self._spent(), budget_s=self._request.budget_s))
+        self._listener(
+            replace(event, spent_s=self._spending.spent_s, budget_s=self._request.budget_s)
+        )
 
     def _say(self, text: str) -> None:
         self._listener(
-            Event(kind="step", text=text, spent_s=self._spent(), budget_s=self._request.budget_s)
+            Event(
+                kind="step",
+                text=text,
+                spent_s=self._spending.spent_s,
+                budget_s=self._request.budget_s,
+            )
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Confirmed:
-    """An engine that held: its plans, which serves which batch size, and what was measured."""
-
-    winner: Trial
-    variants: tuple[Trial, ...]
-    variant_of: dict[int, int]
-    confirmations: tuple[Confirmation, ...]
-    quality: Quality | None
-    reopened: confirming.Reopened
-
-
-def _capability(device_name: str) -> str | None:
-    """Compute capability of a GPU, where it is known."""
-    kind, _, index = device_name.partition(":")
-    if kind != "cuda":
-        return None
-    return next((g.compute_capability for g in gpu_infos() if g.index == int(index or 0)), None)
 
 
 def memory_limit() -> int:
     """Resident bytes that one trial may use: a share of what is available now."""
     return int(cpu_info().memory_available_bytes * _MEMORY_SHARE)
-
-
-def _temporary_folder() -> Path:
-    """Where an engine lives that nobody asked to keep."""
-    parent = cache_dir() / "engines"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=parent, prefix="engine-"))
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="suanli-engine-"))
-
-
-def _why_not(reopened: confirming.Reopened, tolerance: float | None, session: Session) -> str:
-    """Why the reopened engine is not what was measured; "" if it is."""
-    if reopened.portable:
-        return f"does not open again as built: {'; '.join(reopened.differences)}"
-    if reopened.values is not None and not reopened.values.ok:
-        return f"wrong after reopening: {reopened.values.reason}"
-    error = reopened.relative_error
-    labelled = session.setting.search is not None
-    judged = not labelled and tolerance is not None and reopened.values is None
-    if judged and tolerance is not None and (error is None or error > tolerance):
-        return f"relative error {error} after reopening, {tolerance:.3g} is allowed"
-    return ""
-
-
-def _numbers(result: OptimizeResult) -> Numbers:
-    return Numbers(
-        objective=result.objective,
-        batch=result.batch,
-        untrained=result.untrained,
-        flops=result.flops,
-        parameters=result.parameters,
-        baseline=result.baseline,
-        chosen=result.chosen,
-        speedup_vs_eager=result.speedup_vs_eager,
-        speedup_vs_best_baseline=result.speedup_vs_best_baseline,
-        confirmations=result.confirmations,
-        quality=result.quality,
-        values=result.values,
-        sol=result.sol,
-    )

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from suanli.base.lazy import need, version
 from suanli.base.plan import Plan, Quantization
 from suanli.engines._quiet import quiet
 from suanli.engines._unquantise import quantised_operators, revert
-from suanli.engines.backend import BuildNote
+from suanli.engines.backend import Batch, BuildNote, Judge, Run
 from suanli.engines.onnx_export import publish
 from suanli.engines.openvino_graph import (
     GRAPH,
@@ -39,32 +39,12 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "openvino>=2026.1" "nncf>=3"'
 MAX_ERROR = 0.1  # see `relative_error`
 
-Batch = list[np.ndarray]
-Run = Callable[[Batch], list[np.ndarray]]
-
 _NOTE = "note.json"
-_RESTORE_SECONDS = 20.0
 _JUDGED_BATCHES = 16
 # activations with values below zero: zero points other than zero lose less of them
 _SIGNED_ACTIVATIONS = frozenset(
     ("Gelu", "Swish", "HSwish", "HardSwish", "Elu", "PRelu", "Selu", "Mish", "SoftPlus", "Tanh")
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Says how much harm a quantised graph does.
-
-    Attributes:
-        harm: Gets a function that runs the graph on a flat batch, and gives the harm; such as the
-            share of search samples that were right before and are wrong after.
-        wish: Harm that is low enough.
-        seconds: Time to spend on finding what to put back.
-    """
-
-    harm: Callable[[Run], float]
-    wish: float
-    seconds: float = _RESTORE_SECONDS
 
 
 def build_int8(
@@ -79,7 +59,8 @@ def build_int8(
     With `plan.quantization.keep` those operators stay in floating point and nothing is searched.
     Without, the quantised graph is held against fp32 on calibration samples: where its error is
     above the option `max_error` the operators that cause it are put back, and the note's plan
-    names them.
+    names them. Where a judge decides, it is held to as much more or less than its wish as
+    `max_error` is above or below `MAX_ERROR`.
 
     Args:
         program: The captured model.
@@ -97,9 +78,11 @@ def build_int8(
     batches = _batches(program, calibration)
     wish = float(plan.options.get("max_error") or MAX_ERROR)
     if judge is not None:
+        judge = replace(judge, wish=judge.wish * wish / MAX_ERROR)
+    if judge is not None and not judge.key:
         made = _make(program, quantization.keep, batches, judge, folder)
     else:
-        cached = _cached(program, quantization.keep, batches, wish)
+        cached = _cached(program, quantization.keep, batches, wish, judge)
         made = codec.read(_Made, cached / _NOTE)
         for file in (GRAPH, WEIGHTS):
             shutil.copyfile(cached / file, folder / file)
@@ -115,10 +98,17 @@ class _Made:
     details: dict[str, str]
 
 
-def _cached(program: "Program", keep: Sequence[str], batches: Sequence[Batch], wish: float) -> Path:
+def _cached(
+    program: "Program",
+    keep: Sequence[str],
+    batches: Sequence[Batch],
+    wish: float,
+    judge: Judge | None,
+) -> Path:
     """Folder of the quantised graph: plans that differ in streams or threads share it."""
     versions = [str(version(name)) for name in ("openvino", "nncf")]
-    digest = hashlib.sha256(json.dumps([*versions, list(keep), wish]).encode())
+    by = judge.key if judge is not None else "error"
+    digest = hashlib.sha256(json.dumps([*versions, list(keep), wish, by]).encode())
     for batch in batches:
         for array in batch:
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -127,7 +117,8 @@ def _cached(program: "Program", keep: Sequence[str], batches: Sequence[Batch], w
         fresh = Path(tempfile.mkdtemp(dir=program.folder, prefix=".int8."))
         try:
             original = openvino().Core().read_model(program_graph(program))
-            made = _make(program, keep, batches, _by_error(original, batches, wish), fresh)
+            chosen = judge or _by_error(original, batches, wish)
+            made = _make(program, keep, batches, chosen, fresh)
             (fresh / _NOTE).write_text(codec.dumps(made), encoding="utf-8")
             publish(fresh, target)
         finally:
@@ -149,7 +140,7 @@ def _make(
     details = {
         "graph": source_of(original),
         "calibration_batches": str(len(batches)),
-        "int8_error": f"{made.harm:.3g}",
+        f"int8_{judge.measure}": f"{made.harm:.3g}",
     }
     if not keep and made.harm > judge.wish:
         found = _put_back(original, made.graph, judge)
@@ -157,7 +148,7 @@ def _make(
         if found.keep:
             keep = list(found.keep)
             made = _quantise(original, batches, keep, judge)
-            details |= {"int8_error_kept": f"{made.harm:.3g}", "kept": ", ".join(keep)}
+            details |= {f"int8_{judge.measure}_kept": f"{made.harm:.3g}", "kept": ", ".join(keep)}
     names = quantised_operators(made.graph)
     if not names:
         raise SuanliError(f"nothing in {program.meta.name} can be quantised")
@@ -294,7 +285,7 @@ def _by_error(original: Any, batches: Sequence[Batch], wish: float) -> Judge:
     def harm(candidate: Run) -> float:
         return relative_error(_joined([candidate(batch) for batch in judged]), reference)
 
-    return Judge(harm=harm, wish=wish)
+    return Judge(harm=harm, wish=wish, measure="error")
 
 
 def _joined(results: Sequence[list[np.ndarray]]) -> list[np.ndarray]:

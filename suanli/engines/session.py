@@ -1,16 +1,13 @@
 """What one search works on: the captured program, the verification set and eager's answers."""
 
 import hashlib
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 
@@ -18,7 +15,10 @@ from suanli.base import units
 from suanli.base.errors import BadInputError, CaptureError
 from suanli.base.events import Event, Listener
 from suanli.base.files import cache_dir
-from suanli.engines.evaluate import Labelled, Setting, reference_setup
+from suanli.base.leftovers import temporary_folder
+from suanli.base.work import Work
+from suanli.engines.evaluate import Setting, reference_setup
+from suanli.engines.labels import Labelled
 from suanli.engines.program import Program, capture, flatten_call
 from suanli.engines.verification import (
     distinct_samples,
@@ -27,6 +27,7 @@ from suanli.engines.verification import (
     write_inputs,
     write_samples,
 )
+from suanli.measure.capture import capture as capture_work
 from suanli.measure.isolation import Worker
 from suanli.workloads.record import Data, Inputs, Workload
 
@@ -78,11 +79,13 @@ class Session:
         self._listener = listener
         self._reference_worker: Worker | None = None
         self._allowances: set[str] = set()
+        self.process_s = 0.0  # from the start of a worker to its first answer
         _check_room(model, scratch)
         self._say("capturing the model")
         self.program = self._capture(model)
         self.batches = self._batch_sizes()
         self.eager_ms = _quick_ms(model, self._example(model))
+        self.work = self._count(model)
         self.data = self._load_data()
         self._write_verification()
         self.setting = self._setting()
@@ -98,7 +101,9 @@ class Session:
             TrialFailedError: The process crashed, hung or outgrew the memory.
         """
         self._say("computing the float64 reference")
+        started = time.monotonic()
         worker = self._references()
+        self.process_s = time.monotonic() - started
         info = worker.call("reference", timeout_s=timeout_s)
         if self.data is not None:
             self._predict_eager("search", timeout_s)
@@ -163,6 +168,15 @@ class Session:
             return (signature.max_batch,)
         return tuple(dict.fromkeys((self.wish.batch, 1, self.wish.max_batch)))
 
+    def _count(self, model: nn.Module) -> Work | None:
+        """The work of one step; None where the model cannot be exported."""
+        if not self.program.meta.exported:
+            return None
+        self._say("counting the work")
+        batch = self.batches[0]
+        example = self.workload.make_inputs(batch)
+        return capture_work(model, example.args, example.kwargs, batch=batch)
+
     def _example(self, model: nn.Module) -> Inputs:
         return self.workload.make_inputs(2 if self.program.signature.dynamic else self.wish.batch)
 
@@ -173,7 +187,8 @@ class Session:
         return self.workload.data()
 
     def _write_verification(self) -> None:
-        samples = how_many(self.program, self.eager_ms)
+        flops = self.work.flops / self.batches[0] if self.work is not None else None
+        samples = how_many(self.program, flops)
         signature = self.program.signature
         if not signature.dynamic:
             samples = signature.max_batch
@@ -276,21 +291,13 @@ def scratch_folder() -> Iterator[Path]:
     parent = cache_dir() / "scratch"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
+        folder = temporary_folder(parent, "")
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="suanli-"))
+        folder = temporary_folder(None, "suanli-")
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(parent: Path) -> None:
-    for folder in parent.iterdir():
-        owner = folder.name.partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_room(model: nn.Module, scratch: Path) -> None:

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 from suanli.base import codec
 from suanli.base.errors import ArtefactError, BadInputError, SuanliError
 from suanli.base.files import config_dir, write_atomic
+from suanli.base.results import PublicKey
 
 _KEY_BYTES = 32
 _KEY_FILE_LIMIT = 4096
@@ -153,12 +155,17 @@ def trusted(public_key: bytes) -> bool:
 
 def trusted_keys() -> set[bytes]:
     """The public keys of others that the user trusts. Files that hold no key count for nothing."""
-    keys = set()
+    return {public_key for _, public_key in _trusted_files()}
+
+
+def _trusted_files() -> list[tuple[Path, bytes]]:
+    """The files in `trusted_keys` that hold a key, with it."""
+    found = []
     with contextlib.suppress(OSError):
         for path in sorted(_trusted_folder().glob("*.pub")):
             with contextlib.suppress(OSError, ValueError, BadInputError):
-                keys.add(parse_public_key(_read_limited(path).decode("ascii")))
-    return keys
+                found.append((path, parse_public_key(_read_limited(path).decode("ascii"))))
+    return found
 
 
 def trust(public_key: bytes) -> Path:
@@ -182,6 +189,94 @@ def trust(public_key: bytes) -> Path:
             next_step="set SUANLI_CONFIG to a folder that can be written",
         ) from None
     return path
+
+
+def trust_text(given: str) -> str:
+    """Trust the public key in a file, or written out as base64.
+
+    Returns:
+        Its fingerprint.
+
+    Raises:
+        BadInputError: It is no public key, or the user's own.
+        SuanliError: It cannot be stored.
+    """
+    public_key = _public_key_from(given)
+    if public_key in _own_public_keys():
+        raise BadInputError(
+            f"{fingerprint(public_key)} is your own key, which is trusted anyway",
+            next_step="give the key of whoever made the engine",
+        )
+    trust(public_key)
+    return fingerprint(public_key)
+
+
+def distrust(given: str) -> str:
+    """Withdraw the trust in a key of another.
+
+    Args:
+        given: Its fingerprint, or what `trust_text` takes.
+
+    Returns:
+        Its fingerprint.
+
+    Raises:
+        BadInputError: No such key is trusted.
+        SuanliError: Its file cannot be removed.
+    """
+    kept = {fingerprint(key): key for key in trusted_keys()}
+    name = given.strip().lower()
+    if name not in kept:
+        name = "" if re.fullmatch("[0-9a-f]{16}", name) else fingerprint(_public_key_from(given))
+    if name not in kept:
+        raise BadInputError(
+            f"{given} is not among the trusted keys", next_step="`suanli trust` lists them"
+        )
+    for path, public_key in _trusted_files():
+        if public_key == kept[name]:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise SuanliError(f"cannot remove {path}: {error.strerror or error}") from None
+    return name
+
+
+def named(public_key: bytes) -> PublicKey:
+    """A public key as people exchange it."""
+    return PublicKey(
+        fingerprint=fingerprint(public_key), public_key=base64.b64encode(public_key).decode()
+    )
+
+
+def _public_key_from(given: str) -> bytes:
+    """The public key in a file, or the one that is written out.
+
+    Raises:
+        BadInputError: It is none, or the file cannot be read.
+    """
+    path = Path(given)
+    try:
+        written_out = not path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with characters that none has
+        written_out = True
+    if written_out:
+        try:
+            return parse_public_key(given)
+        except BadInputError:
+            raise BadInputError(
+                f"{given[:120]!r} is neither a file nor a public key",
+                next_step="`suanli trust` of its owner shows the public key",
+            ) from None
+    try:
+        content = _read_limited(path)
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror or error}") from None
+    if len(content) == _KEY_BYTES:
+        raise BadInputError(
+            f"{path} may be a private key, which nobody should give away",
+            next_step="`suanli trust` of its owner shows the public key",
+        )
+    return parse_public_key(content.decode("ascii", errors="replace"))
 
 
 def parse_public_key(text: str) -> bytes:

@@ -25,6 +25,9 @@ _MOST_ELEMENTS = 24_000_000  # of one output over all samples: 200 MB in float64
 _MOST_SAMPLES = 128
 _LEAST_SAMPLES = 32  # fewer say little of a channel's mean error
 _FEWEST_SAMPLES = 2  # where one output is so large that no more fit the memory
+# of the reference over all samples: some 8 s in float64 on two cores, where ResNet-50 reached
+# 60 GFLOP/s
+_MOST_FLOPS = 480e9
 _CHUNK = 16
 _DTYPES = {
     "fp32": torch.float32,
@@ -49,18 +52,20 @@ class ReferenceInfo:
     note: str = ""
 
 
-def how_many(program: Program, eager_ms: float, seconds: float = 8.0) -> int:
+def how_many(program: Program, flops: float | None) -> int:
     """Verification samples that a float64 reference can afford.
+
+    The number follows from the work alone: what is verified must not depend on how fast or how busy
+    the machine is.
 
     Args:
         program: The model.
-        eager_ms: Eager fp32's milliseconds per sample.
-        seconds: What the reference may cost; float64 takes about 2.5 times fp32.
+        flops: Operations per sample; None where they could not be counted.
     """
     largest = max((_elements(spec.shape) for spec in program.signature.outputs), default=1)
     by_memory = _MOST_ELEMENTS // max(largest, 1)
-    by_time = int(seconds * 1e3 / max(2.5 * eager_ms, 1e-6))
-    affordable = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, by_time))
+    by_work = int(_MOST_FLOPS / max(flops, 1.0)) if flops is not None else 0
+    affordable = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, by_work))
     return max(_FEWEST_SAMPLES, min(affordable, by_memory))
 
 

@@ -15,12 +15,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
-from suanli.base import errors, units
+from suanli.base import errors, leftovers, units
 from suanli.base.errors import SuanliError, TrialFailedError
 from suanli.measure._pipes import DeadlineError, EndedError, Pipes, ProtocolError
 
@@ -30,6 +31,7 @@ _END_S = 10.0  # for the guardian to kill and reap what is left
 _STOP_S = 1.0  # for all threads to take in a stop
 _TAIL_BYTES = 8192
 _REASON_LENGTH = 300
+_LOG = "suanli-worker-"
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -396,9 +398,16 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _new_log() -> Path:
-    handle, name = tempfile.mkstemp(prefix="suanli-worker-", suffix=".log")
+    _sweep_logs()
+    handle, name = tempfile.mkstemp(prefix=_LOG + leftovers.owner(), suffix=".log")
     os.close(handle)
     return Path(name)
+
+
+@cache
+def _sweep_logs() -> None:
+    """Remove the logs of killed processes, once: a search starts hundreds of workers."""
+    leftovers.sweep(Path(tempfile.gettempdir()), _LOG)
 
 
 def _kill_group(group: int, number: int) -> None:

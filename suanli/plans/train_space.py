@@ -5,9 +5,11 @@ a coarse plan stands for each family (backend and precision), and variations dif
 decision.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan, TrainPrecision
 from suanli.plans.situation import Situation, why_not_precision
 from suanli.plans.space import Candidate
@@ -16,10 +18,13 @@ from suanli.plans.space import Candidate
 # bf16 on matrix units and the kept memory were 0.23 and 0.75 for a convolutional net on two cores.
 _PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4}
 _TUNED, _COMPILED, _NATIVE = 0.75, 0.85, 0.5
-_COMPILED_SMALL = 0.4  # where the calls of operators take most of the step
-_SMALL_MS = 2.0
+# Under so many milliseconds the calls of operators take most of a step on a CPU: autocast and a
+# change of layout are more calls (LeNet at batch 4: 1.48 ms plain, 1.75 ms with autocast).
+_SMALL_MS = 5.0
+_COMPILED_SMALL, _LOW_SMALL = 0.5, 1.15
 _COMPILE_S, _EAGER_S = 40.0, 3.0
 _VARIATION = 0.98
+_SPLIT_FROM = 64  # samples of a batch that may be worth splitting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +87,9 @@ def _baselines(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate
 def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
     if situation.own is not None:
         yield _candidate(situation.own, situation, eager_ms, coarse=True)
+    small = _small(situation, eager_ms)
     for precision in _precisions(situation):
-        tuned = _tuned(situation).with_(precision=precision)
+        tuned = _tuned(situation, small=small).with_(precision=precision)
         yield _candidate(tuned, situation, eager_ms, coarse=True)
         yield _candidate(tuned.with_(compile="default"), situation, eager_ms, coarse=True)
         for row in situation.kernels:
@@ -97,11 +103,15 @@ def _precisions(situation: TrainSituation) -> list[TrainPrecision]:
     return known
 
 
-def _tuned(situation: TrainSituation) -> TrainPlan:
+def _small(situation: TrainSituation, eager_ms: float) -> bool:
+    return situation.machine.kind == "cpu" and eager_ms < _SMALL_MS
+
+
+def _tuned(situation: TrainSituation, *, small: bool) -> TrainPlan:
     """What is the better choice nearly everywhere."""
     return TrainPlan(
         device=situation.machine.device,
-        memory_layout="channels_last" if situation.images else "contiguous",
+        memory_layout="channels_last" if situation.images and not small else "contiguous",
         optimizer_kernel="fused",
         data="resident" if situation.fits else "streamed",
         prefetch=0 if situation.fits else 2,
@@ -111,38 +121,58 @@ def _tuned(situation: TrainSituation) -> TrainPlan:
 
 
 def _variations(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
+    """All combinations of the lesser decisions, family by family.
+
+    The search walks from a family's best to those that differ from it in one decision, so that each
+    of them must be there in company with the others.
+    """
     for candidate in list(_coarse(situation, eager_ms)):
         if candidate.why_not:
             continue
         plan = TrainPlan.from_plan(candidate.plan)
-        for changed in _changed(plan, situation):
-            yield _candidate(changed, situation, eager_ms * _VARIATION)
+        for changes in itertools.product(*_choices(plan, situation)):
+            found: dict[str, object] = {}
+            for change in changes:
+                found.update(change)
+            if not found:
+                continue
+            changed = plan.with_(**found)
+            try:
+                changed.checked()
+            except BadInputError:
+                continue
+            count = sum(bool(change) for change in changes)
+            yield _candidate(changed, situation, eager_ms * _VARIATION**count)
 
 
-def _changed(plan: TrainPlan, situation: TrainSituation) -> Iterator[TrainPlan]:
-    """Plans that differ from one in one decision."""
-    machine = situation.machine
+def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, object]]]:
+    """For each lesser decision what may be changed in the plan; the first leaves it as it is."""
+    machine, same = situation.machine, dict[str, object]()
+    choices: list[list[dict[str, object]]] = []
     if situation.images:
         other = plan.memory_layout == "channels_last"
-        yield plan.with_(memory_layout="contiguous" if other else "channels_last")
+        choices.append([same, {"memory_layout": "contiguous" if other else "channels_last"}])
     if machine.kind == "cpu" and machine.cores > 1:
-        for threads in sorted({1, machine.cores // 2}):
-            yield plan.with_(threads=threads)
+        counts = sorted({1, machine.cores // 2})
+        threads: list[dict[str, object]] = [{"threads": count} for count in counts]
+        choices.append([same, *threads])
     if plan.compile == "default":
-        yield plan.with_(compile_scope="step")
-        yield plan.with_(compile="max-autotune")
+        modes: list[dict[str, object]] = [{"compile_scope": "step"}, {"compile": "max-autotune"}]
         if machine.kind == "cuda":
-            yield plan.with_(compile="reduce-overhead")
-    if plan.precision == "bf16":
-        yield plan.with_(weights="bf16")
-    yield plan.with_(optimizer_kernel="foreach")
-    if machine.batch >= 64:
-        yield plan.with_(micro_batch=machine.batch // 2)
+            modes.append({"compile": "reduce-overhead"})
+        choices.append([same, *modes])
+    if plan.precision == "bf16" and not plan.kernels:
+        choices.append([same, {"weights": "bf16"}])
+    choices.append([same, {"optimizer_kernel": "foreach"}])
+    if machine.batch >= _SPLIT_FROM:
+        choices.append([same, {"micro_batch": machine.batch // 2}])
     if plan.data == "resident":
-        yield plan.with_(data="streamed", prefetch=2, pinned=machine.kind == "cuda")
+        pinned = machine.kind == "cuda"
+        choices.append([same, {"data": "streamed", "prefetch": 2, "pinned": pinned}])
     if situation.blocks:
-        yield plan.with_(checkpointing=True)
-    yield plan.with_(keep_memory=not plan.keep_memory)
+        choices.append([same, {"checkpointing": True}])
+    choices.append([same, {"keep_memory": not plan.keep_memory}])
+    return choices
 
 
 def _candidate(
@@ -154,13 +184,14 @@ def _candidate(
     baseline: bool = False,
 ) -> Candidate:
     why_not = why_not_precision(plan.precision, situation.machine)
-    factor = _PROMISE[plan.precision]
+    small = _small(situation, eager_ms)
+    factor = _LOW_SMALL if small and plan.precision != "fp32" else _PROMISE[plan.precision]
     if plan.keep_memory:
         factor *= _TUNED
     build_s = _EAGER_S
     if plan.compile != "none":
         why_not = why_not or situation.why_not_compiled
-        factor *= _COMPILED_SMALL if eager_ms < _SMALL_MS else _COMPILED
+        factor *= _COMPILED_SMALL if small else _COMPILED
         build_s = _COMPILE_S * (3 if plan.compile == "max-autotune" else 1)
     if plan.kernels:
         factor *= _NATIVE

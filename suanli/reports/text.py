@@ -12,14 +12,21 @@ from rich.text import Text
 from suanli.base import units
 from suanli.base.hardware import Ceiling, DeviceInfo, GpuInfo
 from suanli.base.plan import Plan
-from suanli.base.results import DoctorResult, OptimizeResult, RunResult, WorkloadEntry
+from suanli.base.results import (
+    DoctorResult,
+    ExportResult,
+    OptimizeResult,
+    RunResult,
+    TrustResult,
+    WorkloadsResult,
+)
 from suanli.base.timing import Estimate
 from suanli.base.train_results import TrainResult
 from suanli.base.trial import Quality, Trial, ValueCheck
 from suanli.base.work import SpeedOfLight
 from suanli.reports.live import STYLES, Live
 
-__all__ = ["Live", "doctor", "optimize", "ratio", "run", "workloads"]
+__all__ = ["Live", "doctor", "export", "optimize", "ratio", "run", "trust", "workloads"]
 
 _WIDEST = 110  # columns; longer lines are hard to read
 _LABEL = 10  # columns of the names on the left
@@ -274,7 +281,7 @@ def _hardware(result: DoctorResult) -> list[Line]:
         ("units", ", ".join(cpu.features) or "none that matter here"),
         *(("GPU" if index == 0 else "", _gpu(gpu)) for index, gpu in enumerate(result.gpus)),
         *([] if result.gpus else [("GPU", "none")]),
-        ("compiler", _compiler(result.compiler)),
+        ("compiler", result.compiler or "none"),
         (
             "software",
             f"suanli {result.environment.suanli}, Python {result.environment.python}, "
@@ -298,12 +305,6 @@ def _gpu(gpu: GpuInfo) -> str:
         facts.append(f"{gpu.links} NVLinks")
     facts.append(f"driver {gpu.driver or 'unknown'}")
     return ", ".join(facts)
-
-
-def _compiler(named: str | None) -> str:
-    """`cc: cc (Debian) 12.2.0` says its name twice."""
-    name, _, version = (named or "none").partition(": ")
-    return version if version.startswith(name) else named or "none"
 
 
 def _print_ceilings(out: Console, result: DoctorResult) -> None:
@@ -405,13 +406,34 @@ def run(result: RunResult, console: Console | None = None) -> None:
         out.print(Text(f"wrote {result.output}"), soft_wrap=True)
 
 
-def workloads(entries: Sequence[WorkloadEntry], console: Console | None = None) -> None:
+def export(result: ExportResult, console: Console | None = None) -> None:
+    """Print what `suanli export` wrote."""
+    (console or _console()).print(Text(f"wrote {result.output}"), soft_wrap=True)
+
+
+def trust(result: TrustResult, console: Console | None = None) -> None:
+    """Print whose engines open here."""
+    out = console or _console()
+    shown: list[Line] = [
+        ("your key", Text(result.own.fingerprint, "bold")),
+        ("", Text(f"public: {result.own.public_key}", "dim")),
+    ]
+    names = [Text(key.fingerprint) for key in result.trusted] or [Text("nobody else", "dim")]
+    shown += [("trusted" if not i else "", name) for i, name in enumerate(names)]
+    if result.added:
+        shown.append(("added", f"{result.added}: ask its owner whether that is the fingerprint"))
+    if result.removed:
+        shown.append(("removed", result.removed))
+    out.print(_lines(shown, out.width))
+
+
+def workloads(result: WorkloadsResult, console: Console | None = None) -> None:
     """Print the list of built-in workloads."""
     out = console or _console()
     table = _table(out.width)
     table.add_column("workload", no_wrap=True)
     table.add_column("", overflow="fold", ratio=1)
-    for entry in entries:
+    for entry in result.workloads:
         table.add_row(Text(entry.name), Text(entry.note))
     out.print(table)
     legend: list[Line] = [

@@ -42,11 +42,11 @@ class _FoundError(Exception):
     """Ends the repeated step at the first bad value."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises at the first operator that makes a value that is not finite from finite ones."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.path: list[str] = []
         self.last = ""
 

@@ -12,15 +12,19 @@ from torch import nn
 
 from suanli.base import codec
 from suanli.base.errors import BadInputError
-from suanli.base.events import Listener, ignore
+from suanli.base.events import Event, Listener, ignore
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
+from suanli.training.distill import distilled
+from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
-from suanli.training.run_folder import Keeping
+from suanli.training.run_folder import Keeping, RunFolder
 from suanli.training.trainer import Trainer, TrainRequest
+from suanli.training.tune import tune
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
+from suanli.workloads.resolve import resolve
 
 _HELD_OUT = 0.1  # of the samples for the search part, and as much for acceptance
 _SPLIT_SEED = 20_240_602
@@ -43,12 +47,16 @@ class TrainOptions:
         device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
         out: The run's folder; by default `runs/NAME`, numbered where that is taken.
         on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
-        budget_s: Seconds for the search; by default a quarter of the run, at most 120 s.
+        budget_s: Seconds for the search; by default a quarter of the run, but no more than 120 s or
+            a twentieth of it, whichever is more.
         checkpoint_s: Seconds between two checkpoints.
         keep: How many checkpoints stay.
         backup: A second folder for copies of them.
         key: File of the key that encrypts them; made where there is none.
         fresh: Whether to forget trials of earlier searches.
+        prune: "2:4" or a fraction of the weights to drop and keep at zero; "" for none.
+        teacher: A workload with trained weights to learn from as well; "" for none.
+        tune: Trials of the hyper-parameters before the run; 0 for none.
     """
 
     plan: "str | Path | TrainPlan" = "auto"
@@ -68,6 +76,9 @@ class TrainOptions:
     backup: Path | None = None
     key: Path | None = None
     fresh: bool = False
+    prune: str = ""
+    teacher: str = ""
+    tune: int = 0
 
     def checked(self) -> "TrainOptions":
         """These options.
@@ -86,6 +97,8 @@ class TrainOptions:
             raise BadInputError(f"--on-nan must be stop or rollback, not {self.on_nan!r}")
         if self.keep < 1 or self.checkpoint_s <= 0:
             raise BadInputError("at least one checkpoint is kept, and some time lies between two")
+        if self.tune < 0:
+            raise BadInputError(f"--tune must be a number of trials, not {self.tune}")
         if self.seed < 0:
             raise BadInputError(f"--seed must not be negative, not {self.seed}")
         return self
@@ -125,7 +138,30 @@ def train_workload(
     """
     asked = options.checked()
     recipe = resolve_recipe(ref, data=data)
-    return Trainer(recipe, _request(asked, recipe), on_event).run()[0]
+    if asked.resume:
+        record, _ = RunFolder(_folder(asked, recipe.name)).read()
+        asked = replace(asked, prune=record.prune, teacher=record.teacher)
+    if asked.teacher:
+        recipe = distilled(recipe, resolve(asked.teacher, data=data))
+    if asked.prune:
+        recipe = pruned(recipe, asked.prune)
+    request = _request(asked, recipe)
+    if asked.tune and not asked.resume:
+        recipe = _tuned(recipe, request, asked.tune, on_event)
+    return Trainer(recipe, request, on_event).run()[0]
+
+
+def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listener) -> Recipe:
+    """The recipe with the best of so many settings; the study lies beside the run's folder."""
+    if request.epochs is not None:
+        recipe = replace(recipe, settings=replace(recipe.settings, epochs=request.epochs))
+    study = request.out.with_name(f"{request.out.name}-tune") / "study.db"
+    found = tune(recipe, trials, study, seed=request.seed, device=request.device, listener=on_event)
+    before = "" if found.as_written is None else f", {found.as_written:.4g} as written"
+    words = ", ".join(f"{name} {value:.4g}" for name, value in found.values.items())
+    text = f"{found.trials} settings tried, the best: {words} (quality {found.quality:.4g}{before})"
+    on_event(Event(kind="note", text=text))
+    return found.recipe
 
 
 def train_module(
@@ -240,7 +276,7 @@ def _samples(data: Any) -> Samples:
 def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
     plan: str | TrainPlan
     if isinstance(options.plan, TrainPlan) or options.plan in ("auto", "default"):
-        plan = options.plan  # type: ignore[assignment]
+        plan = options.plan
     else:
         plan = codec.read(TrainPlan, Path(options.plan)).checked()
     device = _device(options.device)
@@ -261,6 +297,8 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
         on_nan=options.on_nan,
         budget_s=options.budget_s,
         fresh=options.fresh,
+        prune=options.prune,
+        teacher=options.teacher,
         keeping=Keeping(
             every_s=options.checkpoint_s,
             keep=options.keep,

@@ -26,7 +26,13 @@ from suanli.training.verify import (
 )
 
 _WHILE_TIMED = 0.5  # share of the run at which the rate of timed steps is taken
-_DRAWS = 2  # eager runs per precision: as it is, and from moved weights
+DRAWS = 3  # eager runs per precision: as it is, and from moved weights
+_OTHER_BATCHES = 7919  # between the seeds of two attempts
+
+
+def eager_name(precision: str, attempt: int, draw: int) -> str:
+    """Name of a trace of eager in the exchange."""
+    return f"eager-{precision}-{attempt}-{draw}"
 
 
 class TrainHost:
@@ -53,36 +59,40 @@ class TrainHost:
 
     # -- what plans are held against ------------------------------------------------------------
 
-    def reference(self) -> str:
-        """Write the reference trace; gives why it is not in float64, or ""."""
+    def reference(self, attempt: int = 0) -> str:
+        """Write the reference trace; gives why it is not in float64, or "".
+
+        Args:
+            attempt: Which batches: each attempt has others.
+        """
         plan = eager_plan("cpu", "fp32")
-        batches, probe = self._first_batches(plan), self._exchange.probe()
+        batches, probe = self._first_batches(plan, attempt), self._exchange.probe()
         total = self._facts.total_steps
         model = self._fresh()
         trace, note = reference_trace(model, self._recipe, batches, total, probe)
         if note:
             stepper = Stepper(self._fresh(), self._recipe, plan)
             trace = record(stepper, batches, total, probe)
-        self._exchange.put_trace("reference", trace, note)
+        self._exchange.put_trace(f"reference-{attempt}", trace, note)
         return note
 
-    def eager(self, precision: str, device: str) -> None:
+    def eager(self, precision: str, device: str, attempt: int = 0) -> None:
         """Write the traces of eager at a precision."""
         plan = eager_plan(device, precision)
-        batches = self._first_batches(plan)
+        batches = self._first_batches(plan, attempt)
         probe = tuple(part.to(device) for part in self._exchange.probe())
         with machine_as_planned(plan):
-            for draw in range(_DRAWS):
+            for draw in range(DRAWS):
                 model = self._fresh()
                 if draw:
                     moved_weights(model, precision, seed=draw)
                 stepper = Stepper(model, self._recipe, plan)
                 trace = record(stepper, batches, self._facts.total_steps, probe)
-                self._exchange.put_trace(f"eager-{precision}-{draw}", trace)
+                self._exchange.put_trace(eager_name(precision, attempt, draw), trace)
 
     # -- the plan -------------------------------------------------------------------------------
 
-    def check(self, k: float) -> Any:
+    def check(self, k: float, attempt: int = 0) -> Any:
         """Run the first steps under the plan and hold them against the reference.
 
         Returns:
@@ -90,16 +100,18 @@ class TrainHost:
         """
         plan = self._planned()
         with machine_as_planned(plan):
-            trace = self.trace(plan)
-        eager = [self._exchange.trace(f"eager-{plan.precision}-{d}") for d in range(_DRAWS)]
-        found = compare(trace, self._exchange.trace("reference"), eager, plan.precision, k)
-        return codec.to_json(found)
+            trace = self.trace(plan, attempt)
+        names = [eager_name(plan.precision, attempt, draw) for draw in range(DRAWS)]
+        eager = [self._exchange.trace(name) for name in names]
+        reference = self._exchange.trace(f"reference-{attempt}")
+        return codec.to_json(compare(trace, reference, eager, plan.precision, k))
 
-    def trace(self, plan: TrainPlan) -> Trace:
+    def trace(self, plan: TrainPlan, attempt: int = 0) -> Trace:
         """The first steps under a plan."""
         probe = tuple(part.to(plan.device) for part in self._exchange.probe())
         stepper = Stepper(self._fresh(), self._recipe, plan)
-        batches = Batches(self._exchange.samples(), self._recipe, plan, self._facts.seed)
+        seed = self._facts.seed + attempt * _OTHER_BATCHES
+        batches = Batches(self._exchange.samples(), self._recipe, plan, seed)
         try:
             taken = [batches.next() for _ in range(self._facts.check_steps)]
             return record(stepper, taken, self._facts.total_steps, probe)
@@ -162,8 +174,9 @@ class TrainHost:
                 module.p = 0.0  # each plan draws other masks, which is no error of it
         return model
 
-    def _first_batches(self, plan: TrainPlan) -> list[Batch]:
-        batches = Batches(self._exchange.samples(), self._recipe, plan, self._facts.seed)
+    def _first_batches(self, plan: TrainPlan, attempt: int) -> list[Batch]:
+        seed = self._facts.seed + attempt * _OTHER_BATCHES
+        batches = Batches(self._exchange.samples(), self._recipe, plan, seed)
         return [batches.next() for _ in range(self._facts.check_steps)]
 
 

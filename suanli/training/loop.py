@@ -177,7 +177,7 @@ class Loop:
             if at_end or now - reported >= _REPORT_EVERY_S:
                 reported = now
                 self._report()
-        if self._losses:
+        if self._reported < len(self._losses):
             self._settle()
             self._note_epoch()
             self._report()

@@ -23,7 +23,7 @@ averaging's `state_dict`: then a resumed run is the same run, bit for bit.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +53,23 @@ class Averaging(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Range:
+    """What `--tune` may try for one hyper-parameter.
+
+    Attributes:
+        low: Least value.
+        high: Largest value.
+        log: Whether factors count, and not differences.
+        choices: The only values, in the place of a range.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    choices: tuple[float | int | str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What is trained and how it learns.
 
@@ -71,6 +88,7 @@ class Recipe:
         averaging: Makes the average of weights.
         predict: `predict(model, inputs)` gives outputs [B, …] for judging, such as a mean over
             mirrored inputs.
+        ranges: What `--tune` may try, by the name of a setting; empty for the rate and the decay.
     """
 
     workload: Workload
@@ -86,6 +104,7 @@ class Recipe:
     arrange: Callable[[Tensors, int, torch.Generator], Tensors] | None = None
     averaging: Callable[[nn.Module], Averaging] | None = None
     predict: Callable[[nn.Module, Tensors], torch.Tensor] | None = None
+    ranges: dict[str, Range] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

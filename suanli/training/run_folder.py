@@ -44,6 +44,8 @@ class RunRecord:
         start: safetensors file that the weights came from; "" for the workload's own start.
         frozen: Patterns of the parameters that were not trained.
         encrypted: Whether the checkpoints are.
+        prune: Kind of pruning, or "".
+        teacher: Workload that is learnt from as well, or "".
     """
 
     workload: str
@@ -56,6 +58,8 @@ class RunRecord:
     start: str = ""
     frozen: tuple[str, ...] = ()
     encrypted: bool = False
+    prune: str = ""
+    teacher: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +167,7 @@ class RunFolder:
 
     def follow(self, loop: Loop, note: Note) -> None:
         """Keep metrics at every report, and a checkpoint every so often."""
+        self._saved_at = time.monotonic()
         try:
             self._events = EventsFile(self.folder / "tensorboard")
         except OSError as error:

@@ -39,11 +39,12 @@ from suanli.training.stopping import StopRequests
 from suanli.training.trials import Chosen, PlanSearch, situation_of
 from suanli.training.work_of import Limit, limit_of, quick_ms
 from suanli.workloads.record import Data, Samples
-from suanli.workloads.weights import save_weights
+from suanli.workloads.weights import kept_weights, save_weights
 
-# A search may take this part of what the run is expected to take, and is not begun under so much.
+# A search may take this part of what the run is expected to take, and is not begun under so much;
+# above two minutes it may take the lesser part.
 _SEARCH_SHARE, _LEAST_SEARCH_S = 0.25, 20.0
-_MOST_SEARCH_S = 120.0
+_LONG_SEARCH_SHARE, _LONG_SEARCH_S = 0.05, 120.0
 _CHECK_SECONDS = 20.0  # what the reference steps may cost, roughly
 _RUNS_OF_A_CHECK = 8.0  # eager fp32 steps that one checked step costs, the float64 ones counted
 _LOWERED, _MOST_ROLLBACKS = 0.5, 3
@@ -62,8 +63,11 @@ class TrainRequest:
         start: safetensors file of weights to start from.
         frozen: Patterns of parameter names that are not trained.
         on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
-        budget_s: Seconds for the search; None is a quarter of the run, 120 s at most.
+        budget_s: Seconds for the search; None is a quarter of the run, at most 120 s or a twentieth
+            of it.
         fresh: Whether to forget earlier trials.
+        prune: Already in the recipe; written into the run's record.
+        teacher: The same.
     """
 
     plan: str | TrainPlan
@@ -80,6 +84,8 @@ class TrainRequest:
     on_nan: str = "stop"
     budget_s: float | None = None
     fresh: bool = False
+    prune: str = ""
+    teacher: str = ""
     keeping: Keeping = field(default_factory=Keeping)
 
 
@@ -152,6 +158,8 @@ class Trainer:
             start=str(request.start.resolve()) if request.start else "",
             frozen=request.frozen,
             encrypted=request.keeping.key is not None,
+            prune=request.prune,
+            teacher=request.teacher,
         )
 
     def _as_recorded(self, record: RunRecord) -> Recipe:
@@ -163,7 +171,7 @@ class Trainer:
         if self._request.epochs is not None:
             settings = replace(settings, epochs=self._request.epochs)
         elif settings != self._recipe.settings:
-            self._note("the run's own hyper-parameters are used; the workload's have changed")
+            self._note("the run's own hyper-parameters are used, which are not the workload's")
         return replace(self._recipe, settings=settings)
 
     def _model(self, record: RunRecord, train: Samples) -> nn.Module:
@@ -191,7 +199,8 @@ class Trainer:
             expected_s = min(expected_s, request.max_seconds)
         budget_s = request.budget_s
         if budget_s is None:
-            budget_s = min(_MOST_SEARCH_S, _SEARCH_SHARE * expected_s)
+            longest_s = max(_LONG_SEARCH_S, _LONG_SEARCH_SHARE * expected_s)
+            budget_s = min(longest_s, _SEARCH_SHARE * expected_s)
             if budget_s < _LEAST_SEARCH_S:
                 self._note(
                     f"no search of the plan: the whole run takes about {expected_s:.0f} s; "
@@ -199,6 +208,8 @@ class Trainer:
                 )
                 return plain
         self._chosen = self._searched(model, train, budget_s, eager_ms)
+        if self._chosen.found.interrupted:
+            raise KeyboardInterrupt  # what was tried is in the store
         if self._chosen.note:
             self._note(self._chosen.note)
         return self._chosen.plan
@@ -306,9 +317,18 @@ class Trainer:
         if quality is not None:
             facts[quality.metric] = f"{quality.value:.4f}"
         save_weights(model, self._folder.weights, facts)
+        self._keep_for_optimize(model, record, facts, stopped)
         result = self._result(loop, record, quality, stopped, resumed_from)
         write_atomic(self._request.out / "result.json", codec.dumps(result))
         return result, model
+
+    def _keep_for_optimize(
+        self, model: nn.Module, record: RunRecord, facts: dict[str, str], stopped: str
+    ) -> None:
+        """Keep a built-in workload's weights, trained as written, where its name finds them."""
+        built_in = record.ref.partition("?")[0] == record.workload
+        if built_in and record.as_written and stopped == "epochs" and not record.frozen:
+            save_weights(model, kept_weights(record.workload, record.settings), facts)
 
     def _judged(self, loop: Loop, data: Data) -> TrainQuality:
         self._say("judging on the acceptance samples")

@@ -51,6 +51,13 @@ def resolve(
         CaptureError: An ONNX file uses an operator that is not known.
         MissingBackendError: An optional package is needed for it.
     """
+    own_inputs = ref.startswith("hf:") or reference.parse(ref)[0] in builtin_names()
+    if own_inputs and (input_shapes or input_dtype):
+        option = "--input-shape" if input_shapes else "--input-dtype"
+        raise BadInputError(
+            f"{ref} has example inputs of its own, so {option} would change nothing",
+            next_step=f"leave {option} out",
+        )
     if ref.startswith("hf:"):
         from suanli.workloads.importers.transformers import from_config
 
@@ -90,6 +97,11 @@ def _imported(base: str, options: Options) -> Workload:
     path = Path(base)
     suffix = path.suffix.lower()
     if suffix == ".onnx":
+        if options.dtype:
+            raise BadInputError(
+                f"{path.name} says what types it takes, so --input-dtype would change nothing",
+                next_step="leave --input-dtype out",
+            )
         from suanli.workloads.importers.onnx import from_onnx
 
         return from_onnx(path, options)
@@ -111,9 +123,8 @@ def _imported(base: str, options: Options) -> Workload:
 
 def _near(name: str) -> str:
     near = difflib.get_close_matches(name, builtin_names(), n=3, cutoff=0.5)
-    if near:
-        return f"near names: {', '.join(near)}"
-    return f"built-in: {', '.join(builtin_names())}; or file.py:name, model.onnx, hf:CONFIG"
+    known = "`suanli workloads` lists the built-in ones; or file.py:name, model.onnx, hf:CONFIG"
+    return f"near names: {', '.join(near)}; {known}" if near else known
 
 
 def _weights(given: Path | str | None) -> str:

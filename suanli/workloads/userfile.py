@@ -176,6 +176,11 @@ def _input_maker(
     """How to make inputs of any batch, and whether their first dimension is the batch."""
     if options.shapes:
         return from_shapes(model, options.shapes, options.dtype), True
+    if options.dtype:
+        raise BadInputError(
+            "--input-dtype alone changes nothing",
+            next_step="give --input-shape with it, or leave it out",
+        )
     if inputs is not None:
         example = _as_inputs(inputs, str(source))
         return _repeated(example)

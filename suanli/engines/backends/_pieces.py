@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from suanli.base.errors import SuanliError
@@ -31,6 +32,16 @@ def check_split(signature: "Signature", plan: Plan) -> None:
     if whole or not any(spec.batched for spec in signature.inputs):
         what = ", ".join(whole) or "the input"
         raise SuanliError(f"{what} has no batch dimension, so streams cannot share a batch")
+
+
+def arrays_of(inputs: Sequence[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
+    """The tensors as arrays on the same memory; contiguous ones cost no copy."""
+    return [
+        tensor.numpy()
+        if not tensor.requires_grad and tensor.is_contiguous()
+        else tensor.detach().contiguous().numpy()
+        for tensor in inputs
+    ]
 
 
 def batch_of(signature: "Signature", inputs: Sequence[torch.Tensor]) -> int:

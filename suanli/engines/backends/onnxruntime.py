@@ -27,7 +27,13 @@ from suanli.devices.cpu_facts import usable_cores
 from suanli.engines._quiet import quiet
 from suanli.engines.backend import BuildNote, LayerTime, Runner
 from suanli.engines.backends._onnx_profile import Origins, layer_events
-from suanli.engines.backends._pieces import batch_of, check_split, fresh_outputs, pieces
+from suanli.engines.backends._pieces import (
+    arrays_of,
+    batch_of,
+    check_split,
+    fresh_outputs,
+    pieces,
+)
 from suanli.engines.onnx_export import program_onnx
 
 if TYPE_CHECKING:
@@ -128,26 +134,31 @@ def providers(plan: Plan, stream: int | None = None) -> list[Any]:
 class _CpuRunner:
     """Answers any batch; a call that is one piece runs on all the plan's threads."""
 
+    concurrent = True  # by a lock of its own
+
     def __init__(self, signature: "Signature", plan: Plan, path: Path) -> None:
         self._runtime = _runtime(plan)
         self._signature, self._plan, self._path = signature, plan, path
         self._names = [spec.name for spec in signature.inputs]
+        self._cuts = plan.streams > 1 or plan.sub_batch > 0
         self._sessions: dict[str, list[Any]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def __call__(self, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
-        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
-        batch = batch_of(self._signature, inputs)
-        cuts = pieces(batch, self._plan.streams, self._plan.sub_batch)
+        arrays = arrays_of(inputs)
         with self._lock:
+            if not self._cuts:
+                return self._whole(arrays)
+            batch = batch_of(self._signature, inputs)
+            cuts = pieces(batch, self._plan.streams, self._plan.sub_batch)
             if len(cuts) == 1:
                 return self._whole(arrays)
             return self._cut(arrays, batch, cuts)
 
     def layer_times(self, inputs: "Sequence[torch.Tensor]") -> list[LayerTime]:
         """Times by ONNX Runtime's profiler, in a session opened for it."""
-        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        arrays = arrays_of(inputs)
         with self._lock:
             return _profiled(self._runtime, self._plan, self._path, self._feed(arrays))
 

@@ -16,8 +16,14 @@ import numpy as np
 from suanli.base.errors import SuanliError
 from suanli.base.plan import BackendSpec, Plan
 from suanli.devices.cpu_facts import usable_cores
-from suanli.engines.backend import BuildNote, LayerTime, Runner
-from suanli.engines.backends._pieces import batch_of, check_split, fresh_outputs, pieces
+from suanli.engines.backend import BuildNote, Judge, LayerTime, Runner
+from suanli.engines.backends._pieces import (
+    arrays_of,
+    batch_of,
+    check_split,
+    fresh_outputs,
+    pieces,
+)
 from suanli.engines.openvino_graph import (
     GRAPH,
     INSTALL,
@@ -104,12 +110,33 @@ class OpenVinoBackend:
         calibration: "Sequence[tuple[torch.Tensor, ...]] | None" = None,
     ) -> BuildNote:
         """Write model.xml and model.bin; see `Backend.build`."""
+        return self._build(program, plan, folder, calibration, None)
+
+    def build_judged(
+        self,
+        program: "Program",
+        plan: Plan,
+        folder: Path,
+        calibration: "Sequence[tuple[torch.Tensor, ...]] | None",
+        judge: Judge,
+    ) -> BuildNote:
+        """The same, with `judge` in place of the output error; see `JudgedBackend.build_judged`."""
+        return self._build(program, plan, folder, calibration, judge)
+
+    def _build(
+        self,
+        program: "Program",
+        plan: Plan,
+        folder: Path,
+        calibration: "Sequence[tuple[torch.Tensor, ...]] | None",
+        judge: Judge | None,
+    ) -> BuildNote:
         check_split(program.signature, plan)
         configuration(plan, streams=plan.streams, ov=openvino())
         if plan.quantized:
             from suanli.engines.quantize import build_int8
 
-            return build_int8(program, plan, folder, calibration)
+            return build_int8(program, plan, folder, calibration, judge)
         source = program_graph(program)
         model = openvino().Core().read_model(source)
         names = matching(operator_names(model), plan.float_operators)
@@ -142,12 +169,13 @@ class _Graph:
         for index, array in enumerate(outputs):
             request.set_output_tensor(index, self._ov.Tensor(array, shared_memory=True))
 
+    def run_whole(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        """Run a call that is one piece."""
+        self.bind(self.requests[0], inputs, outputs)
+        self.requests[0].infer()
+
     def run(self, calls: Sequence[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) -> None:
         """Run the pieces of a batch, as many at once as there are requests."""
-        if len(calls) == 1:
-            self.bind(self.requests[0], *calls[0])
-            self.requests[0].infer()
-            return
         try:
             for number, (inputs, outputs) in enumerate(calls):
                 request = self.requests[number % len(self.requests)]
@@ -169,6 +197,8 @@ class _Runner:
     free batch. A call that is one piece runs as one stream on all the plan's threads.
     """
 
+    concurrent = True  # by a lock of its own
+
     def __init__(self, signature: "Signature", plan: Plan, xml: Path) -> None:
         self._ov = openvino()
         self._signature, self._plan = signature, plan
@@ -179,27 +209,32 @@ class _Runner:
         self._shapes = [_shape_of(port) for port in self._model.outputs]
         self._types = [_torch_type(port.get_element_type()) for port in self._model.outputs]
         self._wanted = [_signature_type(spec) for spec in signature.outputs]
+        self._sized_late = any(-1 in shape[1:] for shape in self._shapes)
+        self._converts = self._types != self._wanted
+        self._cuts = plan.streams > 1 or plan.sub_batch > 0
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._counting: Any = None
         # requests and their memory belong to one call at a time
         self._lock = threading.Lock()
 
     def __call__(self, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
-        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        arrays = arrays_of(inputs)
         batch = batch_of(self._signature, inputs)
-        cuts = pieces(batch, self._plan.streams, self._plan.sub_batch)
         with self._lock:
-            if any(-1 in shape[1:] for shape in self._shapes):
+            if self._sized_late:
                 return self._copied(arrays, batch)
             outputs = fresh_outputs(self._shapes, self._types, batch)
             targets = [tensor.numpy() for tensor in outputs]
-            sizes = {stop - start for start, stop in cuts}
-            if len(cuts) == 1:
-                self._graph(batch, 1).run([(arrays, targets)])
+            cuts = pieces(batch, self._plan.streams, self._plan.sub_batch) if self._cuts else []
+            if len(cuts) <= 1:
+                self._graph(batch, 1).run_whole(arrays, targets)
             else:
                 calls = [self._piece(arrays, targets, *bounds) for bounds in cuts]
+                sizes = {stop - start for start, stop in cuts}
                 size = sizes.pop() if len(sizes) == 1 else 0
                 self._graph(size, self._plan.streams).run(calls)
+        if not self._converts:
+            return outputs
         return [
             tensor if tensor.dtype == wanted else tensor.to(wanted)
             for tensor, wanted in zip(outputs, self._wanted, strict=True)
@@ -207,7 +242,7 @@ class _Runner:
 
     def layer_times(self, inputs: "Sequence[torch.Tensor]") -> list[LayerTime]:
         """Times by OpenVINO's own counters, in a graph compiled for it (one stream)."""
-        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        arrays = arrays_of(inputs)
         with self._lock:
             if self._counting is None:
                 config = configuration(self._plan, streams=1, ov=self._ov)

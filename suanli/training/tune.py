@@ -1,0 +1,192 @@
+"""Hyper-parameters searched by Optuna, over the ranges that a recipe declares.
+
+The study lies in an SQLite file, so that a second call goes on with it. The settings as written are
+its first trial; trials that fall behind the median of the others at an epoch's end are ended.
+Quality is that of the watched part; the acceptance part is not looked at.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from suanli.base.errors import BadInputError
+from suanli.base.events import Event, Listener
+from suanli.base.lazy import need
+from suanli.training.checks import check_samples
+from suanli.training.fit import default_plan
+from suanli.training.forward import machine_as_planned
+from suanli.training.judging import metric_of
+from suanli.training.loop import Limits, Loop, NotFiniteError
+from suanli.training.recipe import Range, Recipe
+from suanli.training.start import held_out_end, starting_point
+from suanli.training.step import Stepper
+from suanli.training.stopping import StopRequests
+from suanli.workloads.record import Samples
+
+_FACTOR = 10.0  # how far a rate or a decay is searched to both sides, where nothing is declared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What a study found.
+
+    Attributes:
+        recipe: With the best settings.
+        values: The best value of each hyper-parameter.
+        quality: Of the best trial, on the watched part.
+        as_written: The same of the settings as written; None where that trial did not end.
+        trials: Trials of the study so far, those of earlier calls included.
+    """
+
+    recipe: Recipe
+    values: dict[str, float]
+    quality: float
+    as_written: float | None
+    trials: int
+
+
+def tune(
+    recipe: Recipe, trials: int, study: Path, *, seed: int, device: str, listener: Listener
+) -> Tuned:
+    """Run trials until the study has so many.
+
+    Args:
+        recipe: What is trained; `ranges` says what is searched.
+        trials: How many in all.
+        study: SQLite file; made where there is none.
+        seed: Of training, the same in all trials, and of the search.
+        device: "cpu", "cuda:0", …
+        listener: Told of each trial.
+
+    Raises:
+        BadInputError: A range names no hyper-parameter, or no trial ended well.
+        MissingBackendError: Optuna is absent.
+        KeyboardInterrupt: The person stopped it; what was tried is in the file.
+    """
+    optuna = need("optuna", "pip install 'suanli[tune]'")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ranges = recipe.ranges or default_ranges(recipe)
+    for name in ranges:
+        if not hasattr(recipe.settings, name):
+            raise BadInputError(f"{name!r} is no hyper-parameter that could be searched")
+    study.parent.mkdir(parents=True, exist_ok=True)
+    objective = _Objective(recipe, ranges, seed=seed, device=device, optuna=optuna)
+    found = optuna.create_study(
+        storage=f"sqlite:///{study.resolve()}",
+        study_name=recipe.name,
+        load_if_exists=True,
+        direction="minimize" if objective.metric == "loss" else "maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+    )
+    if not found.trials:
+        found.enqueue_trial({name: getattr(recipe.settings, name) for name in ranges})
+    over = ("COMPLETE", "PRUNED")
+    while (done := sum(t.state.name in over for t in found.trials)) < trials:
+        listener(Event(kind="step", text=f"hyper-parameters, trial {done + 1} of {trials}"))
+        found.optimize(objective, n_trials=1)
+    return _best(recipe, found, ranges)
+
+
+def default_ranges(recipe: Recipe) -> dict[str, Range]:
+    """The rate, and the decay where there is one, ten times to both sides."""
+    settings = recipe.settings
+    names = ["lr", *(["weight_decay"] if settings.weight_decay else [])]
+    return {
+        name: Range(
+            low=getattr(settings, name) / _FACTOR, high=getattr(settings, name) * _FACTOR, log=True
+        )
+        for name in names
+    }
+
+
+class _Objective:
+    """Trains with the hyper-parameters of one trial and gives the quality."""
+
+    def __init__(
+        self, recipe: Recipe, ranges: dict[str, Range], *, seed: int, device: str, optuna: Any
+    ) -> None:
+        assert recipe.workload.data is not None
+        data = recipe.workload.data()
+        self._recipe, self._ranges, self._optuna = recipe, ranges, optuna
+        self._seed, self._device = seed, device
+        self._train, held_out = held_out_end(data.train, recipe.settings.validation_split)
+        self._watched: Samples = held_out or data.search
+        self.metric = metric_of(self._watched)
+        check_samples(starting_point(recipe, self._train, seed), recipe, self._train)
+
+    def __call__(self, trial: Any) -> float:
+        values = {name: _suggested(trial, name, one) for name, one in self._ranges.items()}
+        recipe = replace(self._recipe, settings=replace(self._recipe.settings, **values))
+        images = any(part.dim() == 4 for part in self._train.inputs)
+        plan = default_plan(recipe, self._device, images=images)
+        with machine_as_planned(plan), StopRequests() as stop:
+            loop = self._loop(recipe, plan)
+            falls_behind = self._followed(loop, trial, stop)
+            try:
+                loop.run(stop)
+            except NotFiniteError as error:
+                raise self._optuna.TrialPruned(str(error)) from None
+            if falls_behind():
+                raise self._optuna.TrialPruned
+            if stop.asked:
+                raise KeyboardInterrupt
+            if loop.averaging is not None:
+                loop.averaging.finish()
+            loop.watch()
+        assert loop.quality is not None
+        return loop.quality
+
+    def _loop(self, recipe: Recipe, plan: Any) -> Loop:
+        model = starting_point(recipe, self._train, self._seed)
+        limits = Limits(epochs=recipe.settings.epochs)
+        stepper = Stepper(model, recipe, plan)
+        return Loop(stepper, self._train, seed=self._seed, limits=limits, watched=self._watched)
+
+    def _followed(self, loop: Loop, trial: Any, stop: StopRequests) -> Callable[[], bool]:
+        """Report each epoch's quality; gives whether the trial was ended for it."""
+        behind: list[bool] = []
+
+        def at_report(_: object) -> None:
+            place = loop.batches.place
+            if place.position >= loop.batches.per_epoch and loop.quality is not None:
+                trial.report(loop.quality, place.epoch)
+                if trial.should_prune() and loop.done < 1.0:
+                    behind.append(True)
+                    stop.ask("the pruner")
+
+        loop.on_report.append(at_report)
+        return lambda: bool(behind)
+
+
+def _suggested(trial: Any, name: str, one: Range) -> Any:
+    if one.choices:
+        return trial.suggest_categorical(name, list(one.choices))
+    return trial.suggest_float(name, one.low, one.high, log=one.log)
+
+
+def _best(recipe: Recipe, study: Any, ranges: dict[str, Range]) -> Tuned:
+    complete = [t for t in study.trials if t.state.name == "COMPLETE"]
+    if not complete:
+        raise BadInputError(
+            "no trial of the hyper-parameters ended well", next_step="lower the ranges"
+        )
+    best = study.best_trial
+    first = next((t for t in study.trials if t.number == 0 and t.value is not None), None)
+    values = {name: best.params[name] for name in ranges}
+    same = all(
+        value == getattr(recipe.settings, name)
+        or (isinstance(value, float) and math.isclose(value, getattr(recipe.settings, name)))
+        for name, value in values.items()
+    )
+    words = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+    changes = recipe.changes if same else "; ".join(p for p in (recipe.changes, words) if p)
+    return Tuned(
+        recipe=replace(recipe, settings=replace(recipe.settings, **values), changes=changes),
+        values=values,
+        quality=float(best.value),
+        as_written=float(first.value) if first is not None else None,
+        trials=len(study.trials),
+    )

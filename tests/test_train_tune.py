@@ -1,0 +1,76 @@
+"""Hyper-parameters are searched within their ranges, from what was kept, and never to the worse."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from suanli.base.errors import BadInputError, MissingBackendError
+from suanli.base.events import Event, ignore
+from suanli.training.calls import TrainOptions, train_workload
+from suanli.training.recipe import Range
+from suanli.training.tune import default_ranges, tune
+from tests.train_parts import recipe
+
+REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
+
+
+def test_a_study_finds_a_better_rate_and_is_gone_on_with(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    slow = recipe(lr=1e-5, epochs=2, schedule="constant")
+    slow = replace(slow, ranges={"lr": Range(low=1e-6, high=0.5, log=True)})
+    events: list[Event] = []
+    study = tmp_path / "study.db"
+    found = tune(slow, 5, study, seed=0, device="cpu", listener=events.append)
+    assert found.trials == 5
+    assert len(events) == 5
+    assert found.as_written is not None
+    assert found.quality > found.as_written
+    assert 1e-6 <= found.values["lr"] <= 0.5
+    assert found.recipe.settings.lr == found.values["lr"]
+    assert "lr=" in found.recipe.changes
+    more = tune(slow, 6, study, seed=0, device="cpu", listener=ignore)
+    assert more.trials == 6
+    assert more.quality >= found.quality
+    again = tune(slow, 6, study, seed=0, device="cpu", listener=ignore)
+    assert (again.trials, again.values) == (6, more.values)
+
+
+def test_rates_that_explode_are_no_trials_that_count(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    wild = replace(recipe(epochs=1), ranges={"lr": Range(choices=(1e30, 1e31))})
+    wild = replace(wild, settings=replace(wild.settings, lr=1e30))
+    with pytest.raises(BadInputError, match="no trial"):
+        tune(wild, 2, tmp_path / "s.db", seed=0, device="cpu", listener=ignore)
+    with pytest.raises(BadInputError, match="'warmth' is no hyper-parameter"):
+        odd = replace(recipe(), ranges={"warmth": Range()})
+        tune(odd, 1, tmp_path / "t.db", seed=0, device="cpu", listener=ignore)
+
+
+def test_without_ranges_the_rate_and_the_decay_are_searched() -> None:
+    ranges = default_ranges(recipe())
+    assert ranges["lr"] == Range(low=0.005, high=0.5, log=True)
+    assert ranges.keys() == {"lr", "weight_decay"}
+    assert default_ranges(recipe(weight_decay=0.0)).keys() == {"lr"}
+
+
+def test_the_run_after_it_takes_the_best(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    notes: list[str] = []
+    options = TrainOptions(
+        out=tmp_path / "run", plan="default", device="cpu", tune=2, epochs=1, seed=3
+    )
+    result = train_workload(REF, options, on_event=lambda e: notes.append(e.text))
+    assert any("2 settings tried, the best: lr" in note for note in notes)
+    assert (tmp_path / "run-tune" / "study.db").is_file()
+    assert result.steps == 7
+
+
+def test_without_optuna_the_install_command_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingBackendError, match=r"pip install 'suanli\[tune\]'"):
+        tune(recipe(), 1, tmp_path / "s.db", seed=0, device="cpu", listener=ignore)
