@@ -250,6 +250,39 @@ def test_a_twin_shares_the_parameters_and_leaves_the_model() -> None:
         assert error(twin(x), model(x).double()) < 0.1
 
 
+class Residual(nn.Module):
+    """A block that is no sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.narrow = nn.BatchNorm2d(20)  # not a multiple of 32: stays
+        self.two = nn.Conv2d(32, 20, 3, stride=2, bias=False)  # so does this
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.narrow(self.two(torch.relu(self.norm(self.one(images)) + images))).mean((2, 3))
+
+
+@needs_compiler
+def test_layers_outside_of_sequences() -> None:
+    torch.manual_seed(7)
+    model = Residual().to(memory_format=torch.channels_last).train()
+    x, labels = images(8, 32, 10, 10), torch.randint(0, 20, (8,))
+    exact = copy.deepcopy(model).double()
+    expected = gradients(exact, exact, x.double(), labels)
+    eager_model = copy.deepcopy(model)
+    eager = gradients(eager_model, eager_model, x, labels)
+    twin = fused_cnn(model, PLAN)
+    assert isinstance(twin.norm, FusedNorm)
+    assert isinstance(twin.narrow, nn.BatchNorm2d)
+    assert isinstance(twin.two, nn.Conv2d)
+    found = gradients(model, twin, x, labels)
+    for name, right in expected.items():
+        allowed = 1.5 * float((eager[name] - right).norm()) + 1e-3 * float(right.norm())
+        assert float((found[name] - right).norm()) <= allowed + 1e-9, name
+
+
 @needs_compiler
 def test_what_does_not_fit_is_said() -> None:
     model = cifar10_fast()

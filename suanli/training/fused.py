@@ -1,8 +1,9 @@
 """The row "fused-cnn" of the table of kernels: a convolutional network with kernels of our own.
 
 In every `nn.Sequential` of the model, runs of [max-pool 2x2] - batch norm - [ReLU, GELU or SiLU]
-become one operator, other activations one each, and convolutions of stride 1 one whose weight
-gradient is fp32. Everything else stays as it is. The parameters and buffers stay the model's own.
+become one operator, other activations one each. Everywhere, convolutions of stride 1 become one
+whose weight gradient is fp32, and batch norms on their own become one. Everything else stays as it
+is. The parameters and buffers stay the model's own.
 """
 
 import copy
@@ -39,10 +40,9 @@ def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
     twin = copy.deepcopy(model, cast(dict[int, Any], dict(shared)))
     count = 0
     for module in list(twin.modules()):
-        if isinstance(module, nn.Sequential):
-            count += _fuse(module)
+        count += _fuse(module) if isinstance(module, nn.Sequential) else _fuse_children(module)
     if not count:
-        raise BadInputError("fused-cnn finds no batch norm in a sequence of this model")
+        raise BadInputError("fused-cnn finds no batch norm in this model that it could compute")
     return twin
 
 
@@ -170,6 +170,18 @@ def _fuse(sequence: nn.Sequential) -> int:
             delattr(sequence, name)
         for position, layer in enumerate(made):
             sequence.add_module(str(position), layer)
+    return count
+
+
+def _fuse_children(module: nn.Module) -> int:
+    """Put kernels in the place of single layers; gives how many batch norms there were."""
+    count = 0
+    for name, layer in list(module.named_children()):
+        if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+            setattr(module, name, FusedConv2d(layer))
+        elif _normalises(layer):
+            setattr(module, name, FusedNorm(None, cast(nn.BatchNorm2d, layer), None))
+            count += 1
     return count
 
 
