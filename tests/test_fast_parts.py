@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from suanli.base.compiler import find_compiler
 from suanli.base.errors import BadInputError
-from suanli.training.augment import alternating_flip, shifted
+from suanli.training import augment
+from suanli.training.augment import flipped_in, whole_epoch
 from suanli.training.averaging import ExponentialAverage, Lookahead
 from suanli.training.initialise import dirac, whiten, whitening_filters
 from suanli.training.muon import Muon, matrix_parameters, orthogonalised
@@ -53,7 +55,7 @@ def test_muon_keeps_the_norm_and_goes_downhill() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.2 * losses[0]
     before = layer.weight.detach().clone()
     layer.weight.grad = torch.zeros_like(layer.weight)
@@ -123,27 +125,39 @@ def test_exponential_average_is_put_in_at_the_end() -> None:
     assert 185 < float(model.weight[0]) < 195  # about ten steps behind
 
 
-def test_alternating_flip_shows_both_sides() -> None:
-    images = torch.randn(64, 3, 8, 8)
-    even, odd = alternating_flip(images, 0), alternating_flip(images, 1)
-    assert torch.equal(even, alternating_flip(images, 2))
-    turned = (even != images).flatten(1).any(1)
-    assert 10 < int(turned.sum()) < 54
-    assert torch.equal(even[turned], images[turned].flip(-1))
-    assert torch.equal(odd[~turned], images[~turned].flip(-1))
-    assert torch.equal(odd[turned], images[turned])
+def test_every_image_is_seen_both_ways() -> None:
+    even, odd = flipped_in(0, 64), flipped_in(1, 64)
+    assert torch.equal(even, ~odd)
+    assert torch.equal(even, flipped_in(2, 64))
+    assert 10 < int(even.sum()) < 54
 
 
-def test_shifted_stays_within_the_reflection() -> None:
-    images = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(200, 1, 1, 1)
-    moved = shifted(images, 2, torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(images[:1], (2,) * 4, mode="reflect")
-    windows = {
-        tuple(padded[0, 0, y : y + 8, x : x + 8].flatten().tolist())
-        for y in range(5)
-        for x in range(5)
-    }
-    assert {tuple(image.flatten().tolist()) for image in moved} == windows
+def test_a_whole_epoch_is_mirrored_and_moved_within_the_reflection() -> None:
+    images = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(400, 1, 1, 1)
+    found = whole_epoch(images, 0, torch.Generator().manual_seed(0), most=2)
+    mirror = flipped_in(0, 400)
+    for turned, start in ((False, images[:1]), (True, images[:1].flip(-1))):
+        padded = torch.nn.functional.pad(start, (2,) * 4, mode="reflect")
+        windows = {
+            tuple(padded[0, 0, y : y + 8, x : x + 8].flatten().tolist())
+            for y in range(5)
+            for x in range(5)
+        }
+        assert {tuple(i.flatten().tolist()) for i in found[mirror == turned]} == windows
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_the_native_pass_gives_the_same(
+    dtype: torch.dtype, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = torch.randint(0, 255, (70, channels, 9, 12)).to(dtype)
+    images = drawn.contiguous(memory_format=torch.channels_last)
+    assert augment.can_move(images)
+    found = whole_epoch(images, 1, torch.Generator().manual_seed(4), most=3)
+    monkeypatch.setattr(augment, "can_move", lambda _: False)
+    assert torch.equal(found, whole_epoch(images, 1, torch.Generator().manual_seed(4), most=3))
 
 
 def test_whitening_makes_responses_uncorrelated() -> None:

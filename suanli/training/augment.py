@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from suanli.base.errors import BadInputError
+from suanli.training.native.moves import can_move, moved
 
 _FLIP_SEED = 5
 
@@ -37,33 +38,44 @@ def augment(
     return images
 
 
-def alternating_flip(images: torch.Tensor, epoch: int) -> torch.Tensor:
-    """A whole set with half of its images mirrored, the other half in the next epoch.
+def flipped_in(epoch: int, count: int) -> torch.Tensor:
+    """Which images of a set are mirrored in an epoch: half of them, the other half in the next.
 
     Which half is a fixed pattern: each image is seen both ways equally often, and no state is
     needed to go on with an epoch (arXiv 2404.00498: this learns faster than chance does).
 
     Args:
-        images: [N, C, H, W], the same order in every epoch.
         epoch: From 0.
+        count: Images in the set, in the same order in every epoch.
+
+    Returns:
+        bool [count].
     """
     pattern = torch.Generator().manual_seed(_FLIP_SEED)
-    first = torch.rand(len(images), generator=pattern) < 0.5
-    chosen = first if epoch % 2 == 0 else ~first
-    result = images.clone()
-    result[chosen] = images[chosen].flip(-1)
-    return result
+    first = torch.rand(count, generator=pattern) < 0.5
+    return first if epoch % 2 == 0 else ~first
 
 
-def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Each image moved by up to `most` pixels, what comes in being its own reflection.
+def whole_epoch(
+    images: torch.Tensor, epoch: int, generator: torch.Generator, *, most: int
+) -> torch.Tensor:
+    """A whole set, mirrored in alternation and each image moved, in one pass where possible.
 
     Args:
-        images: [N, C, H, W]; a whole epoch at once costs the least.
-        most: In each direction.
-        generator: Source of chance, on the CPU.
+        images: [N, C, H, W].
+        epoch: From 0; says which half is mirrored (`flipped_in`).
+        generator: Source of the moves, on the CPU.
+        most: Pixels in each direction; what comes in is the image's own reflection.
+
+    Returns:
+        A new tensor of the same shape and layout.
     """
-    return _shifted(images, most, generator)
+    mirror = flipped_in(epoch, len(images)).to(images.device)
+    shifts = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator)
+    if can_move(images):
+        return moved(images, shifts[0] - most, shifts[1] - most, mirror)
+    turned = torch.where(mirror.view(-1, 1, 1, 1), images.flip(-1), images)
+    return _windows(turned, most, shifts)
 
 
 def _flipped(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -72,9 +84,13 @@ def _flipped(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    shifts = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator)
+    return _windows(images, most, shifts)
+
+
+def _windows(images: torch.Tensor, most: int, shifts: torch.Tensor) -> torch.Tensor:
     height, width = images.shape[-2:]
     padded = functional.pad(images, (most, most, most, most), mode="reflect")
-    shifts = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator)
     result = torch.empty_like(images)
     for down in range(2 * most + 1):
         for right in range(2 * most + 1):

@@ -13,6 +13,7 @@ from suanli.base.compiler import INSTALL, CompilerError, find_compiler
 from suanli.base.errors import MissingBackendError
 
 SOURCE = Path(__file__).with_name("norm.c")
+MOVES_SOURCE = Path(__file__).with_name("moves.c")
 WEIGHTS_SOURCE = Path(__file__).with_name("weights.c")
 CHUNKS = 64  # as in norm.c
 BLOCK = 32  # channels must be a multiple of it
@@ -61,6 +62,16 @@ class Weights(ctypes.Structure):
             for name in ("x", "g", "result", "pairs", "turned", "sums", "places", "zeros")
         ),
         *((name, _LONG) for name in ("chunk_images", "splits")),
+    )
+
+
+class Moves(ctypes.Structure):
+    """The argument of `suanli_move`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("images", "result", "down", "right", "mirror")),
+        *((name, _LONG) for name in ("count", "height", "width", "pixel_bytes")),
+        ("threads", _INT),
     )
 
 
@@ -125,7 +136,7 @@ def build(flags: tuple[str, ...] = ()) -> Library:
         MissingBackendError: There is no C compiler.
         CompilerError: It cannot build them.
     """
-    path = _built(SOURCE, flags)
+    path = built(SOURCE, flags)
     try:
         return Library(path)
     except OSError as error:
@@ -156,13 +167,19 @@ def present() -> bool:
 def tile_library() -> TileLibrary | None:
     """The tile kernel, or None where processor, system or compiler have no tile registers."""
     try:
-        tiles = TileLibrary(_built(WEIGHTS_SOURCE, ()), library().loop)
+        tiles = TileLibrary(built(WEIGHTS_SOURCE, ()), library().loop)
     except (MissingBackendError, CompilerError, OSError):
         return None
     return tiles if tiles.granted else None
 
 
-def _built(source: Path, flags: tuple[str, ...]) -> Path:
+def built(source: Path, flags: tuple[str, ...]) -> Path:
+    """The shared library of one C file, for this processor.
+
+    Raises:
+        MissingBackendError: There is no C compiler.
+        CompilerError: It cannot build it.
+    """
     compiler = find_compiler()
     if sys.platform == "win32" or compiler is None:
         raise MissingBackendError("a C compiler for the fused training kernels", INSTALL)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from suanli.base.train_plan import TrainPlan
-from suanli.training.augment import alternating_flip, shifted
+from suanli.training.augment import whole_epoch
 from suanli.training.initialise import dirac, whiten
 from suanli.training.muon import Muon, matrix_parameters
 from suanli.training.recipe import Recipe, Tensors
@@ -120,7 +120,7 @@ def _rate(done: float, group: str) -> float:
 
 def _arrange(inputs: Tensors, epoch: int, generator: torch.Generator) -> Tensors:
     images = inputs[0].to(torch.bfloat16)  # what the first layer computes with
-    return (shifted(alternating_flip(images, epoch), 2, generator),)
+    return (whole_epoch(images, epoch, generator, most=2),)
 
 
 def _predict(model: nn.Module, inputs: Tensors) -> torch.Tensor:
