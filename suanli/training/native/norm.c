@@ -266,7 +266,7 @@ typedef struct {
     float *partial; /* [CHUNKS, 2, C] */
     /* Backward. */
     const bf16 *output_gradient;
-    bf16 *input_gradient;
+    bf16 *input_gradient; /* begins at a cache line, as torch's allocations do */
     float *weight_gradient, *bias_gradient;
     float *means; /* [2, C]: mean of dz and of dz * x_hat */
     bf16 *lines;  /* [CHUNKS, width, C]: a pooled line before it is spread */
@@ -464,7 +464,8 @@ INLINE void scatter_block(const bf16 *from, const uint32_t *masks, bf16 *const t
     uint32_t first = masks[0], second = masks[1];
     const uint32_t here[4] = {~first & ~second, first & ~second, ~first & second, first & second};
     for (int i = 0; i < 4; i++)
-        _mm512_storeu_si512(to[i], _mm512_maskz_mov_epi16(here[i], value));
+        /* past the caches: four times what was read is written, and nobody reads it soon */
+        _mm512_stream_si512((__m512i *)to[i], _mm512_maskz_mov_epi16(here[i], value));
 #else
     for (int i = 0; i < 4; i++)
         for (int c = 0; c < BLOCK; c++) {
@@ -521,6 +522,9 @@ INLINE void gradient_units(const norm *a, long chunk, int kind) {
         }
         if (a->pooled) scatter_unit(a, unit, to);
     }
+#ifdef WIDE
+    _mm_sfence(); /* such stores are ordered by nothing else */
+#endif
 }
 
 static void gradient_chunk(void *context, long chunk) {

@@ -1,7 +1,8 @@
-"""MNIST in seconds: two convolutions, Adam with one cycle, one or two passes.
+"""MNIST in seconds: two convolutions, Adam with one cycle, one pass.
 
 The network and its optimiser follow the published 99 % in one epoch (Conv 24 of 5x5, Conv 32 of
-3x3, 256 hidden units; Adam at 0.01 with betas 0.7 and 0.9, one cycle).
+3x3, 256 hidden units; Adam at 0.01 with betas 0.7 and 0.9, one cycle). Other than there: 32 channels
+instead of 24 and batch norm behind the pools, because that is what the fused kernels take.
 """
 
 from functools import partial
@@ -35,13 +36,14 @@ def recipe(root: Path | None) -> Recipe:
     )
     return Recipe(
         workload=workload,
-        settings=TrainingSettings(optimizer="adam", lr=0.01, betas=(0.7, 0.9), batch=256, epochs=2),
+        settings=TrainingSettings(optimizer="adam", lr=0.01, betas=(0.7, 0.9), batch=256, epochs=1),
         plan=TrainPlan(
             precision="bf16",
             memory_layout="channels_last",
             optimizer_kernel="fused",
             data="resident",
             keep_memory=True,
+            kernels=("fused-cnn",),
         ),
         rate=_rate,
     )

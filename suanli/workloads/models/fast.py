@@ -66,8 +66,9 @@ def cifar10_fast() -> nn.Module:
 def mnist_fast() -> nn.Module:
     """[B, 1, 28, 28] -> logits [B, 10]."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()),
+        *(nn.Conv2d(1, 32, 5, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(32), nn.ReLU()),
+        nn.Flatten(),
         *(nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
     )
 
