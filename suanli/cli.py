@@ -318,9 +318,11 @@ def train(  # noqa: PLR0913, PLR0917
         prune=prune,
         teacher=teacher,
     )
-    with text.Live(quiet=as_json) as live:
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with text.Live(quiet=as_json or not first) as live:
         result = train_workload(workload, options, data=data, on_event=live.event)
-    _print(result, as_json, show)
+    if first:
+        _print(result, as_json, show)
     if result.interrupted:
         raise typer.Exit(_EXIT_STOPPED)
 

@@ -24,6 +24,7 @@ LAYERS = {
     "reports": 6,
     "api": 7,
     "cli": 8,
+    "__main__": 9,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -119,7 +119,9 @@ def test_the_mixed_loss_is_hinton_s() -> None:
     p, q = (theirs / 2).softmax(1), (own / 2).softmax(1)
     apart = (p * (p.log() - q.log())).sum(1).mean()
     expected = 0.75 * functional.cross_entropy(own, labels) + 0.25 * 4 * apart
-    assert float(made.workload.loss(output, labels)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(made.workload.loss(output, labels).detach()) == pytest.approx(
+        float(expected), rel=1e-5
+    )
     new_loop(made, TrainPlan(optimizer_kernel="fused"), steps=2).run()
 
 

@@ -180,7 +180,7 @@ def test_an_own_module_is_trained_in_place(tmp_path: Path) -> None:
         batch=32,
         epochs=6,
         plan="default",
-        out=tmp_path / "run",
+        out=str(tmp_path / "run"),
     )
     assert run.model is model
     assert not model.training

@@ -101,6 +101,24 @@ def test_right_plans_pass_from_any_seed(seed: int, tmp_path: Path) -> None:
         assert found.ok, f"{plan.title}: {found.reason}"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("which", ["sgd", "adam"])
+def test_compiled_plans_pass_and_compiled_bugs_do_not(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    bench: Bench = request.getfixturevalue(which)
+    for plan in (
+        FAST32.with_(compile="default"),
+        FAST32.with_(compile="default", compile_scope="step"),
+        FAST16.with_(compile="default"),
+    ):
+        found = bench.check(plan)
+        assert found.ok, f"{plan.title}: {found.reason}"
+    slow = replace(bench.made, optimizer=_slow)
+    assert not bench.check(FAST32.with_(compile="default", compile_scope="step"), slow).ok
+
+
 # -- planted bugs ------------------------------------------------------------------------------
 
 

@@ -81,7 +81,7 @@ class TrainOptions:
     tune: int = 0
 
     def checked(self) -> "TrainOptions":
-        """These options.
+        """These options, texts that name a file or folder as paths.
 
         Raises:
             BadInputError: One of them makes no sense; the message names it.
@@ -101,7 +101,9 @@ class TrainOptions:
             raise BadInputError(f"--tune must be a number of trials, not {self.tune}")
         if self.seed < 0:
             raise BadInputError(f"--seed must not be negative, not {self.seed}")
-        return self
+        named = {name: getattr(self, name) for name in ("start", "out", "backup", "key")}
+        paths: dict[str, Any] = {name: Path(value) for name, value in named.items() if value}
+        return replace(self, **paths)
 
 
 @dataclass(frozen=True, kw_only=True)

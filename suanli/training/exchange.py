@@ -1,10 +1,12 @@
 """What the trials of one search share, as files: first weights, a few samples, traces."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -99,15 +101,14 @@ class Exchange:
 
     def put_trace(self, name: str, trace: Trace, note: str = "") -> None:
         """Keep a trace; the order of its entries is kept too."""
-        save_file(trace, self.folder / f"{name}.safetensors")
+        save_file(dict(trace), self.folder / f"{name}.safetensors")
         facts = {"order": list(trace), "note": note}
         (self.folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
 
     def trace(self, name: str) -> Trace:
-        """A trace that was kept."""
+        """A trace that was kept; its tensors are read when they are looked at."""
         order = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))["order"]
-        tensors: dict[str, torch.Tensor] = load_file(self.folder / f"{name}.safetensors")
-        return {key: tensors[key] for key in order}
+        return _KeptTrace(self.folder / f"{name}.safetensors", order)
 
     def note(self, name: str) -> str:
         """What was noted with a trace."""
@@ -117,3 +118,21 @@ class Exchange:
     def has(self, name: str) -> bool:
         """Whether a trace is there."""
         return (self.folder / f"{name}.json").exists()
+
+
+class _KeptTrace(Mapping[str, torch.Tensor]):
+    """A trace on disk: several of a large model would not fit into memory together."""
+
+    def __init__(self, path: Path, order: list[str]) -> None:
+        self._path, self._order = path, order
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with safe_open(self._path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)

@@ -45,23 +45,27 @@ class Forward:
                 self._whole = torch.compile(self._forward, mode=_mode(plan))
         self._mean: bool | None = None
 
-    def gradients(self, inputs: Tensors, labels: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    def gradients(
+        self, inputs: Tensors, labels: torch.Tensor, scale: float = 1.0, whole: int = 0
+    ) -> torch.Tensor:
         """Add the batch's gradients to the parameters' `grad`; gives the loss, detached.
 
         Args:
             inputs: The batch, each [B, …].
             labels: [B, …].
             scale: What the loss is multiplied with before the backward pass.
+            whole: Samples of the batch that these are a part of; 0 where they are all of it. The
+                gradients and the loss are then that part of the batch's.
         """
-        size = self._plan.micro_batch
         count = int(labels.shape[0])
-        if not size or size >= count:
+        size, whole = self._plan.micro_batch or count, whole or count
+        if size >= whole:
             return self._one(inputs, labels, scale)
         total = torch.zeros((), device=labels.device)
         for start in range(0, count, size):
             rows = slice(start, start + size)
             part = tuple(tensor[rows] for tensor in inputs)
-            share = self._share(int(labels[rows].shape[0]), count, part, labels[rows])
+            share = self._share(int(labels[rows].shape[0]), whole, part, labels[rows])
             total += self._one(part, labels[rows], scale * share) * share
         return total
 

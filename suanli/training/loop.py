@@ -26,6 +26,7 @@ from suanli.workloads.record import Samples
 _REPORT_EVERY_S = 1.0
 _JUDGING_SHARE = 0.1  # of the time, unless a target asks for more
 _MOST_TIMES = 20_000
+_APART = 1_000_003  # between the seeds of two processes
 
 Report = Callable[[TrainProgress], None]
 
@@ -108,8 +109,9 @@ class Loop:
         # the generators' states between runs; inside one the process's own are used
         self._running = False
         with torch.random.fork_rng(devices=self._devices()):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed + _APART * stepper.replicas.rank)
             self._chance = self._generators()
+        self._seed, self._stop = seed, StopRequests()
 
     @property
     def recipe(self) -> Recipe:
@@ -125,7 +127,13 @@ class Loop:
     def done(self) -> float:
         """Share of the run that is over."""
         limit = self.limits.max_seconds
-        return min(1.0, max(self.step / self.steps, self.seconds / limit if limit else 0.0))
+        return min(1.0, max(self.step / self.steps, self._clock / limit if limit else 0.0))
+
+    @property
+    def _clock(self) -> float:
+        """Seconds that decide: of several processes the first one's, as they last agreed."""
+        agreed = self.stepper.agreed
+        return self.seconds if agreed is None else agreed.seconds
 
     @property
     def epochs_done(self) -> float:
@@ -149,7 +157,8 @@ class Loop:
             self._begun_s, self._begun_samples = self.seconds, self.samples
             self._running = True
             try:
-                return self._run(stop or StopRequests())
+                self._stop = stop or StopRequests()
+                return self._run()
             finally:
                 self._running = False
                 self._chance = self._generators()
@@ -164,9 +173,9 @@ class Loop:
         device = self.plan.device
         return here, torch.cuda.get_rng_state(device) if self._cuda else torch.empty(0)
 
-    def _run(self, stop: StopRequests) -> str:
+    def _run(self) -> str:
         reported = time.monotonic()
-        while not (reason := self._over(stop)):
+        while not (reason := self._over()):
             self._one_step()
             for listener in self.on_step:
                 listener()
@@ -190,22 +199,28 @@ class Loop:
             torch.cuda.synchronize(self.plan.device)
             self.seconds += time.perf_counter() - start
 
-    def _over(self, stop: StopRequests) -> str:
-        limits = self.limits
+    def _over(self) -> str:
+        """Why the run ends here; "" where it goes on. The same in all processes."""
+        limits, agreed = self.limits, self.stepper.agreed
+        stop = bool(self._stop.asked)
+        if self.stepper.replicas.world > 1:
+            stop = agreed is not None and agreed.stop
         if self.step >= self.steps:
             return "epochs"
-        if limits.max_seconds is not None and self.seconds >= limits.max_seconds:
+        if limits.max_seconds is not None and self._clock >= limits.max_seconds:
             return "time"
         if limits.steps is not None and self.step >= limits.steps:
             return "steps"
         if limits.target is not None and self.reached_at_s is not None:
             return "target"
-        return "asked" if stop.asked else ""
+        return "asked" if stop else ""
 
     def _one_step(self) -> None:
         start = time.perf_counter()
         stepper, batch = self.stepper, self.batches.next()
-        loss = stepper.gradients(batch.inputs, batch.labels)
+        loss = stepper.gradients(
+            batch.inputs, batch.labels, stop=bool(self._stop.asked), seconds=self.seconds
+        )
         if not self._cuda and not math.isfinite(float(loss)):
             self._blame(float(loss), self.step + 1, batch)
         stepper.update(self.done)
@@ -232,6 +247,7 @@ class Loop:
         if self._watched is None:
             return
         due = self.seconds - self._judged_s >= self._cost_s / _JUDGING_SHARE
+        due |= self.stepper.replicas.world > 1  # each has a clock of its own
         if due or self.limits.target is not None or self.step >= self.steps:
             self.watch()
 
@@ -240,13 +256,16 @@ class Loop:
         assert self._watched is not None
         start = time.monotonic()
         workload = self.recipe.workload
-        self.quality = judge(
-            self.stepper.model,
-            self._watched,
-            loss=workload.loss,
-            device=self.plan.device,
-            predict=self.recipe.predict,
-        )
+        replicas, value = self.stepper.replicas, 0.0
+        if replicas.first:
+            value = judge(
+                self.stepper.model,
+                self._watched,
+                loss=workload.loss,
+                device=self.plan.device,
+                predict=self.recipe.predict,
+            )
+        self.quality = replicas.from_first(value)
         target = self.limits.target if self.limits.target is not None else workload.target
         if target is not None and self.reached_at_s is None:
             metric = metric_of(self._watched)
@@ -350,6 +369,11 @@ class Loop:
             )
         )
         self._chance = run["chance"]
+        rank = self.stepper.replicas.rank
+        if rank:  # the checkpoint is the first process's: the others draw anew
+            with torch.random.fork_rng(devices=self._devices()):
+                torch.manual_seed(self._seed + _APART * rank + self.step)
+                self._chance = self._generators()
         losses = run["losses"]
         self._losses = list(losses) if losses is not None else []
         self._reported = len(self._losses)

@@ -100,6 +100,11 @@ class RunFolder:
         """Where the trained weights go."""
         return self.folder / "weights.safetensors"
 
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.folder / "run.json").is_file()
+
     def begin(self, record: RunRecord, plan: TrainPlan, environment: Environment) -> None:
         """Write what the run is.
 
@@ -153,6 +158,8 @@ class RunFolder:
         """
         loaded = self.checkpoints.load()
         if loaded is None:
+            if loop.stepper.replicas.first:
+                _cut_metrics(self.folder / "metrics.jsonl", 0)
             return None
         for line in loaded.passed_over:
             note(f"checkpoint {line}; the one before it is used")
@@ -162,7 +169,8 @@ class RunFolder:
             reason = " ".join(str(error).split())[:200]
             raise ArtefactError(f"{loaded.folder.name} is of another model: {reason}") from None
         self.newest = loaded.folder
-        _cut_metrics(self.folder / "metrics.jsonl", loaded.step)
+        if loop.stepper.replicas.first:
+            _cut_metrics(self.folder / "metrics.jsonl", loaded.step)
         return loaded.step
 
     def follow(self, loop: Loop, note: Note) -> None:

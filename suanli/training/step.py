@@ -7,6 +7,7 @@ from torch import nn
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.parallel.replicas import Agreed, Replicas
 from suanli.training.forward import Forward
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.schedules import rate
@@ -19,15 +20,25 @@ class Stepper:
     Attributes:
         model: The fp32 model that is trained, on the plan's device.
         optimizer: Its optimiser; a group's peak rate is its "initial_lr".
+        replicas: The processes that share each batch.
+        agreed: What they agreed on in the last step; None where there is one process.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, plan: TrainPlan) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        plan: TrainPlan,
+        replicas: Replicas | None = None,
+    ) -> None:
         """Bring the model to the device and make its optimiser.
 
         Raises:
             BadInputError: The plan does not fit the model, or the optimiser is unknown.
         """
         self.recipe, self.plan = recipe, plan
+        self.replicas = replicas or Replicas()
+        self.agreed: Agreed | None = None
         self.model = arranged(model.to(plan.device), plan.memory_layout).train()
         assert recipe.workload.loss is not None
         self.forward = Forward(self.model, recipe.workload.loss, plan)
@@ -50,22 +61,55 @@ class Stepper:
         self.update(done)
         return loss
 
-    def gradients(self, inputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
-        """The first half: `grad` of every trained parameter; gives the loss, detached."""
+    def gradients(
+        self, inputs: Tensors, labels: torch.Tensor, *, stop: bool = False, seconds: float = 0.0
+    ) -> torch.Tensor:
+        """The first half: `grad` of every trained parameter; gives the loss, detached.
+
+        Args:
+            inputs: The whole batch; of several processes each takes its share of it.
+            labels: The same.
+            stop: Whether this process was asked to stop, for the others to know.
+            seconds: This process's clock.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         scale = 1.0
         if self.scaler.is_enabled():
             self.scaler.scale(torch.zeros((), device=self.plan.device))  # its state is made on use
             scale = float(self.scaler.get_scale())
-        loss = self.forward.gradients(inputs, labels, scale)
-        self.forward.collect()
+        trained = [p for g in self.optimizer.param_groups for p in g["params"]]
+        if self.replicas.world == 1:
+            loss = self.forward.gradients(inputs, labels, scale)
+            self.forward.collect()
+        else:
+            loss = self._part(inputs, labels, scale)
+            self.forward.collect()
+            self.agreed = self.replicas.exchange(trained, loss, stop=stop, seconds=seconds)
+            loss = self.agreed.loss
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         clip = self.recipe.settings.clip_norm
         if clip:
-            trained = [p for g in self.optimizer.param_groups for p in g["params"]]
             nn.utils.clip_grad_norm_(trained, clip)
         return loss
+
+    def _part(self, inputs: Tensors, labels: torch.Tensor, scale: float) -> torch.Tensor:
+        """This process's part of the gradients and of the loss."""
+        whole = int(labels.shape[0])
+        rows = self.replicas.share(whole)
+        mine = labels[rows]
+        if len(mine) == 0:  # the last batch of an epoch may be smaller than the group
+            return torch.zeros((), device=labels.device)
+        last = self.plan.memory_layout == "channels_last"
+        parts = tuple(
+            x[rows].contiguous(
+                memory_format=torch.channels_last
+                if last and x.dim() == 4
+                else torch.contiguous_format
+            )
+            for x in inputs
+        )
+        return self.forward.gradients(parts, mine, scale, whole)
 
     def update(self, done: float) -> None:
         """The second half: the optimiser's step at the rate that belongs to `done`."""

@@ -24,6 +24,7 @@ from suanli.devices import device as find_device
 from suanli.measure.ceilings import ceilings, kept_ceilings
 from suanli.measure.environment import environment
 from suanli.measure.timing import median_interval
+from suanli.parallel.replicas import Replicas, restarted
 from suanli.plans.store import TrialStore, store_key
 from suanli.training.checks import check_samples
 from suanli.training.exchange import Exchange, Facts
@@ -96,7 +97,10 @@ class Trainer:
         """Take in what is asked; nothing is done yet."""
         self._recipe, self._request, self._listener = recipe, request, listener
         self._started = time.monotonic()
+        self._replicas = Replicas.from_environment(request.device)
         self._folder = RunFolder(request.out, request.keeping)
+        # the processes that torchrun starts again go on with what the first ones began
+        self._resume = request.resume or (restarted() and self._folder.exists)
         self._notes: list[str] = []
         self._chosen: Chosen | None = None
         self._limit: Limit | None = None
@@ -112,12 +116,11 @@ class Trainer:
             BadInputError: What was asked or given cannot be used.
             NotFiniteError: The loss is no longer finite.
         """
-        request = self._request
         record, plan = self._record(), None
-        if request.resume:
+        if self._resume:
             record, plan = self._folder.read()
             self._recipe = self._as_recorded(record)
-        else:
+        elif self._replicas.first:
             self._folder.check_free()
         self._say(f"loading the data of {self._recipe.name}")
         assert self._recipe.workload.data is not None
@@ -127,17 +130,25 @@ class Trainer:
         check_samples(model, self._recipe, train)
         if plan is None:
             plan = self._plan(model, train)
-            self._folder.begin(record, plan, environment())
+            if self._replicas.first:
+                self._folder.begin(record, plan, environment())
+        if self._replicas.world > 1:
+            plan = plan.with_(device=self._replicas.device)
         self._measure_limit(model, train, plan)
         with machine_as_planned(plan), StopRequests() as stop:
             loop = self._loop(model, plan, record, train, held_out or data.search)
-            resumed_from = self._folder.restore(loop, self._note) if request.resume else None
-            self._folder.follow(loop, self._note)
+            resumed_from = self._folder.restore(loop, self._note) if self._resume else None
+            self._replicas.wait()  # before the first one writes again
+            if self._replicas.first:
+                self._folder.follow(loop, self._note)
             try:
                 stopped = self._train(loop, stop)
             finally:
                 self._folder.close()
-            return self._finish(loop, data, record, stopped, resumed_from)
+            outcome = self._finish(loop, data, record, stopped, resumed_from)
+            self._replicas.wait()
+            self._replicas.close()
+            return outcome
 
     # -- before the run -------------------------------------------------------------------------
 
@@ -176,7 +187,7 @@ class Trainer:
 
     def _model(self, record: RunRecord, train: Samples) -> nn.Module:
         model = starting_point(self._recipe, train, record.seed)
-        if record.start and not self._request.resume:
+        if record.start and not self._resume:
             for line in take_weights(model, Path(record.start)):
                 self._note(line)
         if record.frozen:
@@ -188,6 +199,11 @@ class Trainer:
         request = self._request
         if isinstance(request.plan, TrainPlan):
             return request.plan.checked()
+        if self._replicas.world > 1 and request.plan == "auto":
+            self._note("several processes take the default plan: search with one, then --plan FILE")
+            return default_plan(
+                self._recipe, request.device, images=any(x.dim() == 4 for x in train.inputs)
+            )
         images = any(part.dim() == 4 for part in train.inputs)
         plain = default_plan(self._recipe, request.device, images=images)
         if request.plan == "default":
@@ -273,27 +289,29 @@ class Trainer:
             max_seconds=request.max_seconds if request.max_seconds else record.max_seconds,
             target=request.to if request.to is not None else record.target,
         )
-        stepper = Stepper(model, self._recipe, plan)
+        stepper = Stepper(model, self._recipe, plan, self._replicas)
         loop = Loop(stepper, train, seed=record.seed, limits=limits, watched=watched)
         loop.limit = self._limit
-        loop.on_report.append(self._progress)
+        if self._replicas.first:
+            loop.on_report.append(self._progress)
         return loop
 
     def _train(self, loop: Loop, stop: StopRequests) -> str:
         """Run, and where it was asked for go back and on with half the rate after a NaN."""
         if self._request.on_nan == "rollback":
-            self._folder.save(loop, self._note)
+            self._save(loop)
         for attempt in range(_MOST_ROLLBACKS + 1):
             try:
                 stopped = loop.run(stop)
             except NotFiniteError as error:
                 if self._request.on_nan != "rollback" or attempt == _MOST_ROLLBACKS:
                     raise
+                self._replicas.wait()
                 step = self._folder.restore(loop, self._note)
                 loop.stepper.lower_rate(_LOWERED)
                 self._note(f"{error}; back to step {step}, with {_LOWERED:g} of the rate")
                 continue
-            self._folder.save(loop, self._note)
+            self._save(loop)
             return stopped
         raise AssertionError("unreachable")
 
@@ -307,7 +325,7 @@ class Trainer:
         stopped: str,
         resumed_from: int | None,
     ) -> tuple[TrainResult, nn.Module]:
-        asked = stopped == "asked"
+        asked, first = stopped == "asked", self._replicas.first
         if loop.averaging is not None and not asked:
             loop.averaging.finish()
         quality = None if asked else self._judged(loop, data)
@@ -316,10 +334,11 @@ class Trainer:
         facts = {"workload": record.workload, "seed": str(record.seed), "steps": str(loop.step)}
         if quality is not None:
             facts[quality.metric] = f"{quality.value:.4f}"
-        save_weights(model, self._folder.weights, facts)
-        self._keep_for_optimize(model, record, facts, stopped)
         result = self._result(loop, record, quality, stopped, resumed_from)
-        write_atomic(self._request.out / "result.json", codec.dumps(result))
+        if first:
+            save_weights(model, self._folder.weights, facts)
+            self._keep_for_optimize(model, record, facts, stopped)
+            write_atomic(self._request.out / "result.json", codec.dumps(result))
         return result, model
 
     def _keep_for_optimize(
@@ -335,12 +354,16 @@ class Trainer:
         workload, target = self._recipe.workload, loop.limits.target
         loop.watch()
         assert loop.quality is not None
-        value = judge(
-            loop.stepper.model,
-            data.acceptance,
-            loss=workload.loss,
-            device=loop.plan.device,
-            predict=self._recipe.predict,
+        value = (
+            loop.quality
+            if not self._replicas.first
+            else judge(
+                loop.stepper.model,
+                data.acceptance,
+                loss=workload.loss,
+                device=loop.plan.device,
+                predict=self._recipe.predict,
+            )
         )
         return TrainQuality(
             metric=metric_of(data.acceptance),
@@ -397,6 +420,11 @@ class Trainer:
             interrupted=stopped == "asked",
             notes=tuple(self._notes),
         )
+
+    def _save(self, loop: Loop) -> None:
+        if self._replicas.first:
+            self._folder.save(loop, self._note)
+        self._replicas.wait()
 
     # -- small things ---------------------------------------------------------------------------
 

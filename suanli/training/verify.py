@@ -10,7 +10,7 @@ place away, because a plan is compared with the size of rounding errors, not wit
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from suanli.training.batches import Batch
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.step import Stepper
 
-Trace = dict[str, torch.Tensor]
+Trace = Mapping[str, torch.Tensor]
 """Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output."""
 
 K = 2.0
@@ -71,7 +71,7 @@ class Parting:
 
 
 def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors) -> Trace:
-    """Run the first steps and keep what they did, in the model's own element type on the CPU.
+    """Run the first steps and keep what they did, as fp32 on the CPU.
 
     Args:
         stepper: At its start; it is trained further.
@@ -79,13 +79,13 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
         total_steps: Steps of the whole run, which the schedule of the rate is over.
         probe: Inputs for the evaluation mode afterwards.
     """
-    trace: Trace = {}
+    trace: dict[str, torch.Tensor] = {}
     names = {id(p): n for n, p in stepper.model.named_parameters()}
     trained = [p for g in stepper.optimizer.param_groups for p in g["params"]]
     for number, batch in enumerate(batches, start=1):
         before = [p.detach().clone() for p in trained]
         loss = stepper.gradients(batch.inputs, batch.labels)
-        trace[f"loss/{number}"] = loss.detach().cpu().reshape(1).clone()
+        trace[f"loss/{number}"] = _kept(loss.reshape(1))
         for parameter in trained:
             gradient = parameter.grad
             if gradient is None:
@@ -298,7 +298,9 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous().clone()
+    # fp32 is exact enough for a reference too: what is judged is 64 of its last places and more
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
 
 
 def _wide(batch: Batch) -> Batch:

@@ -1,0 +1,1 @@
+"""Layer 4: several processes that train one model."""

@@ -1,0 +1,125 @@
+"""Data-parallel training: each process takes its share of every batch, and gradients are summed.
+
+One all-reduce per step carries the gradients and all that the processes have to agree on: which
+parameters have a gradient, the loss, whether anybody was asked to stop, and the first process's
+clock, which schedules by time follow. Everything else (data order, weights, optimiser) is the same
+in every process by construction and is never sent. Batch norm sees the share of its own process.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreed:
+    """What a step's exchange gave.
+
+    Attributes:
+        loss: Of the whole batch, a tensor of no dimensions on the device.
+        stop: Whether any process was asked to stop.
+        seconds: The first process's clock.
+    """
+
+    loss: torch.Tensor
+    stop: bool
+    seconds: float
+
+
+class Replicas:
+    """The processes of a run; by default this one alone."""
+
+    def __init__(self, rank: int = 0, world: int = 1, device: str = "cpu") -> None:
+        """Name this process's place."""
+        self.rank, self.world, self.device = rank, world, device
+
+    @classmethod
+    def from_environment(cls, device: str) -> "Replicas":
+        """Join the processes that torchrun started; alone where it did not.
+
+        Args:
+            device: "cpu", or "cuda:0", in the place of which each process takes its own GPU.
+        """
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world < 2:
+            return cls(device=device)
+        if device.startswith("cuda"):
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(rank=dist.get_rank(), world=world, device=device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Which samples of a batch of so many are this process's."""
+        return slice(self.rank, count, self.world)
+
+    def exchange(
+        self,
+        parameters: Sequence[torch.Tensor],
+        loss: torch.Tensor,
+        *,
+        stop: bool,
+        seconds: float,
+    ) -> Agreed:
+        """Sum gradients and losses over all processes.
+
+        Args:
+            parameters: Those that are trained, in the same order everywhere; their `grad` is
+                replaced by the sum. One that has none anywhere stays without.
+            loss: This process's part of the batch's loss.
+            stop: Whether this process was asked to stop.
+            seconds: This process's clock.
+        """
+        device = loss.device
+        has = [float(p.grad is not None) for p in parameters]
+        clock = seconds if self.first else 0.0
+        small = torch.tensor([*has, float(stop), clock], device=device, dtype=torch.float64)
+        small = torch.cat([small, loss.detach().reshape(1).double()])
+        gradients = [
+            (p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters
+        ]
+        flat = torch.cat(gradients)
+        dist.all_reduce(flat)
+        dist.all_reduce(small)
+        place = 0
+        for parameter, count in zip(parameters, small[: len(has)].tolist(), strict=True):
+            size = parameter.numel()
+            if count > 0:
+                summed = flat[place : place + size].view(parameter.shape)
+                # a gradient must lie in memory as its parameter does
+                parameter.grad = torch.empty_like(parameter).copy_(summed)
+            place += size
+        asked, first_clock = small[len(has) : len(has) + 2].tolist()
+        return Agreed(loss=small[-1].to(loss.dtype), stop=asked > 0, seconds=first_clock)
+
+    def from_first(self, value: float) -> float:
+        """The first process's value, in all of them."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return float(tensor)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes anew after one of them had ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
