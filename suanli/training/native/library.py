@@ -1,6 +1,7 @@
 """Builds the C kernels on this machine, once, and finds the threads that they run in."""
 
 import ctypes
+import hashlib
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ from suanli.base.compiler import INSTALL, CompilerError, find_compiler
 from suanli.base.errors import MissingBackendError
 
 SOURCE = Path(__file__).with_name("norm.c")
+HEADER = Path(__file__).with_name("vectors.h")
 MOVES_SOURCE = Path(__file__).with_name("moves.c")
 WEIGHTS_SOURCE = Path(__file__).with_name("weights.c")
 CHUNKS = 64  # as in norm.c
@@ -183,7 +185,10 @@ def built(source: Path, flags: tuple[str, ...]) -> Path:
     compiler = find_compiler()
     if sys.platform == "win32" or compiler is None:
         raise MissingBackendError("a C compiler for the fused training kernels", INSTALL)
-    every = ["-O3", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-lm"]
+    # What is built is known by the source alone, so what it includes must show in the flags.
+    header = hashlib.sha256(HEADER.read_bytes()).hexdigest()[:16]
+    every = [f"-I{HEADER.parent}", f"-DSUANLI_HEADER_{header}"]
+    every += ["-O3", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-lm"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         every.append("-mprefer-vector-width=512")
     return compiler.build_shared(source, [*every, *flags])

@@ -1,8 +1,8 @@
 """MNIST in seconds: two convolutions, Adam with one cycle, one pass.
 
 The network and its optimiser follow the published 99 % in one epoch (Conv 24 of 5x5, Conv 32 of
-3x3, 256 hidden units; Adam at 0.01 with betas 0.7 and 0.9, one cycle). Other than there: 32 channels
-instead of 24 and batch norm behind the pools, because that is what the fused kernels take.
+3x3, 256 hidden units; Adam at 0.01 with betas 0.7 and 0.9, one cycle). Other than there: 32
+channels instead of 24 and batch norm behind the pools, which the fused kernels take in one pass.
 """
 
 from functools import partial
