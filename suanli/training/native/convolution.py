@@ -37,8 +37,6 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int) -> Tensor:
     outputs = gradient.shape[1]
     threads = torch.get_num_threads()
     per_image = (height + kernel // 2) * (width + kernel // 2)
-    # Blocks of 32 x 32 channels are what threads share; where there are few, the pixels are split.
-    blocks = -(-outputs // 32) * -(-inputs // 32)
     result = torch.empty((outputs, inputs, kernel, kernel), memory_format=torch.channels_last)
     record = Weights(
         images=batch,
@@ -52,7 +50,7 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int) -> Tensor:
         g=address(gradient),
         result=address(result),
         chunk_images=max(1, _CHUNK_PIXELS // per_image),
-        splits=max(1, -(-2 * threads // blocks)) if threads > 1 else 1,
+        splits=min(threads, batch),
     )
     sizes = (ctypes.c_long * 4)()
     tiles.sizes(ctypes.byref(record), sizes)

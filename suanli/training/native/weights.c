@@ -37,7 +37,7 @@ typedef struct {
     float *sums;       /* [split][outputs / 16][inputs / 16][taps][16][16] */
     const bf16 **places; /* of each pixel of the chunk: its data in x; and in g behind */
     const bf16 *zeros; /* as many as channels */
-    long chunk_images, splits; /* images of a chunk; parts into which the sums are split */
+    long chunk_images, splits; /* images packed at a time; shares of the images, one per thread */
 } weights;
 
 static loop_over for_all;
@@ -76,7 +76,8 @@ void suanli_weights_sizes(const weights *a, long sizes[4]) {
 
 typedef struct {
     const weights *a;
-    long first; /* image of the first split's chunk */
+    long split;       /* which share of the images */
+    long first, last; /* images of the present chunk: from, and up to */
 } turn;
 
 static const bf16 **places_of(const weights *a, long split) {
@@ -84,14 +85,14 @@ static const bf16 **places_of(const weights *a, long split) {
 }
 
 /* Where each flat pixel of a chunk comes from; zeros for those between lines and images. */
-static void find_places(const turn *t, long split) {
+static void find_places(const turn *t) {
     const weights *a = t->a;
+    long split = t->split;
     long count = depth_of(a) + 2 * margin_of(a) + 2, line = line_of(a);
     const bf16 **x = places_of(a, split), **g = x + count;
     for (long i = 0; i < 2 * count; i++) x[i] = a->zeros;
-    for (long n = 0; n < a->chunk_images; n++) {
-        long image = t->first + split * a->chunk_images + n;
-        if (image >= a->images) break;
+    for (long n = 0; n < t->last - t->first; n++) {
+        long image = t->first + n;
         for (long y = 0; y < a->height; y++) {
             long flat = margin_of(a) + n * image_of(a) + y * line;
             const bf16 *from_x = a->x + (image * a->height + y) * a->width * a->inputs;
@@ -119,10 +120,9 @@ static __m512i paired(const bf16 *one, const bf16 *two, long block, long count) 
         channels(one, block, count), order, channels(two, block, count));
 }
 
-static void pack_pairs(void *context, long item) {
-    const turn *t = context;
+static void pack_pairs(const turn *t, long block) {
     const weights *a = t->a;
-    long ins = blocks_of(a->inputs), pairs = pairs_of(a), split = item / ins, block = item % ins;
+    long ins = blocks_of(a->inputs), pairs = pairs_of(a), split = t->split;
     const bf16 **x = places_of(a, split);
     bf16 *even = a->pairs + (split * ins + block) * 2 * pairs * TILE * 2;
     bf16 *odd = even + pairs * TILE * 2;
@@ -157,11 +157,9 @@ static void transpose(__m512i r[16]) {
     }
 }
 
-static void pack_turned(void *context, long item) {
-    const turn *t = context;
+static void pack_turned(const turn *t, long block) {
     const weights *a = t->a;
-    long outs = blocks_of(a->outputs), depth = depth_of(a);
-    long split = item / outs, block = item % outs;
+    long outs = blocks_of(a->outputs), depth = depth_of(a), split = t->split;
     const bf16 **g = places_of(a, split) + depth + 2 * margin_of(a) + 2 + margin_of(a);
     bf16 *to = a->turned + (split * outs + block) * depth * TILE;
     for (long k = 0; k < depth; k += PIXELS, to += PIXELS * TILE) {
@@ -172,8 +170,6 @@ static void pack_turned(void *context, long item) {
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * PIXELS, r[i]);
     }
 }
-
-static void place_split(void *context, long split) { find_places(context, split); }
 
 /* ---- products ---------------------------------------------------------------------------------- */
 
@@ -217,14 +213,12 @@ static void products(
     _tile_stored(3, c[3], 64);
 }
 
-/* One pair of output blocks against all input blocks of a group. */
-static void multiply(void *context, long item) {
-    const weights *a = ((const turn *)context)->a;
+/* Output blocks o and o + 1 against input blocks i and i + 1, at every kernel position. */
+static void multiply(const turn *t, long o, long i) {
+    const weights *a = t->a;
     long ins = blocks_of(a->inputs), outs = blocks_of(a->outputs);
     long depth = depth_of(a), pairs = pairs_of(a), taps = (long)a->kernel * a->kernel;
-    long out_pairs = (outs + 1) / 2, in_pairs = (ins + 1) / 2;
-    long split = item / (out_pairs * in_pairs), o = item / in_pairs % out_pairs * 2;
-    long i = item % in_pairs * 2;
+    long split = t->split;
     int lone_o = o + 1 >= outs, lone_i = i + 1 >= ins;
     const bf16 *g0 = a->turned + (split * outs + o) * depth * TILE;
     const bf16 *g1 = lone_o ? g0 : g0 + depth * TILE;
@@ -232,10 +226,6 @@ static void multiply(void *context, long item) {
     const bf16 *x1 = lone_i ? x0 : x0 + 2 * pairs * 32;
     float *sums = a->sums + split * outs * ins * taps * TILE * TILE;
     float spare[TILE * TILE] __attribute__((aligned(64)));
-    tile_shape before, shape;
-    all_tiles(&shape);
-    _tile_storeconfig(&before); /* the library's own kernels expect to find theirs */
-    _tile_loadconfig(&shape);
     for (int dy = 0; dy < a->kernel; dy++)
         for (int dx = 0; dx < a->kernel; dx++) {
             long tap = dy * a->kernel + dx;
@@ -250,6 +240,27 @@ static void multiply(void *context, long item) {
             }
             products(g0, g1, x0 + offset, x1 + offset, depth, c);
         }
+}
+
+/* A share of the images from beginning to end. Threads that met after each chunk would spend more
+   time waking up than multiplying. */
+static void one_split(void *context, long split) {
+    const weights *a = context;
+    long ins = blocks_of(a->inputs), outs = blocks_of(a->outputs);
+    long end = a->images * (split + 1) / a->splits;
+    tile_shape before, shape;
+    all_tiles(&shape);
+    _tile_storeconfig(&before); /* the library's own kernels expect to find theirs */
+    _tile_loadconfig(&shape);
+    turn t = {a, split, a->images * split / a->splits, 0};
+    for (; t.first < end; t.first = t.last) {
+        t.last = t.first + a->chunk_images < end ? t.first + a->chunk_images : end;
+        find_places(&t);
+        for (long i = 0; i < ins; i++) pack_pairs(&t, i);
+        for (long o = 0; o < outs; o++) pack_turned(&t, o);
+        for (long o = 0; o < outs; o += 2)
+            for (long i = 0; i < ins; i += 2) multiply(&t, o, i);
+    }
     if (before.palette)
         _tile_loadconfig(&before);
     else
@@ -257,7 +268,7 @@ static void multiply(void *context, long item) {
 }
 
 static void gather(void *context, long out) {
-    const weights *a = ((const turn *)context)->a;
+    const weights *a = context;
     long ins = blocks_of(a->inputs), outs = blocks_of(a->outputs);
     long taps = (long)a->kernel * a->kernel;
     for (long tap = 0; tap < taps; tap++)
@@ -272,18 +283,11 @@ static void gather(void *context, long out) {
 }
 
 void suanli_weights(const weights *a) {
-    long sizes[4], ins = blocks_of(a->inputs), outs = blocks_of(a->outputs);
-    long items = a->splits * ((outs + 1) / 2) * ((ins + 1) / 2);
+    long sizes[4];
     suanli_weights_sizes(a, sizes);
     memset(a->sums, 0, sizes[2] * sizeof(float));
-    turn t = {a, 0};
-    for (; t.first < a->images; t.first += a->splits * a->chunk_images) {
-        for_all(a->splits, a->threads, place_split, &t);
-        for_all(a->splits * ins, a->threads, pack_pairs, &t);
-        for_all(a->splits * outs, a->threads, pack_turned, &t);
-        for_all(items, a->threads, multiply, &t);
-    }
-    for_all(a->outputs, a->threads, gather, &t);
+    for_all(a->splits, a->threads, one_split, (void *)a);
+    for_all(a->outputs, a->threads, gather, (void *)a);
 }
 
 #else
