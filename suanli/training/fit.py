@@ -12,6 +12,7 @@ from suanli.base.train_results import TrainProgress
 from suanli.training.checks import check_samples
 from suanli.training.forward import machine_as_planned
 from suanli.training.judging import accuracy
+from suanli.training.kernels import usable
 from suanli.training.loop import Limits, Loop, Report
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.start import held_out_end, starting_point
@@ -124,7 +125,7 @@ def default_plan(recipe: Recipe, device: str, *, images: bool) -> TrainPlan:
         images: Whether inputs have four dimensions.
     """
     if recipe.plan is not None:
-        return recipe.plan.with_(device=device)
+        return usable(recipe.plan.with_(device=device))
     low = recipe.settings.precision == "bf16" and has_bf16_units(device)
     return TrainPlan(
         device=device,

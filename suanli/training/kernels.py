@@ -12,8 +12,11 @@ from torch import nn
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.training.native.library import present
 
-KERNELS: dict[str, str] = {}  # name -> "module:function"
+KERNELS: dict[str, str] = {  # name -> "module:function"
+    "fused-cnn": "suanli.training.fused:fused_cnn",
+}
 
 
 def put_in_place(model: nn.Module, plan: TrainPlan) -> nn.Module:
@@ -29,3 +32,10 @@ def put_in_place(model: nn.Module, plan: TrainPlan) -> nn.Module:
         module, _, function = KERNELS[name].partition(":")
         model = getattr(import_module(module), function)(model, plan)
     return model
+
+
+def usable(plan: TrainPlan) -> TrainPlan:
+    """The plan, without kernels that its device or this machine cannot run."""
+    if not plan.kernels or (plan.kind == "cpu" and present()):
+        return plan
+    return plan.with_(kernels=())

@@ -29,3 +29,17 @@ def rate(recipe: Recipe, done: float, group: str = "") -> float:
         return (1 + 19 * done / _COSINE_WARM_UP) / 20  # the first step is a small one, not none
     over = (done - _COSINE_WARM_UP) / (1.0 - _COSINE_WARM_UP)
     return _COSINE_END + (1.0 - _COSINE_END) * 0.5 * (1.0 + math.cos(math.pi * over))
+
+
+def triangle(done: float, *, start: float = 0.2, peak: float = 0.23, end: float = 0.07) -> float:
+    """Up in a straight line to 1 at `peak`, then down in one; the defaults are airbench94's.
+
+    Args:
+        done: Share of the run, 0 to 1.
+        start: Value at 0.
+        peak: Share at which the value is 1; 0 begins there.
+        end: Value at 1.
+    """
+    if done < peak:
+        return start + (1.0 - start) * done / peak
+    return 1.0 - (1.0 - end) * (done - peak) / (1.0 - peak)

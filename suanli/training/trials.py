@@ -295,7 +295,7 @@ def situation_of(
         blocks: Whether activations of blocks could be recomputed.
         fits: Whether all samples fit on the device.
     """
-    from suanli.training.kernels import KERNELS
+    from suanli.training.kernels import KERNELS, usable
 
     why_not_compiled = ""
     if not recipe.ref:
@@ -318,7 +318,7 @@ def situation_of(
         why_not_compiled=why_not_compiled,
         kernels=tuple(KERNELS),
         written=recipe.settings.precision,
-        own=recipe.plan.with_(device=device) if recipe.plan is not None else None,
+        own=usable(recipe.plan.with_(device=device)) if recipe.plan is not None else None,
     )
 
 

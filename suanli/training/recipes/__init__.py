@@ -17,7 +17,10 @@ from suanli.workloads.reference import Options
 from suanli.workloads.resolve import resolve
 from suanli.workloads.userfile import load_object
 
-RECIPES: dict[str, str] = {}  # name -> "module:function"
+RECIPES: dict[str, str] = {  # name -> "module:function"
+    "cifar10-fast": "suanli.training.recipes.cifar10_fast:recipe",
+    "mnist-fast": "suanli.training.recipes.mnist_fast:recipe",
+}
 
 
 def resolve_recipe(

@@ -1,0 +1,206 @@
+"""Suanli beside its peers on training, interleaved in one run.
+
+    python -m benchmarks.training --data DATA [--cases mnist-cnn] [--seconds 60] [--out FILE]
+
+Every side trains in a process of its own; the sides take short turns, forwards and backwards, and
+the idle ones are stopped (SIGSTOP), so that a drift of the machine falls on all of them. A step
+counts from the end of the one before, so loading data is in it. Figures are medians over the
+turns; ratios come from turns of the same round. Suanli's plan is found before by `suanli train`,
+which verifies it.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine, moment
+from suanli.base.lazy import present
+from suanli.measure.isolation import Worker
+from suanli.measure.timing import median_interval
+
+HERE = Path(__file__).parent
+_TURN_MS = 400.0
+_LEAST_ROUNDS = 6
+CASES = ("mnist-cnn", "cifar10-lenet", "cifar10-fast", "resnet18", "gpt-mini")
+_KERAS = ("mnist-cnn", "cifar10-lenet")
+_IMAGES = ("mnist-cnn", "cifar10-lenet", "cifar10-fast", "resnet18")
+
+
+def sides_of(case: str, plan: Path | None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> (class, settings)."""
+    layout = case in _IMAGES
+    sides: dict[str, tuple[str, dict[str, Any]]] = {
+        "plain loop, fp32": ("Plain", {}),
+        "plain loop, bf16 autocast": ("Plain", {"bf16": True, "channels_last": layout}),
+        "plain loop, torch.compile": ("Plain", {"compile": True, "channels_last": layout}),
+    }
+    if present("accelerate"):
+        sides["Accelerate fp32"] = ("Accelerate", {"precision": "no"})
+        sides["Accelerate bf16"] = ("Accelerate", {"precision": "bf16"})
+    if present("lightning"):
+        sides["Lightning fp32"] = ("Lightning", {"precision": "32-true"})
+        sides["Lightning bf16"] = ("Lightning", {"precision": "bf16-mixed"})
+    if present("keras") and case in _KERAS:
+        sides["Keras on torch"] = ("Keras", {})
+    sides["Suanli"] = ("Suanli", {"plan": str(plan) if plan else ""})
+    return sides
+
+
+def find_plan(case: str, data: Path | None, folder: Path, budget: float) -> Path | None:
+    """Let `suanli train` find and verify a plan; None for what has no name there."""
+    if case == "resnet18":
+        return None
+    command = [
+        sys.executable, "-m", "suanli.cli", "train", case, "--plan", "auto",
+        "--budget", str(budget), "--max-seconds", "5", "-o", str(folder), "--json",
+    ]  # fmt: skip
+    if data:
+        command += ["--data", str(data)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stdout[-500:]}")
+    return folder / "plan.json"
+
+
+def compare(
+    case: str, data: Path | None, plan: Path | None, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Figures of each side, with ratios to the plain loop and to Suanli."""
+    workers: dict[str, Worker] = {}
+    failed: dict[str, str] = {}
+    for name, (kind, settings) in sides_of(case, plan).items():
+        setup = {"recipe": case, "data": str(data) if data else None, **settings}
+        try:
+            workers[name] = Worker(f"benchmarks.training_peers:{kind}", setup, start_timeout_s=600)
+            workers[name].call("block", timeout_s=600, steps=3)
+            workers[name].pause()
+            print(f"    {name} ready", file=sys.stderr)
+        except Exception as error:
+            failed[name] = str(error)
+            print(f"    {name} failed: {error}", file=sys.stderr)
+    try:
+        turns = _turns(workers, seconds)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return _figures(turns, failed)
+
+
+def _turns(workers: dict[str, Worker], seconds: float) -> dict[str, list[float]]:
+    steps: dict[str, int] = {}
+    for name, worker in workers.items():
+        once = statistics.median(worker.call("block", timeout_s=300, steps=4))
+        steps[name] = max(2, min(2000, int(_TURN_MS / once)))
+        worker.pause()
+    turns: dict[str, list[float]] = {name: [] for name in workers}
+    started, forwards = time.monotonic(), True
+    while time.monotonic() - started < seconds or len(turns["Suanli"]) < _LEAST_ROUNDS:
+        for name in list(workers) if forwards else list(reversed(workers)):
+            times = workers[name].call("block", timeout_s=300, steps=steps[name] + 1)
+            workers[name].pause()
+            # the mean of a turn: what a loader does between some steps belongs to all of them
+            turns[name].append(statistics.fmean(times[1:]))
+        forwards = not forwards
+    return turns
+
+
+def _figures(turns: dict[str, list[float]], failed: dict[str, str]) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    plain = turns.get("plain loop, fp32") or turns["Suanli"]
+    for name, times in turns.items():
+        step = median_interval(times)
+        rows[name] = {
+            "step_ms": {"p50": step.p50, "lo95": step.lo95, "hi95": step.hi95},
+            "over_plain_loop": _ratio(plain, times),
+            "suanli_over_it": _ratio(times, turns["Suanli"]),
+            "turns": len(times),
+        }
+    return rows | {name: {"failed": reason} for name, reason in failed.items()}
+
+
+def _ratio(a: list[float], b: list[float]) -> dict[str, float]:
+    logs = median_interval([math.log(x / y) for x, y in zip(a, b, strict=True)])
+    return {key: math.exp(getattr(logs, key)) for key in ("p50", "lo95", "hi95")}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    here = report["machine"]
+    lines = [
+        f"# Training on {here['cpu']}, {here['cores']} cores",
+        "",
+        f"{here['date']}; {', '.join(f'{k} {v}' for k, v in here['libraries'].items())}; "
+        f"load average at the start {here['load_average']:.2f}. Made by "
+        "`python -m benchmarks.training`.",
+    ]
+    for name, case in report["cases"].items():
+        lines += [
+            *("", f"## {name}, batch {case['batch']}", ""),
+            f"Suanli's plan: `{case['plan']}`; ended {case['measured']['date']}.",
+            "",
+            "| side | ms a step | samples/s | over the plain loop | Suanli over it |",
+            "|---|---|---|---|---|",
+        ]
+        rows = sorted(
+            case["sides"].items(), key=lambda item: item[1].get("step_ms", {}).get("p50", 1e9)
+        )
+        for side, row in rows:
+            if "failed" in row:
+                lines.append(f"| {side} | failed: {row['failed'][:60]} | | | |")
+                continue
+            over, mine = row["over_plain_loop"], row["suanli_over_it"]
+            rate = case["batch"] / row["step_ms"]["p50"] * 1e3
+            lines.append(
+                f"| {side} | {row['step_ms']['p50']:.3g} | {rate:,.0f} "
+                f"| {over['p50']:.2f} ({over['lo95']:.2f}-{over['hi95']:.2f}) "
+                f"| {mine['p50']:.2f} ({mine['lo95']:.2f}-{mine['hi95']:.2f}) |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(CASES), help="names, with commas")
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--seconds", type=float, default=60.0, help="turns per case")
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds per search")
+    parser.add_argument("--plan", choices=["auto", "default"], default="auto")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu" / "training")
+    parser.add_argument("--append", action="store_true", help="keep the other cases of --out")
+    args = parser.parse_args()
+    report: dict[str, Any] = {"machine": machine(), "cases": {}}
+    if args.append and args.out.with_suffix(".json").exists():
+        report["cases"] = json.loads(args.out.with_suffix(".json").read_text())["cases"]
+    from benchmarks.training_peers import recipe_of
+
+    for name in args.cases.split(","):
+        with tempfile.TemporaryDirectory(prefix="suanli-bench-") as folder:
+            plan = None
+            if args.plan == "auto":
+                print(f"{name}: searching", file=sys.stderr)
+                plan = find_plan(name, args.data, Path(folder) / "run", args.budget)
+            print(f"{name}: racing", file=sys.stderr)
+            sides = compare(name, args.data, plan, args.seconds)
+            title = json.loads(plan.read_text()) if plan else "the default"
+        data = str(args.data) if args.data else None
+        report["cases"][name] = {
+            "plan": title,
+            "batch": recipe_of(name, data).settings.batch,
+            "measured": moment(),
+            "sides": sides,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(table(report))
+        print(table(report), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The peers of the training benchmark, each as its own documentation advises.
+
+Targets of `suanli.measure.isolation.Worker`: `block(steps)` trains on for so many steps and gives
+the milliseconds from the end of one step to the end of the next, data loading included. All train
+the same network on the same data with the same batch and optimiser.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from suanli.base import codec
+from suanli.base.train_plan import TrainPlan
+from suanli.training.batches import Batches
+from suanli.training.forward import machine_as_planned
+from suanli.training.recipe import Recipe
+from suanli.training.recipes import resolve_recipe
+from suanli.training.start import starting_point
+from suanli.training.step import Stepper
+from suanli.workloads.record import Data, Samples, TrainingSettings
+from suanli.workloads.resolve import resolve
+
+_RESNET_IMAGES, _RESNET_CLASSES, _RESNET_BATCH = 512, 1000, 32
+
+
+def recipe_of(name: str, data: str | None) -> Recipe:
+    """The recipe of a case; resnet18 at 224x224 learns random labels of random pictures."""
+    if name != "resnet18":
+        return resolve_recipe(name, data=Path(data) if data else None)
+    workload = resolve("resnet18")
+    settings = TrainingSettings(
+        lr=0.1, momentum=0.9, weight_decay=1e-4, batch=_RESNET_BATCH, epochs=1
+    )
+    workload = replace(
+        workload, data=_pictures, loss=nn.functional.cross_entropy, training=settings
+    )
+    return Recipe(workload=workload, settings=settings)
+
+
+def _pictures() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_RESNET_IMAGES, 3, 224, 224, generator=generator)
+    labels = torch.randint(0, _RESNET_CLASSES, (_RESNET_IMAGES,), generator=generator)
+    part = Samples(inputs=(images[:8],), labels=labels[:8])
+    return Data(train=Samples(inputs=(images,), labels=labels), search=part, acceptance=part)
+
+
+class Peer:
+    """A recipe through one library.
+
+    Args:
+        recipe: Name of a recipe or workload.
+        data: Folder of the data sets.
+        settings: The peer's own settings.
+    """
+
+    def __init__(self, recipe: str, data: str | None = None, **settings: Any) -> None:
+        torch.manual_seed(0)
+        self.recipe, self.settings = recipe_of(recipe, data), settings
+        workload = self.recipe.workload
+        assert workload.data is not None and workload.loss is not None
+        self.loss: Any = workload.loss
+        self.train = workload.data().train
+        self.model: Any = starting_point(self.recipe, self.train, 0).train()
+        self.prepare()
+
+    def prepare(self) -> None:
+        raise NotImplementedError
+
+    def block(self, steps: int) -> list[float]:
+        raise NotImplementedError
+
+    def loader(self) -> "DataLoader[Any]":
+        """Shuffled batches, with the workers that the program as written has."""
+        workers = self.recipe.settings.loader_workers
+        assert self.train.labels is not None
+        return DataLoader(
+            TensorDataset(*self.train.inputs, self.train.labels),
+            batch_size=self.recipe.settings.batch,
+            shuffle=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        s = self.recipe.settings
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if s.optimizer in ("sgd", "muon"):  # no framework brings Muon: SGD costs them less
+            return torch.optim.SGD(
+                trained, lr=1e-3, momentum=s.momentum, weight_decay=s.weight_decay
+            )
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
+        return kind(trained, lr=s.lr, weight_decay=s.weight_decay)
+
+
+def _endless(loader: "DataLoader[Any]") -> Iterator[list[torch.Tensor]]:
+    while True:
+        yield from loader
+
+
+class Plain(Peer):
+    """The PyTorch tutorial's loop, with autocast, channels last or torch.compile where set."""
+
+    def prepare(self) -> None:
+        if self.settings.get("channels_last"):
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.step = self.optimizer()
+        self.call = torch.compile(self.model) if self.settings.get("compile") else self.model
+        self.batches = _endless(self.loader())
+
+    def block(self, steps: int) -> list[float]:
+        times, last = [], time.perf_counter()
+        for _ in range(steps):
+            *inputs, labels = next(self.batches)
+            self.step.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.settings.get("bf16"))):
+                output = self.call(*inputs)
+            self.loss(output.float(), labels).backward()
+            self.step.step()
+            now = time.perf_counter()
+            times.append(1e3 * (now - last))
+            last = now
+        return times
+
+
+class Accelerate(Peer):
+    """Hugging Face Accelerate: everything through `prepare`."""
+
+    def prepare(self) -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(cpu=True, mixed_precision=self.settings["precision"])
+        self.model, self.step, loader = self.accelerator.prepare(
+            self.model, self.optimizer(), self.loader()
+        )
+        self.batches = _endless(loader)
+
+    def block(self, steps: int) -> list[float]:
+        times, last = [], time.perf_counter()
+        for _ in range(steps):
+            *inputs, labels = next(self.batches)
+            self.step.zero_grad()
+            with self.accelerator.autocast():
+                output = self.model(*inputs)
+            self.accelerator.backward(self.loss(output.float(), labels))
+            self.step.step()
+            now = time.perf_counter()
+            times.append(1e3 * (now - last))
+            last = now
+        return times
+
+
+class Lightning(Peer):
+    """Lightning's Trainer, without logger, checkpoints and progress bar."""
+
+    def prepare(self) -> None:
+        import lightning
+
+        outer = self
+
+        class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = outer.model
+
+            def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
+                *inputs, labels = batch
+                return outer.loss(self.net(*inputs).float(), labels)  # type: ignore[no-any-return]
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return outer.optimizer()
+
+        class Clock(lightning.Callback):  # type: ignore[name-defined,misc]
+            def on_train_batch_end(self, *_args: Any) -> None:
+                outer.ends.append(time.perf_counter())
+
+        self.ends: list[float] = []
+        self.module, self.clock, self.batches = Module(), Clock(), self.loader()
+
+    def block(self, steps: int) -> list[float]:
+        import lightning
+
+        self.ends = []
+        lightning.Trainer(
+            accelerator="cpu",
+            precision=self.settings["precision"],
+            max_steps=steps + 1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[self.clock],
+        ).fit(self.module, self.batches)
+        return [1e3 * (b - a) for a, b in zip(self.ends, self.ends[1:], strict=False)]
+
+
+class Keras(Peer):
+    """Keras 3 on torch, for the programs that were written in Keras; `fit` with arrays."""
+
+    def prepare(self) -> None:
+        import os
+
+        os.environ["KERAS_BACKEND"] = "torch"
+        import keras
+
+        outer = self
+        layers = keras.layers
+        convolution = {"activation": "relu"}
+        net = {
+            "mnist-cnn": [
+                layers.Input((28, 28, 1)),
+                *(layers.Conv2D(32, 3, **convolution), layers.MaxPooling2D(2)),
+                *(layers.Conv2D(64, 3, **convolution), layers.MaxPooling2D(2)),
+                *(layers.Conv2D(64, 3, **convolution), layers.Flatten()),
+                *(layers.Dense(64, **convolution), layers.Dense(10, activation="softmax")),
+            ],
+            "cifar10-lenet": [
+                layers.Input((32, 32, 3)),
+                *(layers.Conv2D(6, 5, **convolution), layers.MaxPooling2D(2)),
+                *(layers.Conv2D(16, 5, **convolution), layers.MaxPooling2D(2), layers.Flatten()),
+                *(layers.Dense(120, **convolution), layers.Dense(84, **convolution)),
+                layers.Dense(10),
+            ],
+        }[self.recipe.name]
+        s = self.recipe.settings
+        self.model = keras.Sequential(net)
+        step = (
+            keras.optimizers.Adam(s.lr)
+            if s.optimizer == "adam"
+            else keras.optimizers.SGD(s.lr, momentum=s.momentum)
+        )
+        logits = self.recipe.name != "mnist-cnn"
+        self.model.compile(step, keras.losses.SparseCategoricalCrossentropy(from_logits=logits))
+
+        class Clock(keras.callbacks.Callback):  # type: ignore[name-defined,misc]
+            def on_train_batch_end(self, *_args: Any, **_kw: Any) -> None:
+                outer.ends.append(time.perf_counter())
+
+        self.ends: list[float] = []
+        self.clock = Clock()
+        self.images = self.train.inputs[0].permute(0, 2, 3, 1).contiguous().numpy()
+
+    def block(self, steps: int) -> list[float]:
+        assert self.train.labels is not None
+        self.ends = []
+        count = (steps + 1) * self.recipe.settings.batch
+        rows = torch.randint(0, len(self.train), (count,))
+        self.model.fit(
+            self.images[rows],
+            self.train.labels[rows].numpy(),
+            batch_size=self.recipe.settings.batch,
+            epochs=1,
+            verbose=0,
+            callbacks=[self.clock],
+        )
+        return [1e3 * (b - a) for a, b in zip(self.ends, self.ends[1:], strict=False)]
+
+
+class Suanli(Peer):
+    """Suanli's loop under a plan (`plan`: its JSON file; "" is the recipe's own or the default)."""
+
+    def prepare(self) -> None:
+        from suanli.training.fit import default_plan
+
+        path = self.settings.get("plan")
+        images = self.train.inputs[0].dim() == 4
+        self.plan = (
+            codec.read(TrainPlan, Path(path))
+            if path
+            else default_plan(self.recipe, "cpu", images=images)
+        )
+        self._machine = machine_as_planned(self.plan)
+        self._machine.__enter__()  # for as long as the process lives
+        self.stepper = Stepper(self.model, self.recipe, self.plan)
+        self.batches = Batches(self.train, self.recipe, self.plan, 0)
+
+    def block(self, steps: int) -> list[float]:
+        times, last = [], time.perf_counter()
+        for _ in range(steps):
+            batch = self.batches.next()
+            self.stepper(batch.inputs, batch.labels, 0.5)
+            now = time.perf_counter()
+            times.append(1e3 * (now - last))
+            last = now
+        return times

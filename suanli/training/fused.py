@@ -1,0 +1,221 @@
+"""The row "fused-cnn" of the table of kernels: a convolutional network with kernels of our own.
+
+In every `nn.Sequential` of the model, runs of [max-pool 2x2] - batch norm - [ReLU, GELU or SiLU]
+become one operator, other activations one each. Everywhere, convolutions of stride 1 become one
+whose weight gradient is fp32, and batch norms on their own become one. Everything else stays as it
+is. The parameters and buffers stay the model's own.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
+from suanli.training.native.library import BLOCK, KINDS, library
+
+
+def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
+    """A twin of the model that shares its parameters and buffers and computes with the kernels.
+
+    Args:
+        model: With sequences of layers in it; it is not changed.
+        plan: On the CPU, in bf16, channels last, fp32 weights.
+
+    Raises:
+        BadInputError: The plan computes in another way, or nothing in the model fits.
+        MissingBackendError: There is no C compiler.
+        CompilerError: It cannot build the kernels.
+    """
+    if (plan.kind, plan.precision, plan.weights, plan.memory_layout) != (
+        *("cpu", "bf16", "fp32", "channels_last"),
+    ):
+        raise BadInputError(
+            "fused-cnn computes on the CPU in bf16, channels last, with fp32 weights"
+        )
+    library()
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, cast(dict[int, Any], dict(shared)))
+    count = 0
+    for module in list(twin.modules()):
+        count += _fuse(module) if isinstance(module, nn.Sequential) else _fuse_children(module)
+    if not count:
+        raise BadInputError("fused-cnn finds no batch norm in this model that it could compute")
+    return twin
+
+
+class FusedConv2d(nn.Module):
+    """A convolution of stride 1 in bf16 with an fp32 weight gradient.
+
+    Args:
+        layer: What it takes the place of.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, I, H, W] -> bf16 [B, O, H', W']."""
+        from suanli.training.native.convolution import conv2d
+
+        padding = cast(tuple[int, int], self.layer.padding)[0]
+        result: Tensor = conv2d(images, self.layer.weight, self.layer.bias, padding)
+        return result
+
+
+class FusedNorm(nn.Module):
+    """[2x2 max-pool] - batch norm - [activation], in training with the batch's statistics.
+
+    In evaluation mode, or on a tensor that the kernels do not take, the layers do it themselves.
+
+    Args:
+        pool: The max-pool before the norm, or None.
+        norm: The batch norm; its running statistics are kept up as it would.
+        activation: What comes behind, or None.
+    """
+
+    def __init__(
+        self, pool: nn.MaxPool2d | None, norm: nn.BatchNorm2d, activation: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.pool, self.norm, self.activation = pool, norm, activation
+        self._kind = KINDS[_kind(activation)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same, or half the size with a pool."""
+        from suanli.training.native.operators import fits, norm_act
+
+        norm = self.norm
+        large_enough = self.pool is None or min(images.shape[2:]) >= 2
+        if not (norm.training and fits(images) and large_enough):
+            return self._layers(images)
+        result, mean, variance, *_ = norm_act(
+            *(images, norm.weight, norm.bias, self.pool is not None, self._kind, norm.eps)
+        )
+        self._keep_up(mean, variance, result.numel() // result.shape[1])
+        return cast(Tensor, result)
+
+    def _layers(self, images: Tensor) -> Tensor:
+        for layer in (self.pool, self.norm, self.activation):
+            images = images if layer is None else layer(images)
+        return images
+
+    @torch.no_grad()
+    def _keep_up(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        norm = self.norm
+        if norm.running_mean is None or norm.running_var is None:
+            return
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        share = norm.momentum
+        if share is None:
+            assert norm.num_batches_tracked is not None
+            share = 1.0 / float(norm.num_batches_tracked)
+        norm.running_mean.lerp_(mean, share)
+        # what is kept is the unbiased estimate
+        norm.running_var.lerp_(variance * (count / max(1, count - 1)), share)
+
+
+class FusedActivation(nn.Module):
+    """An activation of bf16 tensors; others go to the layer itself.
+
+    Args:
+        layer: What it takes the place of.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self._kind = KINDS[_kind(layer)]
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The same shape."""
+        from suanli.training.native.operators import act, in_blocks
+
+        if values.dtype is not torch.bfloat16 or not in_blocks(values):
+            return cast(Tensor, self.layer(values))
+        return cast(Tensor, act(values, self._kind))
+
+
+def _fuse(sequence: nn.Sequential) -> int:
+    """Put the kernels into a sequence; gives how many batch norms were fused."""
+    layers = list(sequence)
+    made: list[nn.Module] = []
+    count = position = 0
+    while position < len(layers):
+        taken = layers[position : position + 3]
+        pool = taken[0] if _pools_by_two(taken[0]) else None
+        rest = taken[1:] if pool is not None else taken
+        norm = rest[0] if rest and _normalises(rest[0]) else None
+        if norm is not None:
+            after = rest[1] if len(rest) > 1 and _kind(rest[1]) else None
+            made.append(
+                FusedNorm(cast(nn.MaxPool2d | None, pool), cast(nn.BatchNorm2d, norm), after)
+            )
+            position += 1 + (pool is not None) + (after is not None)
+            count += 1
+            continue
+        layer = layers[position]
+        if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+            layer = FusedConv2d(layer)
+        elif _kind(layer) in ("gelu", "silu"):
+            layer = FusedActivation(layer)
+        made.append(layer)
+        position += 1
+    if [id(layer) for layer in made] != [id(layer) for layer in layers]:
+        for name in [name for name, _ in sequence.named_children()]:
+            delattr(sequence, name)
+        for position, layer in enumerate(made):
+            sequence.add_module(str(position), layer)
+    return count
+
+
+def _fuse_children(module: nn.Module) -> int:
+    """Put kernels in the place of single layers; gives how many batch norms there were."""
+    count = 0
+    for name, layer in list(module.named_children()):
+        if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+            setattr(module, name, FusedConv2d(layer))
+        elif _normalises(layer):
+            setattr(module, name, FusedNorm(None, cast(nn.BatchNorm2d, layer), None))
+            count += 1
+    return count
+
+
+def _kind(layer: nn.Module | None) -> str:
+    """The name of an activation in `KINDS`, or "" for one that is not there."""
+    if layer is None:
+        return "identity"
+    if isinstance(layer, nn.GELU):
+        return "gelu" if layer.approximate == "none" else ""
+    return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(layer), "")
+
+
+def _pools_by_two(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.MaxPool2d) or layer.return_indices or layer.ceil_mode:
+        return False
+    return (
+        layer.kernel_size in (2, (2, 2))
+        and layer.stride in (2, (2, 2))
+        and layer.padding in (0, (0, 0))
+        and layer.dilation in (1, (1, 1))
+    )
+
+
+def _normalises(layer: nn.Module) -> bool:
+    return type(layer) is nn.BatchNorm2d and layer.num_features % BLOCK == 0
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    """Whether it is a convolution of stride 1 with equal padding of zeros."""
+    return (
+        layer.stride == (1, 1)
+        and layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and isinstance(layer.padding, tuple)
+        and layer.padding[0] == layer.padding[1]
+    )

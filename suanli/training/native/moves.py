@@ -1,0 +1,71 @@
+"""Moves and mirrors a set of images in one pass, natively where there is a compiler."""
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from suanli.base.compiler import CompilerError
+from suanli.base.errors import MissingBackendError
+from suanli.training.native.library import MOVES_SOURCE, Moves, address, built, library
+
+_MOST_WIDTH = 4096  # as in moves.c
+
+
+def can_move(images: Tensor) -> bool:
+    """Whether `moved` takes these images [N, C, H, W]."""
+    return (
+        images.device.type == "cpu"
+        and images.dim() == 4
+        and images.is_contiguous(memory_format=torch.channels_last)
+        and images.shape[3] <= _MOST_WIDTH
+        and _library() is not None
+    )
+
+
+def moved(images: Tensor, down: Tensor, right: Tensor, mirror: Tensor) -> Tensor:
+    """Each image mirrored where asked, then moved, its edges filled with its reflection.
+
+    Args:
+        images: [N, C, H, W], channels last, for which `can_move` holds.
+        down: int [N]; row y of the result is row y + down of the (mirrored) image. Less than H.
+        right: int [N]; the same for columns. Less than W.
+        mirror: bool [N].
+
+    Returns:
+        The same shape and layout.
+    """
+    count, channels, height, width = images.shape
+    result = torch.empty_like(images, memory_format=torch.channels_last)
+    shifts = [part.to(torch.int32).contiguous() for part in (down, right)]
+    flags = mirror.to(torch.uint8).contiguous()
+    record = Moves(
+        images=address(images),
+        result=address(result),
+        down=address(shifts[0]),
+        right=address(shifts[1]),
+        mirror=address(flags),
+        count=count,
+        height=height,
+        width=width,
+        pixel_bytes=channels * images.element_size(),
+        threads=torch.get_num_threads(),
+    )
+    loaded = _library()
+    assert loaded is not None
+    loaded.suanli_move(ctypes.byref(record))
+    return result
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        loop = library().loop
+        loaded = ctypes.CDLL(str(built(MOVES_SOURCE, ())))
+    except (MissingBackendError, CompilerError, OSError):
+        return None
+    loaded.suanli_moves_use_loop.argtypes = [ctypes.c_void_p]
+    loaded.suanli_moves_use_loop(loop)
+    loaded.suanli_move.argtypes, loaded.suanli_move.restype = [ctypes.POINTER(Moves)], None
+    return loaded

@@ -1,0 +1,396 @@
+/* Batch norm with what stands around it, for training: [2x2 max-pool] - statistics - normalise -
+   [activation], forward and backward, on bf16 in channels-last layout.
+
+   A tensor [N, C, H, W] lies in memory as rows of C channels, one row per pixel; C is a multiple of
+   32. The conv output is read once and the pooled values are written once; which of the four pixels
+   was the largest is kept in two bits. What the activation needs is computed anew in the backward
+   pass from the pooled values, so nothing else is stored.
+
+   Sums are made per chunk of rows in fp32 and added up over the chunks, in order, in double: the
+   result does not depend on the number of threads. */
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "vectors.h"
+
+#define BLOCK 32 /* channels that one pair of mask words covers: one cache line of bf16 */
+#define CHUNKS 64
+#define MOST_THREADS 64
+
+/* ---- threads ------------------------------------------------------------------------------- */
+
+typedef void (*parallel_region)(void (*)(void *), void *, unsigned, unsigned);
+static parallel_region region; /* GOMP_parallel of the OpenMP that torch runs on, or none */
+
+void suanli_use_region(parallel_region given) { region = given; }
+
+typedef struct {
+    void (*work)(void *, long);
+    void *context;
+    long count;
+    long next;
+} loop;
+
+static void take_turns(void *data) {
+    loop *all = data;
+    for (;;) {
+        long item = __atomic_fetch_add(&all->next, 1, __ATOMIC_RELAXED);
+        if (item >= all->count) return;
+        all->work(all->context, item);
+    }
+}
+
+static void *thread_main(void *data) {
+    take_turns(data);
+    return NULL;
+}
+
+void suanli_for_all(long count, int threads, void (*work)(void *, long), void *context) {
+    loop all = {work, context, count, 0};
+    if (threads <= 1) {
+        take_turns(&all);
+    } else if (region) {
+        region(take_turns, &all, (unsigned)threads, 0);
+    } else {
+        pthread_t others[MOST_THREADS];
+        int started = 0;
+        while (started < threads - 1 && started < MOST_THREADS &&
+               pthread_create(&others[started], NULL, thread_main, &all) == 0)
+            started++;
+        take_turns(&all);
+        while (started) pthread_join(others[--started], NULL);
+    }
+}
+
+/* ---- the shapes ------------------------------------------------------------------------------ */
+
+typedef struct {
+    /* Shape: images, height and width before the pool, channels; pooled is 0 or 1. */
+    long images, height, width, channels;
+    int pooled, kind, threads;
+    float eps;
+    /* Forward. `input` is the convolution's output; `values` what is normalised (the pooled
+       values, or `input` itself); `masks` two words per pixel and BLOCK. */
+    const bf16 *input;
+    bf16 *values, *output;
+    uint32_t *masks;
+    const float *weight, *bias; /* [C], or null: 1 and 0 */
+    float *mean, *variance, *inverse; /* [C]; 1/sqrt(variance + eps) */
+    float *partial; /* [CHUNKS, 2, C] */
+    /* Backward. */
+    const bf16 *output_gradient;
+    bf16 *input_gradient; /* begins at a cache line, as torch's allocations do */
+    float *weight_gradient, *bias_gradient;
+    float *means; /* [2, C]: mean of dz and of dz * x_hat */
+    bf16 *lines;  /* [CHUNKS, width, C]: a pooled line before it is spread */
+} norm;
+
+static long out_height(const norm *a) { return a->pooled ? a->height / 2 : a->height; }
+static long out_width(const norm *a) { return a->pooled ? a->width / 2 : a->width; }
+
+/* A unit is one line of pixels of the output. */
+static long units(const norm *a) { return a->images * out_height(a); }
+static long first_unit(const norm *a, long chunk) { return units(a) * chunk / CHUNKS; }
+
+/* ---- forward ------------------------------------------------------------------------------- */
+
+/* The largest of four bf16 in each of 32 channels, and its place (0..3) as two words of bits. */
+INLINE void pool_block(const bf16 *const from[4], bf16 *to, uint32_t *masks) {
+#ifdef WIDE
+    __m512i key[4];
+    const __m512i low = _mm512_set1_epi16(0x7fff);
+    for (int i = 0; i < 4; i++) {
+        __m512i value = _mm512_loadu_si512(from[i]);
+        /* signed integers in the order of the numbers: the bits below the sign turn with it */
+        __m512i sign = _mm512_srai_epi16(value, 15);
+        key[i] = _mm512_xor_si512(value, _mm512_and_si512(sign, low));
+    }
+    __mmask32 right_above = _mm512_cmpgt_epi16_mask(key[1], key[0]);
+    __mmask32 right_below = _mm512_cmpgt_epi16_mask(key[3], key[2]);
+    __m512i above = _mm512_mask_mov_epi16(key[0], right_above, key[1]);
+    __m512i below = _mm512_mask_mov_epi16(key[2], right_below, key[3]);
+    __mmask32 is_below = _mm512_cmpgt_epi16_mask(below, above);
+    __m512i best = _mm512_mask_mov_epi16(above, is_below, below);
+    __m512i sign = _mm512_srai_epi16(best, 15);
+    _mm512_storeu_si512(to, _mm512_xor_si512(best, _mm512_and_si512(sign, low)));
+    masks[0] = (right_above & ~is_below) | (right_below & is_below);
+    masks[1] = is_below;
+#else
+    uint32_t first = 0, second = 0;
+    for (int c = 0; c < BLOCK; c++) {
+        int place = 0;
+        int32_t best = 0;
+        for (int i = 0; i < 4; i++) {
+            int16_t bits = (int16_t)from[i][c];
+            int32_t key = bits < 0 ? bits ^ 0x7fff : bits;
+            if (i == 0 || key > best) {
+                best = key;
+                place = i;
+            }
+        }
+        to[c] = from[place][c];
+        first |= (uint32_t)(place & 1) << c;
+        second |= (uint32_t)(place >> 1) << c;
+    }
+    masks[0] = first;
+    masks[1] = second;
+#endif
+}
+
+static void pool_unit(const norm *a, long unit) {
+    long channels = a->channels, width = out_width(a), oh = out_height(a);
+    long image = unit / oh, y = unit % oh;
+    const bf16 *above = a->input + ((image * a->height + 2 * y) * a->width) * channels;
+    const bf16 *below = above + a->width * channels;
+    bf16 *to = a->values + unit * width * channels;
+    uint32_t *masks = a->masks + unit * width * (channels / BLOCK) * 2;
+    for (long x = 0; x < width; x++)
+        for (long c = 0; c < channels; c += BLOCK) {
+            const bf16 *const from[4] = {
+                above + 2 * x * channels + c, above + (2 * x + 1) * channels + c,
+                below + 2 * x * channels + c, below + (2 * x + 1) * channels + c};
+            pool_block(from, to + x * channels + c, masks);
+            masks += 2;
+        }
+}
+
+/* Sums of x - k and (x - k)^2 over a chunk; k, the first row of all, keeps the squares from
+   cancelling where the mean is large. */
+static void statistics_chunk(void *context, long chunk) {
+    const norm *a = context;
+    long channels = a->channels, width = out_width(a);
+    float *sums = a->partial + chunk * 2 * channels;
+    memset(sums, 0, 2 * channels * sizeof(float));
+    for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
+        if (a->pooled) pool_unit(a, unit);
+        const bf16 *rows = a->values + unit * width * channels;
+        for (long c = 0; c < channels; c += LANES) {
+            vec k = load_float(a->mean + c); /* holds the shift until the statistics are there */
+            vec one = all_of(0.0f), two = all_of(0.0f);
+            for (long x = 0; x < width; x++) {
+                vec d = load(rows + x * channels + c) - k;
+                one += d;
+                two += d * d;
+            }
+            store_float(sums + c, load_float(sums + c) + one);
+            store_float(sums + channels + c, load_float(sums + channels + c) + two);
+        }
+    }
+}
+
+INLINE void normalise_units(const norm *a, long chunk, int kind) {
+    long channels = a->channels, width = out_width(a);
+    for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
+        const bf16 *from = a->values + unit * width * channels;
+        bf16 *to = a->output + unit * width * channels;
+        for (long c = 0; c < channels; c += LANES) {
+            vec scale = load_float(a->inverse + c);
+            if (a->weight) scale *= load_float(a->weight + c);
+            vec offset = -load_float(a->mean + c) * scale;
+            if (a->bias) offset += load_float(a->bias + c);
+            for (long x = 0; x < width; x++) {
+                vec z = load(from + x * channels + c) * scale + offset;
+                store(to + x * channels + c, activate(z, kind));
+            }
+        }
+    }
+}
+
+#define FOR_KIND(call)                            \
+    switch (a->kind) {                            \
+    case RELU: call(a, chunk, RELU); break;       \
+    case GELU: call(a, chunk, GELU); break;       \
+    case SILU: call(a, chunk, SILU); break;       \
+    default: call(a, chunk, IDENTITY); break;     \
+    }
+
+static void normalise_chunk(void *context, long chunk) {
+    const norm *a = context;
+    FOR_KIND(normalise_units)
+}
+
+static float square_root(float x) {
+#ifdef WIDE
+    return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
+#else
+    return __builtin_sqrtf(x);
+#endif
+}
+
+void suanli_norm_forward(const norm *a) {
+    long channels = a->channels, rows = units(a) * out_width(a);
+    for (long c = 0; c < channels; c++) {
+        uint32_t bits = (uint32_t)a->input[c] << 16;
+        memcpy(a->mean + c, &bits, sizeof bits);
+    }
+    suanli_for_all(CHUNKS, a->threads, statistics_chunk, (void *)a);
+    for (long c = 0; c < channels; c++) {
+        double one = 0, two = 0;
+        for (long chunk = 0; chunk < CHUNKS; chunk++) {
+            one += a->partial[chunk * 2 * channels + c];
+            two += a->partial[(chunk * 2 + 1) * channels + c];
+        }
+        double mean = one / rows, variance = two / rows - mean * mean;
+        if (variance < 0) variance = 0;
+        a->mean[c] += (float)mean;
+        a->variance[c] = (float)variance;
+        a->inverse[c] = 1.0f / square_root((float)(variance + a->eps));
+    }
+    suanli_for_all(CHUNKS, a->threads, normalise_chunk, (void *)a);
+}
+
+/* ---- backward ------------------------------------------------------------------------------ */
+
+INLINE void reduce_units(const norm *a, long chunk, int kind) {
+    long channels = a->channels, width = out_width(a);
+    float *sums = a->partial + chunk * 2 * channels;
+    memset(sums, 0, 2 * channels * sizeof(float));
+    for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
+        const bf16 *values = a->values + unit * width * channels;
+        const bf16 *gradient = a->output_gradient + unit * width * channels;
+        for (long c = 0; c < channels; c += LANES) {
+            vec inverse = load_float(a->inverse + c), mean = load_float(a->mean + c);
+            vec weight = a->weight ? load_float(a->weight + c) : all_of(1.0f);
+            vec bias = a->bias ? load_float(a->bias + c) : all_of(0.0f);
+            vec offset = -mean * inverse, one = all_of(0.0f), two = all_of(0.0f);
+            for (long x = 0; x < width; x++) {
+                vec normal = load(values + x * channels + c) * inverse + offset;
+                vec dz = load(gradient + x * channels + c) * slope(normal * weight + bias, kind);
+                one += dz;
+                two += dz * normal;
+            }
+            store_float(sums + c, load_float(sums + c) + one);
+            store_float(sums + channels + c, load_float(sums + channels + c) + two);
+        }
+    }
+}
+
+static void reduce_chunk(void *context, long chunk) {
+    const norm *a = context;
+    FOR_KIND(reduce_units)
+}
+
+/* Put a block of gradients where the largest pixel was, and zero on the other three. */
+INLINE void scatter_block(const bf16 *from, const uint32_t *masks, bf16 *const to[4]) {
+#ifdef WIDE
+    __m512i value = _mm512_loadu_si512(from);
+    uint32_t first = masks[0], second = masks[1];
+    const uint32_t here[4] = {~first & ~second, first & ~second, ~first & second, first & second};
+    for (int i = 0; i < 4; i++)
+        /* past the caches: four times what was read is written, and nobody reads it soon */
+        _mm512_stream_si512((__m512i *)to[i], _mm512_maskz_mov_epi16(here[i], value));
+#else
+    for (int i = 0; i < 4; i++)
+        for (int c = 0; c < BLOCK; c++) {
+            uint32_t place = ((masks[0] >> c) & 1) | (((masks[1] >> c) & 1) << 1);
+            to[i][c] = place == (uint32_t)i ? from[c] : 0;
+        }
+#endif
+}
+
+static void scatter_unit(const norm *a, long unit, const bf16 *line) {
+    long channels = a->channels, width = out_width(a), oh = out_height(a);
+    long image = unit / oh, y = unit % oh;
+    bf16 *above = a->input_gradient + ((image * a->height + 2 * y) * a->width) * channels;
+    bf16 *below = above + a->width * channels;
+    const uint32_t *masks = a->masks + unit * width * (channels / BLOCK) * 2;
+    for (long x = 0; x < width; x++)
+        for (long c = 0; c < channels; c += BLOCK) {
+            bf16 *const to[4] = {
+                above + 2 * x * channels + c, above + (2 * x + 1) * channels + c,
+                below + 2 * x * channels + c, below + (2 * x + 1) * channels + c};
+            scatter_block(line + x * channels + c, masks, to);
+            masks += 2;
+        }
+    /* What an odd size leaves out of every window. */
+    if (a->width % 2) {
+        memset(above + (a->width - 1) * channels, 0, channels * sizeof(bf16));
+        memset(below + (a->width - 1) * channels, 0, channels * sizeof(bf16));
+    }
+    if (a->height % 2 && y == oh - 1)
+        memset(below + a->width * channels, 0, a->width * channels * sizeof(bf16));
+}
+
+/* dx = weight / deviation * (dz - mean(dz) - x_hat * mean(dz * x_hat)) */
+INLINE void gradient_units(const norm *a, long chunk, int kind) {
+    long channels = a->channels, width = out_width(a);
+    for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
+        const bf16 *values = a->values + unit * width * channels;
+        const bf16 *gradient = a->output_gradient + unit * width * channels;
+        bf16 *to = a->pooled ? a->lines + chunk * width * channels
+                             : a->input_gradient + unit * width * channels;
+        for (long c = 0; c < channels; c += LANES) {
+            vec inverse = load_float(a->inverse + c), mean = load_float(a->mean + c);
+            vec weight = a->weight ? load_float(a->weight + c) : all_of(1.0f);
+            vec bias = a->bias ? load_float(a->bias + c) : all_of(0.0f);
+            vec one = load_float(a->means + c), two = load_float(a->means + channels + c);
+            vec factor = weight * inverse, offset = -mean * inverse;
+            one *= factor;
+            two *= factor;
+            for (long x = 0; x < width; x++) {
+                vec normal = load(values + x * channels + c) * inverse + offset;
+                vec dz = load(gradient + x * channels + c) * slope(normal * weight + bias, kind);
+                store(to + x * channels + c, dz * factor - (normal * two + one));
+            }
+        }
+        if (a->pooled) scatter_unit(a, unit, to);
+    }
+#ifdef WIDE
+    _mm_sfence(); /* such stores are ordered by nothing else */
+#endif
+}
+
+static void gradient_chunk(void *context, long chunk) {
+    const norm *a = context;
+    FOR_KIND(gradient_units)
+}
+
+void suanli_norm_backward(const norm *a) {
+    long channels = a->channels, rows = units(a) * out_width(a);
+    suanli_for_all(CHUNKS, a->threads, reduce_chunk, (void *)a);
+    for (long c = 0; c < channels; c++) {
+        double one = 0, two = 0;
+        for (long chunk = 0; chunk < CHUNKS; chunk++) {
+            one += a->partial[chunk * 2 * channels + c];
+            two += a->partial[(chunk * 2 + 1) * channels + c];
+        }
+        a->bias_gradient[c] = (float)one;
+        a->weight_gradient[c] = (float)two;
+        a->means[c] = (float)(one / rows);
+        a->means[channels + c] = (float)(two / rows);
+    }
+    suanli_for_all(CHUNKS, a->threads, gradient_chunk, (void *)a);
+}
+
+/* ---- an activation on its own ------------------------------------------------------------------ */
+
+typedef struct {
+    const bf16 *input, *output_gradient; /* the second is null in the forward pass */
+    bf16 *result;
+    long count; /* a multiple of LANES */
+    int kind, threads;
+} activation;
+
+INLINE void activation_units(const activation *a, long chunk, int kind) {
+    long first = a->count / LANES * chunk / CHUNKS * LANES;
+    long last = a->count / LANES * (chunk + 1) / CHUNKS * LANES;
+    for (long i = first; i < last; i += LANES) {
+        vec z = load(a->input + i);
+        if (a->output_gradient)
+            store(a->result + i, load(a->output_gradient + i) * slope(z, kind));
+        else
+            store(a->result + i, activate(z, kind));
+    }
+}
+
+static void activation_chunk(void *context, long chunk) {
+    const activation *a = context;
+    FOR_KIND(activation_units)
+}
+
+void suanli_activation(const activation *a) {
+    suanli_for_all(CHUNKS, a->threads, activation_chunk, (void *)a);
+}

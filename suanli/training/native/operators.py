@@ -1,0 +1,285 @@
+"""The kernels as torch operators, with gradients and with shapes for tracing.
+
+`suanli::norm_act` is [2x2 max-pool] - batch norm with the batch's statistics - [activation] on
+bf16 in channels-last layout; `suanli::act` is an activation alone.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suanli.training.native.library import (
+    BLOCK,
+    CHUNKS,
+    Activation,
+    Norm,
+    address,
+    library,
+)
+
+_NAMESPACE = "suanli"
+
+
+def fits(images: Tensor) -> bool:
+    """Whether the kernels can work on this tensor [B, C, H, W]."""
+    return (
+        images.device.type == "cpu"
+        and images.dtype is torch.bfloat16
+        and images.dim() == 4
+        and images.shape[1] % BLOCK == 0
+        and min(images.shape) > 0
+    )
+
+
+def in_blocks(values: Tensor) -> bool:
+    """Whether a tensor lies without gaps and fills whole blocks."""
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return (last or values.is_contiguous()) and values.numel() % BLOCK == 0
+
+
+def _rows(images: Tensor) -> Tensor:
+    """The same values with channels innermost and no gaps."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _like(images: Tensor, height: int, width: int) -> Tensor:
+    batch, channels = images.shape[:2]
+    shape = (batch, channels, height, width)
+    return torch.empty(
+        shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last
+    )
+
+
+def _sizes(images: Tensor, pool: bool) -> tuple[int, int]:
+    height, width = images.shape[2:]
+    return (height // 2, width // 2) if pool else (height, width)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::norm_act", mutates_args=(), device_types="cpu")
+def norm_act(
+    images: Tensor, weight: Tensor | None, bias: Tensor | None, pool: bool, kind: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pool, normalise with the batch's own statistics, scale and shift, activate.
+
+    Args:
+        images: bf16 [B, C, H, W], C a multiple of 32.
+        weight: fp32 [C], or None for ones.
+        bias: fp32 [C], or None for zeros.
+        pool: Whether a 2x2 max-pool comes first.
+        kind: A value of `library.KINDS`.
+        eps: Added to the variance.
+
+    Returns:
+        The result, mean [C], variance [C] (over the count, not the count less one); and for the
+        backward pass: 1 / deviation [C], pooled values, and where the largest pixels were (the last
+        two are empty without a pool).
+    """
+    images = _rows(images)
+    batch, channels = images.shape[:2]
+    out_height, out_width = _sizes(images, pool)
+    result = _like(images, out_height, out_width)
+    values = _like(images, out_height, out_width) if pool else images
+    blocks = batch * out_height * out_width * channels // BLOCK if pool else 0
+    masks = torch.empty(blocks, 2, dtype=torch.int32)
+    mean, variance, inverse = torch.empty(3, channels).unbind()
+    partial = torch.empty(CHUNKS, 2, channels)
+    record = Norm(
+        **_shape(images, pool, kind),
+        eps=eps,
+        input=address(images),
+        values=address(values),
+        output=address(result),
+        masks=address(masks),
+        weight=address(weight),
+        bias=address(bias),
+        mean=address(mean),
+        variance=address(variance),
+        inverse=address(inverse),
+        partial=address(partial),
+    )
+    library().norm_forward(ctypes.byref(record))
+    kept = values if pool else torch.empty(0, dtype=torch.bfloat16)
+    return result, mean.clone(), variance.clone(), inverse.clone(), kept, masks
+
+
+@norm_act.register_fake
+def _(
+    images: Tensor, weight: Tensor | None, bias: Tensor | None, pool: bool, kind: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    out_height, out_width = _sizes(images, pool)
+    result = _like(images, out_height, out_width)
+    statistics = [images.new_empty(images.shape[1], dtype=torch.float32) for _ in range(3)]
+    blocks = result.numel() // BLOCK if pool else 0
+    kept = _like(images, out_height, out_width) if pool else images.new_empty(0)
+    masks = images.new_empty((blocks, 2), dtype=torch.int32)
+    return result, statistics[0], statistics[1], statistics[2], kept, masks
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::norm_act_backward", mutates_args=(), device_types="cpu")
+def norm_act_backward(
+    gradient: Tensor,
+    images: Tensor,
+    values: Tensor,
+    masks: Tensor,
+    statistics: list[Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mode: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to the images, the weight and the bias.
+
+    Args:
+        gradient: Of the result.
+        images: As given to the forward pass; with a pool only its shape counts.
+        values: As the forward pass gave them.
+        masks: As the forward pass gave them.
+        statistics: Mean and 1 / deviation.
+        weight: As in the forward pass.
+        bias: As in the forward pass.
+        mode: 1 with a pool or 0 without, and the kind, as in the forward pass.
+    """
+    pool, kind = bool(mode[0]), mode[1]
+    gradient = _rows(gradient.to(torch.bfloat16))
+    if not pool:
+        values = _rows(images)
+    channels, width = images.shape[1], _sizes(images, pool)[1]
+    result = _like(images, *images.shape[2:])
+    partial = torch.empty(CHUNKS, 2, channels)
+    weight_gradient, bias_gradient = torch.empty(channels), torch.empty(channels)
+    means = torch.empty(2, channels)
+    lines = torch.empty(CHUNKS * width * channels if pool else 0, dtype=torch.bfloat16)
+    mean, inverse = statistics
+    record = Norm(
+        **_shape(images, pool, kind),
+        values=address(values),
+        masks=address(masks),
+        weight=address(weight),
+        bias=address(bias),
+        mean=address(mean),
+        inverse=address(inverse),
+        partial=address(partial),
+        output_gradient=address(gradient),
+        input_gradient=address(result),
+        weight_gradient=address(weight_gradient),
+        bias_gradient=address(bias_gradient),
+        means=address(means),
+        lines=address(lines),
+    )
+    library().norm_backward(ctypes.byref(record))
+    return result, weight_gradient, bias_gradient
+
+
+@norm_act_backward.register_fake
+def _(
+    gradient: Tensor,
+    images: Tensor,
+    values: Tensor,
+    masks: Tensor,
+    statistics: list[Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mode: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean = statistics[0]
+    result = _like(images, *images.shape[2:])
+    return result, torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _shape(images: Tensor, pool: bool, kind: int) -> dict[str, Any]:
+    batch, channels, height, width = images.shape
+    return {
+        "images": batch,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "pooled": int(pool),
+        "kind": kind,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    images, weight, bias, ctx.pool, ctx.kind, _ = inputs
+    _, mean, variance, inverse, values, masks = output
+    ctx.mark_non_differentiable(mean, variance, inverse, values, masks)
+    ctx.set_materialize_grads(False)
+    ctx.shape = images.shape
+    # With a pool the convolution's whole output need not be kept.
+    ctx.save_for_backward(None if ctx.pool else images, weight, bias, mean, inverse, values, masks)
+
+
+def _backward(ctx: Any, gradient: Tensor | None, *_others: Any) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 6
+    images, weight, bias, mean, inverse, values, masks = ctx.saved_tensors
+    if images is None:  # a tensor of the right shape that holds no memory
+        images = gradient.new_empty(1, dtype=torch.bfloat16).expand(ctx.shape)
+    images_gradient, weight_gradient, bias_gradient = norm_act_backward(
+        gradient, images, values, masks, [mean, inverse], weight, bias, [int(ctx.pool), ctx.kind]
+    )
+    return (
+        images_gradient,
+        weight_gradient if weight is not None else None,
+        bias_gradient if bias is not None else None,
+        None,
+        None,
+        None,
+    )
+
+
+norm_act.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::act", mutates_args=(), device_types="cpu")
+def act(values: Tensor, kind: int) -> Tensor:
+    """An activation of bf16 values; `kind` is a value of `library.KINDS`."""
+    return _elementwise(values, None, kind)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::act_backward", mutates_args=(), device_types="cpu")
+def act_backward(gradient: Tensor, values: Tensor, kind: int) -> Tensor:
+    """Gradient with respect to the values."""
+    return _elementwise(values, gradient, kind)
+
+
+@act.register_fake
+def _(values: Tensor, kind: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+@act_backward.register_fake
+def _(gradient: Tensor, values: Tensor, kind: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+def _elementwise(values: Tensor, gradient: Tensor | None, kind: int) -> Tensor:
+    if not in_blocks(values):
+        raise ValueError("the activation kernel takes whole blocks without gaps")
+    result = torch.empty_like(values)
+    if gradient is not None and gradient.stride() != values.stride():
+        gradient = torch.empty_like(values).copy_(gradient)
+    record = Activation(
+        input=address(values),
+        output_gradient=address(gradient),
+        result=address(result),
+        count=values.numel(),
+        kind=kind,
+        threads=torch.get_num_threads(),
+    )
+    library().activation(ctypes.byref(record))
+    return result
+
+
+def _keep_values(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, ctx.kind = inputs
+    ctx.save_for_backward(values)
+
+
+def _act_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    (values,) = ctx.saved_tensors
+    return act_backward(gradient.to(torch.bfloat16), values, ctx.kind), None
+
+
+act.register_autograd(_act_backward, setup_context=_keep_values)
