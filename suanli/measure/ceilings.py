@@ -158,7 +158,7 @@ def cache_path(target: Device) -> Path:
     return cache_dir() / "ceilings" / file
 
 
-def kept_ceilings(title: str) -> Ceilings | None:
+def kept_for_card(title: str) -> Ceilings | None:
     """The newest ceilings in the cache of a GPU of this name, or None.
 
     Args:

@@ -8,7 +8,7 @@ from suanli.base.gpu_sheet import GpuSheet, Source
 from suanli.base.hardware import Ceiling, Ceilings
 from suanli.base.work import Operator, Work
 from suanli.cost.predictor import predict_operators
-from suanli.measure.ceilings import kept_ceilings
+from suanli.measure.ceilings import kept_for_card
 
 _SIDES = re.compile(r"(\d+)x(\d+)x(\d+)")
 _ROUNDS = 6
@@ -23,7 +23,7 @@ def as_measured(sheet: GpuSheet) -> GpuSheet:
     predicted as it runs, not as it is printed.
     """
     for name in sheet.nvml_names:
-        found = kept_ceilings(name)
+        found = kept_for_card(name)
         if found is not None:
             return with_ceilings(sheet, found)
     return sheet

@@ -75,7 +75,7 @@ def load_object(path: Path, name: str) -> Any:
         BadInputError: The file is absent, fails, or lacks the name.
     """
     path = path.resolve()
-    module = _load(path)
+    module = load_module(path)
     if not hasattr(module, name):
         raise BadInputError(f"{path.name} has no {name}", next_step=_near(module, name))
     return _Source(path=path, name=name, value=getattr(module, name)).make()
