@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from suanli.base import codec
 from suanli.base.errors import BadInputError, MissingBackendError, TrialFailedError
-from suanli.base.gpu_sheet import GpuSheet
+from suanli.base.gpu_sheet import GpuSheet, Source
 from suanli.base.lazy import present
 from suanli.base.timing import Estimate
 from suanli.devices import catalogue, device_names, gpu_infos, sheet_for
@@ -238,6 +238,6 @@ def own_sheet() -> GpuSheet:
         architecture="unknown",
         compute_capability=info.compute_capability or "8.0",
         memory_gb=info.memory_bytes / 1e9,
-        sources=("the driver",),
+        sources=(Source(document="the driver", figures=("memory_gb", "multiprocessors")),),
         multiprocessors=info.multiprocessors,
     )

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -254,7 +255,7 @@ class _Cuda:
 
 
 def _row(function: CompiledKernel, code: bytes, work: KernelWork | None, dtype: str) -> KernelArch:
-    given = {
+    given: dict[str, Any] = {
         "threads": function.threads,
         "registers": function.registers,
         "static_shared_bytes": function.static_shared_bytes,

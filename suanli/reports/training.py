@@ -5,7 +5,10 @@ from rich.text import Text
 
 from suanli.base import units
 from suanli.base.train_results import TrainQuality, TrainResult
-from suanli.reports.text import Line, _console, _limit, _lines, _skipped, _tally, _trials, ratio
+from suanli.reports.layout import Line
+from suanli.reports.layout import console as _console
+from suanli.reports.layout import lines as _lines
+from suanli.reports.text import _limit, _skipped, _tally, _trials, ratio
 
 _STOPPED = {
     "epochs": "all epochs are done",

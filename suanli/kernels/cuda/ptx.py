@@ -47,7 +47,7 @@ def translate(statement: str) -> str:
 
 def _mma(key: tuple[str, ...], registers: list[str]) -> str:
     shape, result, kind, _, _ = key
-    d, a, b = _MMA[key]
+    d, a, b = _MMA[key]  # type: ignore[index]
     if len(registers) != 2 * d + a + b:
         raise ValueError(
             f"mma.sync of {shape} takes {2 * d + a + b} registers, not {len(registers)}"

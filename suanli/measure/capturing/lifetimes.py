@@ -128,12 +128,13 @@ class FusedAttention(TorchFunctionMode):
         if getattr(func, "__name__", "") != "scaled_dot_product_attention":
             return func(*args, **kwargs)
         named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        return _Attention.apply(named["query"], named["key"], named["value"])
+        apply: Any = _Attention.apply
+        return apply(named["query"], named["key"], named["value"])
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         """[..., Q, D], [..., K, D], [..., K, V] -> [..., Q, V]."""
