@@ -90,7 +90,7 @@ def test_old_architectures_go_to_nvrtc() -> None:
 
 
 def test_unknown_architecture() -> None:
-    with pytest.raises(BadInputError, match="unknown architecture 'sm_42'.*sm_90"):
+    with pytest.raises(BadInputError, match=r"unknown architecture 'sm_42'.*sm_90"):
         compiled(simple(COPY), "sm_42")
 
 
