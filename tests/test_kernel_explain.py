@@ -118,9 +118,7 @@ def test_no_engine_and_no_stream_does_two_things_at_once() -> None:
             groups.setdefault(getattr(slot, key), []).append(slot)
         for slots in groups.values():
             ordered = sorted(slots, key=lambda slot: slot.begin_ms)
-            assert all(
-                a.end_ms <= b.begin_ms + 1e-9 for a, b in itertools.pairwise(ordered)
-            )
+            assert all(a.end_ms <= b.begin_ms + 1e-9 for a, b in itertools.pairwise(ordered))
 
 
 def test_streams_need_a_known_link() -> None:

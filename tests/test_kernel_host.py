@@ -91,7 +91,7 @@ def test_syncwarp_orders_a_warp_and_no_more() -> None:
     )
     assert only_case(within).status == "verified"
     across = simple(body.replace("OTHER", "63"), reference=swapped)
-    assert kinds(only_case(across)) == {"race"}
+    assert "race" in kinds(only_case(across))
 
 
 def test_shuffle_does_not_order_memory() -> None:
@@ -147,7 +147,10 @@ def test_input_may_not_be_written() -> None:
 
 
 def test_reading_what_nobody_wrote() -> None:
-    shared = "    __shared__ float s[64];\n    y[i] = x[i] + 0.0f * (s[threadIdx.x] == 1.0f);"
+    shared = (
+        "    __shared__ float s[64];\n    float v = s[threadIdx.x];\n"
+        "    y[i] = v == 1.0f ? 0.0f : x[i];"
+    )
     assert kinds(only_case(simple(shared))) == {"uninitialised-shared"}
     output = "    y[i] = y[i] == 1.0f ? x[i] : x[i];"
     assert kinds(only_case(simple(output))) == {"uninitialised-output"}
@@ -160,6 +163,7 @@ def test_races_between_blocks_and_the_fence_that_orders_them() -> None:
     last = """
     y[i] = x[i];
     __threadfence();
+    __syncthreads();
     __shared__ bool last;
     if (threadIdx.x == 0) last = atomicAdd(&arrived, 1) == gridDim.x - 1;
     __syncthreads();
@@ -173,6 +177,8 @@ def test_races_between_blocks_and_the_fence_that_orders_them() -> None:
         reference=lambda inputs: (2 * inputs["x"],),
     )
     assert only_case(doubled).status == "verified"
+    early = replace(doubled, source=doubled.text().replace("__syncthreads();", "", 1))
+    assert "race" in kinds(only_case(early))
     unfenced = replace(doubled, source=doubled.text().replace("__threadfence();", ""))
     assert "race" in kinds(only_case(unfenced))
 
@@ -305,7 +311,7 @@ def test_mma_sync_is_emulated() -> None:
 def test_other_matrix_instructions_are_refused_with_a_reason() -> None:
     case = only_case(mma_kernel("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16"))
     assert case.status == "refused"
-    assert "wgmma" in case.reason and "kernel.cu:12" in case.reason
+    assert "wgmma" in case.reason and "kernel.cu:11" in case.reason
 
 
 @pytest.mark.parametrize(
@@ -336,7 +342,7 @@ def test_uncoalesced_and_bank_conflicts_are_flagged() -> None:
         "    y[i] = x[i * 8 % n];", reference=lambda g: (g["x"][torch.arange(64) * 8 % 64],)
     )
     case = only_case(strided)
-    assert next(f.factor for f in case.findings if f.kind == "uncoalesced") == 2.0
+    assert next(f.factor for f in case.findings if f.kind == "uncoalesced") == 8.0
 
 
 def test_compile_error_names_the_line_of_the_file(tmp_path: Path) -> None:
