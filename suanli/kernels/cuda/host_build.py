@@ -19,7 +19,7 @@ _HOST = Path(__file__).parent.parent / "host"
 _BUILD_S = 60.0
 # -O0 keeps one access in the code for one access in the text.
 _KERNEL_FLAGS = (
-    *("-x", "c++", "-std=c++17", "-O0", "-g1", "-w", "-fsanitize=thread", "-nodefaultlibs"),
+    *("-x", "c++", "-std=gnu++17", "-O0", "-g1", "-w", "-fsanitize=thread", "-nodefaultlibs"),
     *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off", "-fmax-errors=3"),
 )
 _RUNTIME_FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-lstdc++", "-lm")
