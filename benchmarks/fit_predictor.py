@@ -81,8 +81,8 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
     _knob("sustained", "vector", prior=0.97, width=0.05),
-    _knob("host_forward_s", prior=3e-5),
-    _knob("host_backward_s", prior=5e-5),
+    _knob("host_forward_s", prior=2.5e-5, width=0.15),
+    _knob("host_backward_s", prior=4e-5, width=0.15),
     *(
         _knob("capability", capability, name, prior=1.0, width=width)
         for capability in ("7.0", "8.0", "8.6", "8.9")
