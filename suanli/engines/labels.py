@@ -48,7 +48,7 @@ class Labelled:
             outputs: File that a host's `predict` wrote.
             budget: Largest drop, as a fraction.
         """
-        before, after = read_outputs(self.reference)[0], read_outputs(outputs)[0]
+        before, after = read_outputs(self.reference), read_outputs(outputs)
         labels = read_samples(self.samples).labels
         was, now = _flags(self.metric, before.numpy(), after.numpy(), labels)
         if self.metric == "ranking_agreement":
@@ -95,7 +95,7 @@ def label_judge(labelled: Labelled, signature: Signature, budget: float) -> Judg
     samples = read_samples(labelled.samples)
     n = min(len(samples), _JUDGED_SAMPLES)
     labels = samples.labels[:n] if samples.labels is not None else None
-    before = read_outputs(labelled.reference)[0][:n].numpy()
+    before = read_outputs(labelled.reference)[:n].numpy()
     inputs = [tensor[:n].numpy() for tensor in samples.inputs]
 
     def harm(run: Run) -> float:
