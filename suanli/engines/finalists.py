@@ -13,9 +13,7 @@ def finalists(found: SearchResult, trials: Sequence[Trial]) -> list[Trial]:
     """The winner, those behind it, and eager fp32 as exported, the last resort."""
     assert found.winner is not None
     ordered = [shippable(trial) for trial in (found.winner, *found.runner_ups)]
-    eager = next(
-        (trial for trial in trials if trial.baseline and trial.status == "verified"), None
-    )
+    eager = next((trial for trial in trials if trial.baseline and trial.status == "verified"), None)
     distinct: dict[str, Trial] = {}
     for trial in ordered:
         distinct.setdefault(trial.plan.key, trial)

@@ -193,7 +193,7 @@ def capture(
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval()
-    leaves, in_tree = pytree.tree_flatten((tuple(inputs.args), dict(inputs.kwargs)))
+    leaves = pytree.tree_leaves((tuple(inputs.args), dict(inputs.kwargs)))
     batch = _batch_of(leaves)
     result = _run_once(model, inputs)
     exported, is_dynamic, why_not = _export(model, inputs, batch, max_batch if dynamic else 0)
@@ -204,8 +204,6 @@ def capture(
     signature = _signature(
         model,
         inputs,
-        leaves,
-        in_tree,
         result,
         shapes,
         batch=batch,
@@ -398,8 +396,6 @@ def _by_name(inputs: Inputs, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 def _signature(
     model: nn.Module,
     inputs: Inputs,
-    leaves: Sequence[Any],
-    in_tree: pytree.TreeSpec,
     result: Any,
     shapes: Sequence[tuple[int, ...]],
     *,
@@ -407,6 +403,7 @@ def _signature(
     max_batch: int,
     dynamic: bool,
 ) -> Signature:
+    leaves, in_tree = pytree.tree_flatten((tuple(inputs.args), dict(inputs.kwargs)))
     out_leaves, out_tree = pytree.tree_flatten(result)
     names = input_names(model, inputs)
     static_in = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}

@@ -229,8 +229,7 @@ class Session:
         if given == samples or (not signature.dynamic and samples == signature.max_batch):
             return list(flat)
         first = [
-            t[:given] if spec.batched else t
-            for t, spec in zip(flat, signature.inputs, strict=True)
+            t[:given] if spec.batched else t for t, spec in zip(flat, signature.inputs, strict=True)
         ]
         return vary(self.program, first, samples)
 

@@ -228,9 +228,7 @@ class VerificationSet:
         kept = self._read(_REFERENCE, batch, call)
         return [t.double() if t.is_floating_point() else t for t in kept]
 
-    def eager(
-        self, precision: str, batch: int | None = None, call: int = 0
-    ) -> list[torch.Tensor]:
+    def eager(self, precision: str, batch: int | None = None, call: int = 0) -> list[torch.Tensor]:
         """Eager's outputs at a precision, in the signature's dtypes, each [N, ...]."""
         return self._read(f"eager-{precision}.safetensors", batch, call)
 
@@ -311,9 +309,7 @@ class ReferenceHost:
         def as_given(index: int, tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(getattr(torch, specs[index].dtype))
 
-        outputs = [
-            as_given(i, t) for i, t in enumerate(self._run(module, dtype, self._device))
-        ]
+        outputs = [as_given(i, t) for i, t in enumerate(self._run(module, dtype, self._device))]
         whole = self._whole(module, dtype, self._device)
         self._save(
             f"eager-{precision}.safetensors",
@@ -367,9 +363,7 @@ class ReferenceHost:
                         next_step="give a Workload with dynamic_batch=False for one fixed batch",
                     )
 
-    def _whole(
-        self, module: nn.Module, dtype: torch.dtype, device: str
-    ) -> dict[str, torch.Tensor]:
+    def _whole(self, module: nn.Module, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
         """What is one for a whole call, at every promised batch size: it may depend on the call."""
         if not self._set.whole:
             return {}
