@@ -21,6 +21,9 @@ _OTHER_SECONDS = 0.3  # of timing at each other batch
 # What a quantised plan that is judged at the asked batch may lose at another one: as many times its
 # relative error at the asked one, or this much. The acceptance samples judge it there for good.
 _OTHER_TIMES, _OTHER_ERROR = 2.0, 0.05
+# Labelled samples on which a floating-point plan is screened. If it loses more than the budget on
+# them all of the search part decides: some answers near a tie change sides in any precision.
+SCREENED = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +146,12 @@ class Evaluator:
                 details=note["details"],
             )
             self._on_step("checking")
-            trial = self._judge(trial, worker, folder, left)
+            trial = self._judge(trial, worker, left)
             self._on_step("timing")
             trial = self._time(trial, worker, left)
             return replace(trial, peak_bytes=worker.peak_bytes)
 
-    def _judge(
-        self, trial: Trial, worker: Worker, folder: Path, left: Callable[[], float]
-    ) -> Trial:
+    def _judge(self, trial: Trial, worker: Worker, left: Callable[[], float]) -> Trial:
         if not trial.plan.quantized:
             checked = worker.call(
                 "check_values",
@@ -165,31 +166,40 @@ class Evaluator:
                 return replace(trial, status="rejected", reason=values.reason)
             if self._setting.search is None or not _ships(trial.plan):
                 return trial
-            return self._judge_by_labels(trial, worker, folder, left, self._setting.search)
+            batch = max(self._batches())
+            for most in (SCREENED, None):  # a few samples are quick, and too few to refuse by
+                judged = self._judge_by_labels(trial, worker, left, batch=batch, most=most)
+                if judged.status == "verified":
+                    break
+            return judged
         if self._setting.search is None:
             return self._judge_by_tolerance(trial, worker, left)
-        trial = self._judge_by_labels(trial, worker, folder, left, self._setting.search)
+        trial = self._judge_by_labels(trial, worker, left, batch=self._setting.batch)
         return trial if trial.status != "verified" else self._at_other_batches(trial, worker, left)
 
     def _judge_by_labels(
         self,
         trial: Trial,
         worker: Worker,
-        folder: Path,
         left: Callable[[], float],
-        search: Labelled,
+        *,
+        batch: int,
+        most: int | None = None,
     ) -> Trial:
         """Screen a plan on the search part: the acceptance part decides later, once."""
-        outputs = folder.with_suffix(".search.safetensors")
+        search = self._setting.search
+        assert search is not None
+        outputs = self._setting.builds / f"{trial.build_dir}.search.safetensors"
         worker.call(
             "predict",
             timeout_s=left(),
             samples=str(search.samples),
             out=str(outputs),
-            batch=self._setting.batch,
+            batch=batch,
+            most=most,
         )
         quality = search.quality(outputs, self._setting.budget)
-        trial = replace(trial, quality=replace(quality, batch=self._setting.batch))
+        trial = replace(trial, quality=replace(quality, batch=batch))
         reason = point_loss(quality, "search")
         if trial.plan.quantized and quality.majority is not None:
             # what is clearly better is for the acceptance samples to say, this is the plain case

@@ -186,9 +186,9 @@ class _Host:
 
         return call
 
-    def predict(self, samples: str, out: str, batch: int) -> None:
-        """Write the outputs on labelled samples."""
-        predict(self._run_on_cpu, read_samples(Path(samples)), Path(out), batch)
+    def predict(self, samples: str, out: str, batch: int, most: int | None = None) -> None:
+        """Write the outputs on labelled samples, or on the first so many."""
+        predict(self._run_on_cpu, read_samples(Path(samples)), Path(out), batch, most)
 
 
 class TrialHost(_Host):

@@ -17,7 +17,7 @@ from suanli.base.events import Event, Listener
 from suanli.base.files import cache_dir
 from suanli.base.leftovers import temporary_folder
 from suanli.base.work import Work
-from suanli.engines.evaluate import Setting, reference_setup
+from suanli.engines.evaluate import SCREENED, Setting, reference_setup
 from suanli.engines.fitness import check_data, check_example
 from suanli.engines.labels import Labelled
 from suanli.engines.program import Program, capture, flatten_call
@@ -94,8 +94,8 @@ class Session:
 
     @property
     def search_samples(self) -> int:
-        """Labelled samples that each plan is run on in the search."""
-        return len(self.data.search) if self.data is not None else 0
+        """Labelled samples that most plans are run on in the search."""
+        return min(SCREENED, len(self.data.search)) if self.data is not None else 0
 
     def reference(self, *, timeout_s: float = 600.0) -> str:
         """Compute the reference in a process of its own.

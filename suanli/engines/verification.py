@@ -411,13 +411,14 @@ class ReferenceHost:
 
 
 @torch.inference_mode()
-def predict(run: Any, samples: Samples, out: Path, batch: int) -> None:
+def predict(run: Any, samples: Samples, out: Path, batch: int, most: int | None = None) -> None:
     """Run labelled samples through `run(flat) -> flat` in batches and keep the first output.
 
-    That is the one that labels judge, and its first dimension is the batch.
+    That is the one that labels judge, and its first dimension is the batch. With `most` only so
+    many samples are run, the first ones.
     """
     parts: list[torch.Tensor] = []
-    n = len(samples)
+    n = len(samples) if most is None else min(most, len(samples))
     for start in range(0, n, batch):
         # the last batch is filled up with the first samples, for programs of one fixed batch
         order = torch.arange(start, start + batch) % n

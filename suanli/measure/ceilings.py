@@ -30,6 +30,7 @@ Progress = Callable[[str], None]
 _WIDE = 0.5
 _SECONDS = 25  # for all rounds of one call together
 _LEAST_SECONDS = 8
+_AGAIN = 12  # for the round of a later call
 _MOST_ROUNDS = 4  # a machine that is always busy is not measured for ever
 _BOUNDING = ("matmul", "read")  # what a bound is made of
 
@@ -52,7 +53,7 @@ def ceilings(
     kept = None if refresh else _kept(path)
     if kept is not None and not rough(kept):
         return kept
-    found = measure_device(target, progress=progress)
+    found = measure_device(target, seconds=_AGAIN if kept else _SECONDS, progress=progress)
     if kept is not None:
         found = better_of(kept, found)
     elif rough(found):
