@@ -146,6 +146,18 @@ class FarRunner(_Runner):
         return [output * 5 + 3 for output in super().__call__(inputs)]
 
 
+class OldStateRunner(_Runner):
+    """Its second output is that of the first call of each batch size."""
+
+    def __init__(self, program: Program, precision: str) -> None:
+        super().__init__(program, precision)
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        first, second = super().__call__(inputs)
+        return [first, self._kept.setdefault(len(first), second).clone()]
+
+
 class PlantedInt8(Planted):
     """The same as a quantised plan, which labels or a tolerance have to judge."""
 
@@ -164,3 +176,4 @@ class PlantedInt8(Planted):
 REVERSED = PlantedInt8("planted-reversed", lambda program, _: BatchRunner(program, None))
 INFINITE = PlantedInt8("planted-infinite", lambda program, _: BatchRunner(program, float("inf")))
 FAR = PlantedInt8("planted-far", FarRunner)
+OLD_STATE = Planted("planted-old_state", OldStateRunner, "fp32")

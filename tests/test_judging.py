@@ -6,19 +6,22 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.plan import Plan, Quantization
 from suanli.base.trial import Quality, Trial, ValueCheck
 from suanli.engines.confirm import Reopened
-from suanli.engines.evaluate import Evaluator, TrialLimits
+from suanli.engines.evaluate import Evaluator, Setting, TrialLimits
 from suanli.engines.optimizer import Optimizer
 from suanli.engines.session import Session, Wish
 from suanli.engines.staging import why_not
 from suanli.measure.quality import paired_quality
 from suanli.measure.values import MOST_RELATIVE_RMS, compare
 from suanli.workloads.record import Data, Inputs, Samples, Workload
+from tests.test_labels import labelled
 
 INT8 = Quantization(scheme="int8-static", calibration_samples=8)
 LIMITS = TrialLimits(seconds=60)
@@ -150,6 +153,82 @@ def test_a_tolerance_holds_for_what_is_one_for_a_whole_call(tmp_path: Path) -> N
     trial = quantised("far", tmp_path / "here", model=Mean(), tolerance=0.05)
     assert trial.status == "rejected"
     assert "relative error" in trial.reason
+
+
+class WithMean(nn.Module):
+    """An answer per sample, and one number for the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.net(x)
+        return y, y.mean(0)
+
+
+def test_what_is_one_for_a_whole_call_is_held_to_that_call(tmp_path: Path) -> None:
+    modules = ("tests.planted:OLD_STATE",)
+    here = session(workload(WithMean()), tmp_path / "here", backend_modules=modules)
+    try:
+        here.reference()
+        evaluate = Evaluator(here.setting, allowance=here.allowance)
+        sound = evaluate(Plan(backend="eager"), LIMITS)
+        stale = evaluate(Plan(backend="planted-old_state"), LIMITS)
+    finally:
+        here.close()
+    assert sound.status == "verified", sound.reason
+    assert stale.status == "rejected"
+    assert "output1" in stale.reason
+
+
+class LabelWorker:
+    """A trial whose values are right, and which answers wrongly on some labelled samples."""
+
+    def __init__(self, wrong: set[int], eager: torch.Tensor) -> None:
+        self._wrong, self._eager = wrong, eager
+        self.asked: list[Any] = []
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        if name == "check_values":
+            return codec.to_json(ValueCheck(ok=True, k=2.0))
+        self.asked.append((arguments["batch"], arguments["most"]))
+        answer = self._eager[: arguments["most"]].clone()
+        for row in self._wrong & set(range(len(answer))):
+            answer[row] = answer[row].roll(1)
+        Path(arguments["out"]).parent.mkdir(exist_ok=True)
+        save_file({"0": answer}, arguments["out"])
+        return None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "asked"),
+    [
+        (set(), "verified", [(8, 512)]),
+        ({1, 2, 3, 700}, "verified", [(8, 512), (8, None)]),  # 0.59 points, then 0.4
+        ({1, 2, 3, 700, 800, 900}, "rejected", [(8, 512), (8, None)]),
+    ],
+)
+def test_labels_look_at_float_plans_too(
+    wrong: set[int], status: str, asked: list[Any], tmp_path: Path
+) -> None:
+    eager = torch.eye(4).repeat(250, 1)
+    part = labelled(tmp_path, torch.zeros(1000, 2), eager)
+    setting = Setting(
+        program=tmp_path,
+        verification=tmp_path,
+        builds=tmp_path / "builds",
+        batch=1,
+        other_batches=(8,),
+        budget=0.005,
+        search=part,
+    )
+    worker: Any = LabelWorker(wrong, eager)
+    evaluate = Evaluator(setting, allowance=lambda precision: "")
+    trial = Trial(plan=Plan(backend="x"), status="verified", build_dir="x")
+    judged = evaluate._judge(trial, worker, lambda: 1.0)
+    assert (judged.status, worker.asked) == (status, asked)
+    assert ("0.60 points on the search samples" in judged.reason) == (status == "rejected")
 
 
 def test_a_tolerance_is_judged_on_samples_that_did_not_calibrate(tmp_path: Path) -> None:
