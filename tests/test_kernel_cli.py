@@ -1,14 +1,15 @@
 """`suanli kernel` as a person calls it: tables, JSON and one clear line for what is wrong."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from suanli import cli
 from suanli.base import schema
 from suanli.base.compiler import find_compiler
 from suanli.base.kernel_results import KernelTrial, KernelTuneResult
@@ -22,13 +23,26 @@ needs_cuda = pytest.mark.skipif(
 )
 
 
-def call(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "suanli.cli", "kernel", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """`suanli kernel` in this process, with what it prints."""
+
+    def run(*words: str) -> Done:
+        code = cli._run(["kernel", *words])
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    return run
 
 
 def conforming(text: str, verb: str) -> dict[str, Any]:
@@ -38,7 +52,7 @@ def conforming(text: str, verb: str) -> dict[str, Any]:
 
 
 @needs_host
-def test_check_is_right_and_wrong(tmp_path: Path) -> None:
+def test_check_is_right_and_wrong(tmp_path: Path, call: Call) -> None:
     done = call("check", ref("vector_add"), "--device", "cpu", "--json")
     assert done.returncode == 0, done.stderr
     record = conforming(done.stdout, "kernel-check")
@@ -56,7 +70,7 @@ def test_check_is_right_and_wrong(tmp_path: Path) -> None:
 
 @needs_cuda
 @needs_host
-def test_explain_is_a_table_and_json() -> None:
+def test_explain_is_a_table_and_json(call: Call) -> None:
     done = call("explain", ref("transpose_naive"), "--arch", "sm_90", "--json")
     assert done.returncode == 0, done.stderr
     record = conforming(done.stdout, "kernel-explain")
@@ -65,7 +79,7 @@ def test_explain_is_a_table_and_json() -> None:
     assert [overlap["streams"] for overlap in record["overlap"]] == [1, 2, 4]
 
 
-def test_one_clear_line_each(tmp_path: Path) -> None:
+def test_one_clear_line_each(tmp_path: Path, call: Call) -> None:
     text = Path(ref("vector_add")).read_text()
     no_reference = tmp_path / "no_reference.py"
     line = next(row for row in text.splitlines() if row.strip().startswith("reference="))

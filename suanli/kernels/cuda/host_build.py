@@ -20,8 +20,13 @@ _BUILD_S = 60.0
 # -O0 keeps one access in the code for one access in the text.
 _KERNEL_FLAGS = (
     *("-x", "c++", "-std=gnu++17", "-O0", "-g1", "-w", "-fsanitize=thread", "-nodefaultlibs"),
-    *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off", "-fmax-errors=3"),
+    *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off"),
 )
+_OWN_FLAGS = {
+    "gcc": ("-fmax-errors=3",),
+    "clang": ("-ferror-limit=3",),
+    "zig": ("-ferror-limit=3", "-fno-sanitize=undefined"),
+}
 _RUNTIME_FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-lstdc++", "-lm")
 _ERROR = re.compile(
     r"^(?P<file>[^\s:][^:]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$"
@@ -65,14 +70,14 @@ def build(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> HostB
     stamp = f"-DSUANLI_HEADERS={_headers()}"
     try:
         runtime = compiler.build_shared(
-            _HOST / "runtime.cpp", (*_RUNTIME_FLAGS, stamp), timeout_s=_BUILD_S
+            _HOST / "runtime.cpp", (*_RUNTIME_FLAGS, stamp), timeout_s=4 * _BUILD_S
         )
     except CompilerError as error:
         raise MissingBackendError(
             f"a C++ compiler that works ({error})", INSTALL_COMPILER
         ) from None
     try:
-        flags = (*_KERNEL_FLAGS, include, stamp, "-lm", "-lc")
+        flags = (*_KERNEL_FLAGS, *_OWN_FLAGS[compiler.kind], include, stamp, "-lm", "-lc")
         library = compiler.build_shared(path, flags, timeout_s=_BUILD_S)
     except CompilerError as error:
         raise BadInputError(first_error(error.output, kernel) or str(error)) from None

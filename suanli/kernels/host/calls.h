@@ -44,7 +44,7 @@ void suanli_fence(void) { run->fenced = true; }
 void suanli_atomic(void *address, int bytes, void *site) {
     access(address, (size_t)bytes, true, true, site);
     run->acquired = true;
-    if (run->fenced) run->released[run->block] = run->step;
+    if (run->fenced) run->released[run->block] = ++run->step;
 }
 
 void suanli_touch(const void *address, int bytes, int is_write, void *site) {

@@ -81,7 +81,7 @@ SUANLI_INLINE void suanli_touch_tile(const T *memory, unsigned leading, bool by_
     const int minor = by_rows ? F::columns : F::rows, chunk = 16 / sizeof(T);
     const int run = F::num_elements < chunk ? F::num_elements : chunk;
     for (int i = 0; i < F::num_elements; i += run) {
-        int e = suanli_lane() * F::num_elements + i;
+        int e = i * 32 + suanli_lane() * run;
         suanli_touch(memory + e / minor * leading + e % minor, run * (int)sizeof(T), is_write, site);
     }
 }
