@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         rich_markup_mode=None,
         no_args_is_help=True,
-        help="Compile, verify, tune and explain a CUDA or Triton kernel, even with no GPU here.",
+        help="Explain, check and tune a CUDA or Triton kernel, GPU or not.",
     )
     group.command(
         epilog=examples(

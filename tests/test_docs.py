@@ -47,7 +47,11 @@ def test_commands_name_options_that_exist(page: Path, line: str) -> None:
     command = get_command(app).commands[words[1]]  # type: ignore[attr-defined]
     if hasattr(command, "commands"):
         command = command.commands[words[2]]
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     used = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
     assert used <= known | {"--help"}, used - known
 

@@ -263,7 +263,7 @@ def test_the_static_model_puts_the_worse_last() -> None:
 
     def ms(traffic: int | None = None, **changes: object) -> float:
         judged = forecast(
-            [_function(**changes)], work, gpu=card("H200"), dtype="bf16", traffic=traffic
+            [_function(**changes)], work, gpu=card("H200-SXM-141GB"), dtype="bf16", traffic=traffic
         )
         return judged.predicted_ms
 
@@ -273,13 +273,13 @@ def test_the_static_model_puts_the_worse_last() -> None:
     assert ms(blocks=132 * 8 * 4 + 1) > good  # a fifth wave for one block
     assert ms(traffic=10**12) > good
     too_large = forecast(
-        [_function(dynamic_shared_bytes=300 * 1024)], work, gpu=card("H200"), dtype="bf16"
+        [_function(dynamic_shared_bytes=300 * 1024)], work, gpu=card("H200-SXM-141GB"), dtype="bf16"
     )
     assert "shared memory" in too_large.reason
 
 
 def test_cards_are_found_by_name() -> None:
-    assert card("h200").compute_capability == "9.0"
+    assert card("h200-sxm-141gb").compute_capability == "9.0"
     with pytest.raises(BadInputError, match="no cards match"):
         card("Voodoo")
 
@@ -352,7 +352,7 @@ def test_a_race_gives_the_rivals_time_over_the_winners() -> None:
 def test_ranking_for_a_card_that_is_not_here() -> None:
     kernel = shipped_kernel("cross_entropy")
     result = tune_kernel.tune_kernel(
-        "cross_entropy", kernel.bench_sizes[2], "fp16", gpu="H200", most=3
+        "cross_entropy", kernel.bench_sizes[2], "fp16", gpu="H200-SXM-141GB", most=3
     )
     assert result.ranking
     assert result.verified
