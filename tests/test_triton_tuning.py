@@ -9,8 +9,8 @@ from suanli.base import codec
 from suanli.base.errors import BadInputError, TrialFailedError
 from suanli.base.lazy import present
 from suanli.base.timing import Estimate
+from suanli.devices import find_sheet
 from suanli.kernels import configuration, tune_kernel
-from suanli.kernels.benches import card
 from suanli.kernels.cold_timing import ColdTimer
 from suanli.kernels.compiled import CompiledKernel
 from suanli.kernels.configuration import Winner, checked_config, find, store
@@ -29,6 +29,8 @@ from suanli.kernels.tuning import (
 SIZES = {"rows": 64, "width": 128}
 TUNABLES = {"block": (32, 64, 128, 256), "num_warps": (1, 2, 4)}
 DEFAULT = {"block": 64, "num_warps": 1}
+
+H200 = find_sheet("h200-sxm-141gb")
 
 
 def _around(value: float) -> Estimate:
@@ -263,7 +265,11 @@ def test_the_static_model_puts_the_worse_last() -> None:
 
     def ms(traffic: int | None = None, **changes: object) -> float:
         judged = forecast(
-            [_function(**changes)], work, gpu=card("H200-SXM-141GB"), dtype="bf16", traffic=traffic
+            [_function(**changes)],
+            work,
+            gpu=H200,
+            dtype="bf16",
+            traffic=traffic,
         )
         return judged.predicted_ms
 
@@ -273,15 +279,18 @@ def test_the_static_model_puts_the_worse_last() -> None:
     assert ms(blocks=132 * 8 * 4 + 1) > good  # a fifth wave for one block
     assert ms(traffic=10**12) > good
     too_large = forecast(
-        [_function(dynamic_shared_bytes=300 * 1024)], work, gpu=card("H200-SXM-141GB"), dtype="bf16"
+        [_function(dynamic_shared_bytes=300 * 1024)],
+        work,
+        gpu=H200,
+        dtype="bf16",
     )
     assert "shared memory" in too_large.reason
 
 
 def test_cards_are_found_by_name() -> None:
-    assert card("h200-sxm-141gb").compute_capability == "9.0"
-    with pytest.raises(BadInputError, match="no cards match"):
-        card("Voodoo")
+    assert H200.compute_capability == "9.0"
+    with pytest.raises(BadInputError, match="no GPU"):
+        find_sheet("Voodoo")
 
 
 class Clock:

@@ -399,7 +399,7 @@ def test_shapes_from_the_command_line_travel(write: Write) -> None:
     assert inputs.args[0].shape == (6, 10)
     assert inputs.args[0].max() < 7
     assert _call(again.make_model(), inputs).shape == (6, 1)
-    with pytest.raises(BadInputError, match="has no type .int65"):
+    with pytest.raises(BadInputError, match="has no type"):
         resolve(f"{path}:net", input_shapes=((10,),), input_dtype="int65")
     with pytest.raises(BadInputError, match="--input-dtype alone"):
         resolve(f"{path}:net", input_dtype="int64")

@@ -9,8 +9,8 @@ from suanli.base.errors import BadInputError, MissingBackendError, TrialFailedEr
 from suanli.base.gpu_sheet import GpuSheet, Source
 from suanli.base.lazy import present
 from suanli.base.timing import Estimate
-from suanli.devices import catalogue, device_names, gpu_infos, sheet_for
 from suanli.devices import device as open_device
+from suanli.devices import device_names, find_sheet, gpu_infos, sheet_for
 from suanli.kernels.declaration import Declaration, Sizes
 from suanli.kernels.isolated import CheckRequest, Compilation, CompileRequest, check_isolated
 from suanli.kernels.launching import INSTALL
@@ -205,25 +205,11 @@ def open_bench(
         cards = [name for name in device_names() if name.startswith("cuda")]
         if not cards:
             raise BadInputError(
-                "there is no GPU here", next_step="name a card to rank for, such as --gpu H200"
+                "there is no GPU here",
+                next_step="name a card to rank for, such as --gpu h200-sxm-141gb",
             )
         return GpuBench(ref, kernel, sizes, dtype, own_sheet(), device=cards[0])
-    return StaticBench(ref, kernel, sizes, dtype, card(gpu))
-
-
-def card(name: str) -> GpuSheet:
-    """The catalogue's card that is meant by a name or the start or end of one.
-
-    Raises:
-        BadInputError: None or several are.
-    """
-    wanted = name.lower()
-    exact = [s for s in catalogue() if s.name.lower() == wanted]
-    near = exact or [s for s in catalogue() if wanted in s.name.lower()]
-    if len(near) == 1:
-        return near[0]
-    known = ", ".join(sheet.name for sheet in near or catalogue())
-    raise BadInputError(f"{'several' if near else 'no'} cards match {name!r}", next_step=known)
+    return StaticBench(ref, kernel, sizes, dtype, find_sheet(gpu))
 
 
 def own_sheet() -> GpuSheet:

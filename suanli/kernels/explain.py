@@ -25,8 +25,7 @@ from suanli.base.kernel_results import (
     KernelOccupancy,
     KernelRoofline,
 )
-from suanli.devices import catalogue
-from suanli.kernels.benches import card
+from suanli.devices import catalogue, find_sheet
 from suanli.kernels.compiled import CompiledKernel
 from suanli.kernels.cuda.compile import check_arch, compile_cuda
 from suanli.kernels.cuda.findings import accesses, costs
@@ -103,7 +102,7 @@ def explain(
     for arch in archs:
         check_arch(arch)
     kernel = find(ref)
-    chosen = card(gpu) if gpu else _card(archs)
+    chosen = find_sheet(gpu) if gpu else _card(archs)
     if isinstance(kernel, CudaKernel):
         return _Cuda(kernel, chosen, timeout_s, listener).explained(archs)
     sizes, dtype = dict(kernel.bench_sizes[0]), kernel.dtypes[0]

@@ -16,8 +16,8 @@ from suanli.base.kernel_results import (
     KernelTuneResult,
 )
 from suanli.devices import device as open_device
-from suanli.devices import device_names
-from suanli.kernels.benches import card, own_sheet
+from suanli.devices import device_names, find_sheet
+from suanli.kernels.benches import own_sheet
 from suanli.kernels.checking import BF16
 from suanli.kernels.configuration import store
 from suanli.kernels.cuda.bench import CudaGpuBench, CudaStaticBench
@@ -211,7 +211,7 @@ def _tuned_cuda(
         kernel.tunables, lambda config: kernel.legal(config, sizes), kernel.default_config(sizes)
     )
     if gpu is not None:
-        bench: Bench = CudaStaticBench(kernel, sizes, chosen, card(gpu))
+        bench: Bench = CudaStaticBench(kernel, sizes, chosen, find_sheet(gpu))
         return tune(kernel.name, sizes, chosen, candidates, bench, most=most, listener=listener)
     with CudaGpuBench(ref, kernel, sizes, chosen, own_sheet(), device=cards[0]) as timed:
         found = tune(kernel.name, sizes, chosen, candidates, timed, most=most, listener=listener)
