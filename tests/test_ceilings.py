@@ -4,6 +4,7 @@ import itertools
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,7 @@ class TestCache:
         monkeypatch.setenv("SUANLI_CACHE", str(tmp_path / "cache"))
         self.runs = 0
         self.mark = "measured"
+        self.spreads: Iterator[float] = iter(())
 
         def measure(target: CpuDevice, **_: object) -> Ceilings:
             self.runs += 1
@@ -347,6 +349,7 @@ class TestCache:
                 unit="FLOP/s",
                 dtype="fp32",
                 hardware=float(self.runs),
+                spread=next(self.spreads, 0.01),
                 mark=self.mark,
                 how="no C compiler" if self.mark == "derived" else "loop",
             )
@@ -360,6 +363,21 @@ class TestCache:
         assert ceilings("cpu", refresh=True).peak_flops("fp32") == 2
         assert ceilings("cpu").peak_flops("fp32") == 2
         assert self.runs == 2
+
+    def test_wide_spreads_are_measured_again_at_once_and_at_the_next_call(self) -> None:
+        self.spreads = iter([0.9, 0.8, 0.7, 0.02])
+        assert ceilings("cpu").rounds == 2
+        assert ceilings("cpu").rounds == 3
+        found = ceilings("cpu")
+        assert (found.rounds, found.peak_flops("fp32"), found.items[0].spread) == (4, 4, 0.02)
+        assert ceilings("cpu") == found
+        assert self.runs == 4
+
+    def test_a_machine_that_is_always_busy_is_not_measured_for_ever(self) -> None:
+        self.spreads = itertools.repeat(0.9)
+        for _ in range(9):
+            ceilings("cpu")
+        assert self.runs == 4
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"device": 3}', "\x00\x01"])
     def test_damaged_file_is_measured_anew_and_replaced(self, text: str) -> None:
@@ -397,6 +415,32 @@ class TestCache:
         self.mark = "measured"
         assert ceilings("cpu").items[0].mark == "measured"
         assert self.runs == 2
+
+
+def test_of_two_rounds_each_figure_is_the_better_one() -> None:
+    def round_of(*items: Ceiling) -> Ceilings:
+        return Ceilings(device=CpuDevice().info, items=items, threads=2, measured_at="now")
+
+    def read(rate: float, n_bytes: int) -> Ceiling:
+        return Ceiling(what="read", unit="B/s", hardware=rate, working_set_bytes=n_bytes)
+
+    def overhead(seconds: float) -> Ceiling:
+        return Ceiling(what="call_overhead", unit="s", achieved=seconds)
+
+    one = round_of(read(10, 64), read(3, 128), overhead(1e-6))
+    two = round_of(read(9, 64), read(4, 128), overhead(2e-6), read(2, 256))
+    found = module.better_of(one, two)
+    assert [item.best for item in found.items] == [10, 4, 1e-6, 2]
+    assert found.rounds == 2
+
+
+def test_what_a_library_reaches_the_hardware_can_do() -> None:
+    loop = Ceiling(what="read", unit="B/s", hardware=5.0, spread=0.6, working_set_bytes=64)
+    library = ceilings_torch.Achieved(rate=7.0, spread=0.1, how="torch sum")
+    found = ceilings_cpu._joined(loop, library)
+    assert (found.hardware, found.achieved, found.spread) == (7.0, 7.0, 0.1)
+    slower = ceilings_torch.Achieved(rate=4.0, spread=0.1, how="torch sum")
+    assert ceilings_cpu._joined(loop, slower).hardware == 5.0
 
 
 def test_probe_needs_nothing_of_suanli() -> None:

@@ -93,13 +93,18 @@ class Ceiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """All the ceilings of one device, measured at one time."""
+    """All the ceilings of one device, measured at one time.
+
+    Attributes:
+        rounds: How often they were measured; each figure is the best of all rounds.
+    """
 
     device: DeviceInfo
     items: tuple[Ceiling, ...]
     threads: int
     measured_at: str
     seconds_spent: float = 0.0
+    rounds: int = 1
 
     def peak_flops(self, dtype: str) -> float | None:
         """Highest FLOP/s for `dtype` (operations for int8), or None if it was not measured."""

@@ -316,4 +316,9 @@ def _joined(item: Ceiling, found: ceilings_torch.Achieved | None) -> Ceiling:
         return item
     spread = item.spread if item.hardware is not None else found.spread
     how = f"{item.how}; achieved: {found.how}" if item.how else found.how
-    return replace(item, achieved=found.rate, spread=spread, how=how)
+    hardware = item.hardware
+    if hardware is not None and item.mark == "measured" and found.rate > hardware:
+        # what a library reached the hardware can do, so the loop's figure was no upper limit
+        hardware, spread = found.rate, found.spread
+        how += "; the library's figure is the higher one and stands for both"
+    return replace(item, hardware=hardware, achieved=found.rate, spread=spread, how=how)
