@@ -22,6 +22,9 @@ class OutputError:
         bias_ratio: Largest per-channel mean signed error over its allowance.
         gain_ratio: Largest per-channel relative slope error over its allowance.
         worst_channel: Channel or class at which the bias or gain is largest; None without channels.
+        relative_rms: `rms` over the root mean square of the reference; for integers the share of
+            elements that differ.
+        eager_relative_rms: The same of eager at the plan's precision.
     """
 
     name: str
@@ -34,6 +37,8 @@ class OutputError:
     bias_ratio: float
     gain_ratio: float
     worst_channel: int | None = None
+    relative_rms: float = 0.0
+    eager_relative_rms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class ValueCheck:
         k: How many times eager's own error is allowed.
         batches: Batch sizes at which it was checked.
         reason: Why not, "" if ok.
+        relative_rms: Largest `relative_rms` of its outputs; None where none was compared.
     """
 
     ok: bool
@@ -51,6 +57,7 @@ class ValueCheck:
     outputs: tuple[OutputError, ...] = ()
     batches: tuple[int, ...] = ()
     reason: str = ""
+    relative_rms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +91,10 @@ class Quality:
         needed: Samples that would certify the budget at this rate of harm; None if enough.
         method: "exact" or "score".
         alarms: Classes that lost more than three times the budget.
+        majority: Share of the most frequent class, which always answering it would get right; None
+            without classes.
+        reason: Why these labels can certify nothing, whatever the drop; "" if they can.
+        batch: Batch size at which the plan answered.
     """
 
     metric: str
@@ -99,6 +110,9 @@ class Quality:
     method: str = "exact"
     per_class: tuple[ClassQuality, ...] = ()
     alarms: tuple[str, ...] = ()
+    majority: float | None = None
+    reason: str = ""
+    batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

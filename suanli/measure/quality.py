@@ -158,7 +158,10 @@ def paired_quality(
     """Judge a candidate on samples that the search never saw.
 
     It is accepted when the 95 % upper limit of the drop is within the budget; with too few samples
-    for that it is not, and `needed` says how many would do.
+    for that it is not, and `needed` says how many would do. Labels certify nothing where the
+    reference is not clearly better than always answering the most frequent class: whoever is right
+    by chance loses nothing by answering at random. Clearly means that the 95 % lower limit of its
+    accuracy (Clopper-Pearson) is above that class's share.
 
     Args:
         reference_ok: Per sample, whether eager fp32 was right; [n].
@@ -177,8 +180,11 @@ def paired_quality(
     n = before.size
     harmed, helped = int((before & ~after).sum()), int((~before & after).sum())
     upper, method = upper_bound(harmed, helped, n)
-    accepted = n > 0 and upper <= budget
     per_class = () if labels is None else _per_class(before, after, labels, class_names)
+    majority = max(c.n for c in per_class) / n if per_class else None
+    reason = "" if majority is None else _uninformed(int(before.sum()), n, majority)
+    within = n > 0 and upper <= budget
+    accepted = within and not reason
     return Quality(
         metric=metric,
         value=float(after.mean()) if n else 0.0,
@@ -189,10 +195,23 @@ def paired_quality(
         accepted=accepted,
         harmed=harmed,
         helped=helped,
-        needed=None if accepted else samples_needed(budget, harmed=harmed, helped=helped, n=n),
+        needed=None if within else samples_needed(budget, harmed=harmed, helped=helped, n=n),
         method=method,
         per_class=per_class,
         alarms=tuple(c.label for c in per_class if c.drop > _ALARM * budget + 1e-12),
+        majority=majority,
+        reason=reason,
+    )
+
+
+def _uninformed(right: int, n: int, majority: float) -> str:
+    """Why the reference's own accuracy makes the labels useless; "" if it does not."""
+    lower = _binomial_lower(right, n, 0.05)
+    if lower > majority:
+        return ""
+    return (
+        f"the labels certify nothing: the reference is right on {right} of {n} samples (at least "
+        f"{lower * 100:.1f} %), always answering the most frequent class on {majority * 100:.1f} %"
     )
 
 
