@@ -12,7 +12,7 @@ class TensorSpec:
     Attributes:
         name: The parameter's or output's name, unique in its list.
         dtype: torch's name, such as "float32" or "int64".
-        shape: Sizes; -1 stands for the batch.
+        shape: Sizes; -1 stands for the batch, in one dimension at most.
     """
 
     name: str

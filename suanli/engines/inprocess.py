@@ -9,15 +9,17 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from suanli.base.errors import BadInputError
 from suanli.base.plan import Plan, Precision
 from suanli.base.timing import Timing
 from suanli.base.trial import Trial
 from suanli.measure.timing import measure
-from suanli.measure.values import compare, tensors_of
+from suanli.measure.values import compare, relative_rms, tensors_of
 from suanli.workloads.record import Inputs, Workload
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAMPLES = 32
+_STEADY = 1e-6  # of the answer's size, between two calls in float64
 
 
 def eager_trials(
@@ -32,9 +34,19 @@ def eager_trials(
         workload: Gives example inputs.
         batch: Samples in the step that is timed.
         precisions: "fp32" and "bf16".
+
+    Raises:
+        BadInputError: The answer changes from call to call.
     """
     inputs = workload.make_inputs(_SAMPLES)
-    reference = [t.double() for t in _call(model, inputs, torch.float64)]
+    reference = _call(model, inputs, torch.float64)
+    for now, then in zip(_call(model, inputs, torch.float64), reference, strict=True):
+        if not relative_rms(now, then) <= _STEADY:
+            raise BadInputError(
+                "the model's answer changes from call to call on the same inputs, so nothing can "
+                "be verified",
+                next_step="take dropout or noise out of forward",
+            )
     trials = []
     for precision in precisions:
         started = time.monotonic()
@@ -42,7 +54,7 @@ def eager_trials(
         dtype = _DTYPES[precision]
         timed, given = copy.deepcopy(model).to(dtype), workload.make_inputs(batch)
         answer = _call(model, inputs, dtype)
-        values = compare(answer, reference, answer)
+        values = compare(answer, reference, answer, precision=precision)
         timing = _timed(timed, _cast(given, dtype), batch)
         trials.append(
             Trial(

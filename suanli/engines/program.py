@@ -26,6 +26,7 @@ from suanli.base import codec
 from suanli.base.errors import ArtefactError, CaptureError
 from suanli.base.lazy import present
 from suanli.base.signature import Signature, TensorSpec
+from suanli.engines._batch_dimension import marked, output_shapes
 from suanli.workloads.record import Inputs
 
 _META, _GRAPH, _WEIGHTS, _INPUTS = (
@@ -187,20 +188,24 @@ def capture(
         source module can be tried.
 
     Raises:
-        CaptureError: The model does not even run on the inputs.
+        CaptureError: The model does not even run on the inputs, or an output's size depends on the
+            batch in another way than by one dimension that is the batch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval()
-    leaves, in_tree = pytree.tree_flatten((tuple(inputs.args), dict(inputs.kwargs)))
+    leaves = pytree.tree_leaves((tuple(inputs.args), dict(inputs.kwargs)))
     batch = _batch_of(leaves)
     result = _run_once(model, inputs)
     exported, is_dynamic, why_not = _export(model, inputs, batch, max_batch if dynamic else 0)
+    results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    shapes: list[tuple[int, ...]] = [marked(t, batch) for t in results]
+    if is_dynamic:
+        shapes = output_shapes(model, inputs, batch, results, exported)
     signature = _signature(
         model,
         inputs,
-        leaves,
-        in_tree,
         result,
+        shapes,
         batch=batch,
         max_batch=max_batch if is_dynamic else batch,
         dynamic=is_dynamic,
@@ -391,16 +396,16 @@ def _by_name(inputs: Inputs, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 def _signature(
     model: nn.Module,
     inputs: Inputs,
-    leaves: Sequence[Any],
-    in_tree: pytree.TreeSpec,
     result: Any,
+    shapes: Sequence[tuple[int, ...]],
     *,
     batch: int,
     max_batch: int,
     dynamic: bool,
 ) -> Signature:
+    leaves, in_tree = pytree.tree_flatten((tuple(inputs.args), dict(inputs.kwargs)))
     out_leaves, out_tree = pytree.tree_flatten(result)
-    names = _input_names(model, inputs)
+    names = input_names(model, inputs)
     static_in = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}
     static_out = {
         i: leaf for i, leaf in enumerate(out_leaves) if not isinstance(leaf, torch.Tensor)
@@ -414,8 +419,13 @@ def _signature(
     ]
     results = [leaf for leaf in out_leaves if isinstance(leaf, torch.Tensor)]
     return Signature(
-        inputs=tuple(_spec(name, t, batch) for name, t in tensors),
-        outputs=tuple(_spec(f"output{i}", t, batch) for i, t in enumerate(results)),
+        inputs=tuple(
+            TensorSpec(name=name, dtype=_dtype(t), shape=marked(t, batch)) for name, t in tensors
+        ),
+        outputs=tuple(
+            TensorSpec(name=f"output{i}", dtype=_dtype(t), shape=shape)
+            for i, (t, shape) in enumerate(zip(results, shapes, strict=True))
+        ),
         max_batch=max_batch,
         dynamic=dynamic,
         in_tree=pytree.treespec_dumps(in_tree),
@@ -425,7 +435,7 @@ def _signature(
     )
 
 
-def _input_names(model: nn.Module, inputs: Inputs) -> list[str]:
+def input_names(model: nn.Module, inputs: Inputs) -> list[str]:
     """One name per leaf of `(args, kwargs)`, from the signature of `forward`."""
     import inspect
 
@@ -442,11 +452,8 @@ def _input_names(model: nn.Module, inputs: Inputs) -> list[str]:
     return names
 
 
-def _spec(name: str, tensor: torch.Tensor, batch: int) -> TensorSpec:
-    shape = tuple(int(size) for size in tensor.shape)
-    if shape and shape[0] == batch:
-        shape = (-1, *shape[1:])
-    return TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _serialize(exported: torch.export.ExportedProgram) -> tuple[str, dict[str, torch.Tensor]]:
