@@ -23,10 +23,12 @@ from suanli.base.results import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from suanli.base.plan import Precision
     from suanli.engines.engine import Engine
     from suanli.plans.situation import Objective
     from suanli.workloads.record import Workload
 
+_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 _DEFAULT_BATCH = {"latency": 1, "throughput": 32}
 _NO_ROWS: tuple[BackendStatus, ...] = ()
 
@@ -48,6 +50,8 @@ class OptimizeOptions:
         backends: Names of the only backends to try; empty for all.
         backend_modules: "module:ATTRIBUTE" of backends that are not in the table.
         fresh: Whether to forget trials of earlier searches.
+        precision: The lowest float precision that a plan may use: "fp32", "tf32", "fp16" or "bf16",
+            in the order of their rounding. Any but "bf16" leaves quantised plans out too.
     """
 
     objective: "Objective" = "latency"
@@ -61,6 +65,7 @@ class OptimizeOptions:
     backends: tuple[str, ...] = ()
     backend_modules: tuple[str, ...] = ()
     fresh: bool = False
+    precision: "Precision" = "bf16"
 
     def checked(self) -> "OptimizeOptions":
         """These options.
@@ -84,6 +89,10 @@ class OptimizeOptions:
             raise BadInputError(f"--tolerance must be between 0 and 1, not {self.tolerance:g}")
         if self.batch and self.max_batch and self.max_batch < self.batch:
             raise BadInputError(f"--max-batch {self.max_batch} is less than --batch {self.batch}")
+        if self.precision not in _PRECISIONS:
+            raise BadInputError(
+                f"--precision takes {', '.join(_PRECISIONS)}, not {self.precision!r}"
+            )
         if self.out is not None:
             _check_target(self.out)
         return self
@@ -444,6 +453,7 @@ def _request(options: OptimizeOptions) -> Any:
         backends=options.backends,
         backend_modules=options.backend_modules,
         fresh=options.fresh,
+        precision=options.precision,
     )
 
 

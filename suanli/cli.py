@@ -122,6 +122,12 @@ def optimize(  # noqa: PLR0913, PLR0917
             show_default=False,
         ),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE", help="Lowest float precision of a plan: fp32, tf32, fp16 or bf16."
+        ),
+    ] = "bf16",
     budget: Budget = 120.0,
     out: Annotated[
         Path | None,
@@ -176,6 +182,7 @@ def optimize(  # noqa: PLR0913, PLR0917
                 max_batch=max_batch,
                 max_drop=max_drop,
                 tolerance=tolerance,
+                precision=cast(Any, precision),
                 budget_s=budget,
                 out=out,
                 device=device,

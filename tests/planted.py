@@ -123,3 +123,57 @@ HANGING = Planted("planted-hanging", HangingRunner)
 GREEDY = Planted("planted-greedy", GreedyRunner)
 UNWRITTEN = Planted("planted-unwritten", UnwrittenRunner)
 NAN = Planted("planted-nan", NanRunner)
+
+
+class BatchRunner(_Runner):
+    """Right for single samples; for more the classes are reversed, or not finite."""
+
+    def __init__(self, program: Program, fill: float | None) -> None:
+        super().__init__(program, "fp32")
+        self._fill = fill
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = super().__call__(inputs)
+        if len(outputs[0]) == 1:
+            return outputs
+        return [outputs[0].flip(-1) if self._fill is None else outputs[0].fill_(self._fill)]
+
+
+class FarRunner(_Runner):
+    """Answers far from the model's."""
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [output * 5 + 3 for output in super().__call__(inputs)]
+
+
+class OldStateRunner(_Runner):
+    """Its second output is that of the first call of each batch size."""
+
+    def __init__(self, program: Program, precision: str) -> None:
+        super().__init__(program, precision)
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        first, second = super().__call__(inputs)
+        return [first, self._kept.setdefault(len(first), second).clone()]
+
+
+class PlantedInt8(Planted):
+    """The same as a quantised plan, which labels or a tolerance have to judge."""
+
+    def __init__(self, name: str, runner: Any) -> None:
+        super().__init__(name, runner)
+        self.spec = BackendSpec(
+            name=name,
+            install="part of the tests",
+            packages=("torch",),
+            quantizations={"cpu": ("int8-static",)},
+            build_s=0.1,
+            promise={"int8-static": 0.001},
+        )
+
+
+REVERSED = PlantedInt8("planted-reversed", lambda program, _: BatchRunner(program, None))
+INFINITE = PlantedInt8("planted-infinite", lambda program, _: BatchRunner(program, float("inf")))
+FAR = PlantedInt8("planted-far", FarRunner)
+OLD_STATE = Planted("planted-old_state", OldStateRunner, "fp32")

@@ -299,3 +299,21 @@ def test_whatever_is_listed_is_legal(**drawn: object) -> None:
     coarse = [c.family for c in tryable(found) if c.coarse]
     assert len(coarse) == len(set(coarse))
     assert {c.family for c in tryable(found) if not c.baseline} <= set(coarse)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "left"),
+    [
+        ("fp32", {"fp32"}),
+        ("tf32", {"fp32", "tf32"}),
+        ("fp16", {"fp32", "tf32", "fp16"}),
+        ("bf16", {"fp32", "tf32", "fp16", "bf16"}),
+    ],
+)
+def test_the_lowest_precision_bounds_what_is_tried(lowest: str, left: set[str]) -> None:
+    here = situation(device="cuda:0", capability="9.0", lowest=lowest, accepts_quantised=True)
+    legal = {p for p in ("fp32", "tf32", "fp16", "bf16") if not why_not_precision(p, here)}
+    assert legal == left
+    assert ("--precision" in why_not_scheme("int8", here)) == (lowest != "bf16")
+    baselines = [c for c in candidates([ALPHA, BETA], here) if c.baseline and not c.why_not]
+    assert {c.plan.precision for c in baselines} <= left

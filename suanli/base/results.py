@@ -58,7 +58,13 @@ class Confirmation:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizeResult:
-    """What `suanli optimize` found. Field meanings stand in docs/optimize.md."""
+    """What `suanli optimize` found. Field meanings stand in docs/optimize.md.
+
+    Attributes:
+        values: Check of the engine's floating-point plans in a fresh process; None without one.
+        relative_error: Largest rms error of an output over the reference's rms where a quantised
+            plan answers, in a fresh process; None without one.
+    """
 
     schema: SchemaName
     verb: str
@@ -85,6 +91,7 @@ class OptimizeResult:
     seconds_spent: float
     interrupted: bool = False
     notes: tuple[str, ...] = ()
+    relative_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """The confirmation race: the finished engine against the baselines, on timings of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from suanli.base import codec
+from suanli.base.errors import SuanliError
 from suanli.base.hardware import Environment
 from suanli.base.plan import Plan
 from suanli.base.results import Confirmation
@@ -27,13 +28,17 @@ class Reopened:
     """What a fresh process found in the finished engine.
 
     Attributes:
-        values: Check of the values; None for an engine that holds a quantised plan.
-        relative_error: Relative RMS error of a quantised engine; None for others.
+        values: Check of the values of its floating-point plans, each at the batch sizes that it
+            serves; None where all plans are quantised.
+        quantised: Whether a quantised plan serves any batch size.
+        relative_error: Largest relative RMS error of any output at the batch sizes that quantised
+            plans serve; None where it is not finite, and where there are none.
         portable: Whether it fell back to its portable plan, which here would be a fault.
         differences: What differs from the environment it was made in.
     """
 
     values: ValueCheck | None
+    quantised: bool
     relative_error: float | None
     portable: bool
     differences: tuple[str, ...]
@@ -54,47 +59,45 @@ class EngineProcess:
             start_timeout_s=timeout_s,
         )
 
-    def verify(self, plans: Sequence[Plan], *, timeout_s: float) -> Reopened:
-        """Check values again at every batch size that is promised.
+    def verify(
+        self, plans: Sequence[Plan], variant_of: Mapping[int, int], *, timeout_s: float
+    ) -> Reopened:
+        """Check every plan again at every promised batch size that it serves.
 
         Args:
-            plans: The plans in the engine; one that is quantised turns the value check into an
-                error that is only reported.
-            timeout_s: Deadline.
+            plans: The plans in the engine.
+            variant_of: Promised batch size -> which of them serves it.
+            timeout_s: Deadline of one plan's check.
         """
-        batches = [self._setting.batch, *self._setting.other_batches]
         state = self._worker.call("state", timeout_s=timeout_s)
-        values, error = None, None
-        if any(plan.quantized for plan in plans):
-            error = self._worker.call("relative_error", timeout_s=timeout_s, batches=batches)
-        else:
-            # of several float plans in one engine the least precise one sets the allowance
-            precision = "fp32"
-            for plan in plans:
-                precision = plan.precision if plan.precision != "fp32" else precision
-            answer = self._worker.call(
-                "check_values",
-                timeout_s=timeout_s,
-                precision=precision,
-                batches=batches,
-                k=self._setting.k,
-            )
-            values = codec.from_json(ValueCheck, answer)
+        checks: list[ValueCheck] = []
+        errors: list[float | None] = []
+        for index, plan in enumerate(plans):
+            batches = [batch for batch, variant in variant_of.items() if variant == index]
+            if plan.quantized:
+                errors += self._worker.call("relative_errors", timeout_s=timeout_s, batches=batches)
+            elif batches:
+                answer = self._worker.call(
+                    "check_values",
+                    timeout_s=timeout_s,
+                    precision=plan.precision,
+                    batches=batches,
+                    k=self._setting.k,
+                )
+                checks.append(codec.from_json(ValueCheck, answer))
+        finite = [error for error in errors if error is not None]
         return Reopened(
-            values=values,
-            relative_error=error,
+            values=_together(checks) if checks else None,
+            quantised=bool(errors),
+            relative_error=max(finite) if finite and len(finite) == len(errors) else None,
             portable=state["portable"],
             differences=tuple(state["differences"]),
         )
 
-    def predict(self, samples: Path, out: Path, *, timeout_s: float) -> None:
-        """Write the engine's outputs on labelled samples."""
+    def predict(self, samples: Path, out: Path, batch: int, *, timeout_s: float) -> None:
+        """Write the engine's first output on labelled samples, called at a batch size."""
         self._worker.call(
-            "predict",
-            timeout_s=timeout_s,
-            samples=str(samples),
-            out=str(out),
-            batch=self._setting.batch,
+            "predict", timeout_s=timeout_s, samples=str(samples), out=str(out), batch=batch
         )
 
     def contender(self, batch: int) -> Contender:
@@ -124,10 +127,17 @@ def confirm(
         seconds: Wall time for all races together.
         variant_of: Batch size -> which of the engine's plans serves it.
         chosen: The plan that the search chose; racing it against itself is not done.
+
+    Raises:
+        SuanliError: Eager fp32 is not among the verified baselines.
     """
     batches = [setting.batch, *setting.other_batches]
     verified = [trial for trial in baselines if trial.status == "verified"]
-    eager = next(t for t in verified if t.plan.backend == "eager" and t.plan.precision == "fp32")
+    eager = next(
+        (t for t in verified if t.plan.backend == "eager" and t.plan.precision == "fp32"), None
+    )
+    if eager is None:
+        raise SuanliError("there is no verified eager fp32 to race against")
     rivals = {b: fastest_at(verified, b) or eager for b in batches}
     # the asked batch carries the published figures, so its races get a double share
     shares = 2 * (1 if rivals[batches[0]].plan == eager.plan else 2) + len(batches) - 1
@@ -238,7 +248,9 @@ def shippable_baseline(
     A baseline that runs the user's own module cannot be saved; the same plan on the exported
     program can.
     """
-    rival = next(c.best_baseline for c in confirmations if c.batch == batch)
+    rival = next((c.best_baseline for c in confirmations if c.batch == batch), None)
+    if rival is None:
+        return None
     options = {name: value for name, value in rival.options.items() if name != "source"}
     wanted = rival.with_(options=options)
     return next(
@@ -255,6 +267,14 @@ def ensure_built(trial: Trial, setting: Setting) -> None:
     """Build a trial's plan anew where its folder is gone (a trial of an earlier search)."""
     if not build_folder(trial, setting).exists():
         _open(trial, setting).close()
+
+
+def _together(checks: Sequence[ValueCheck]) -> ValueCheck:
+    """One check of all: the first that fails, else the one with the largest error."""
+    failed = next((check for check in checks if not check.ok), None)
+    shown = failed or max(checks, key=lambda check: check.relative_rms or 0.0)
+    batches = tuple(batch for check in checks for batch in check.batches)
+    return replace(shown, batches=batches)
 
 
 def _note(ratio: Estimate, rival: Plan, batch: int) -> str:

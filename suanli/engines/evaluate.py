@@ -10,7 +10,7 @@ from suanli.base import codec
 from suanli.base.errors import MissingBackendError, SuanliError, TrialFailedError
 from suanli.base.plan import Plan
 from suanli.base.timing import Timing
-from suanli.base.trial import Trial, ValueCheck
+from suanli.base.trial import Quality, Trial, ValueCheck
 from suanli.engines.labels import Labelled
 from suanli.measure.isolation import Worker
 from suanli.plans.store import failed_within
@@ -18,6 +18,12 @@ from suanli.plans.store import failed_within
 _HOST = "suanli.engines.host:TrialHost"
 _SEARCH_SECONDS = 1.0  # of timing at the asked batch
 _OTHER_SECONDS = 0.3  # of timing at each other batch
+# What a quantised plan that is judged at the asked batch may lose at another one: as many times its
+# relative error at the asked one, or this much. The acceptance samples judge it there for good.
+_OTHER_TIMES, _OTHER_ERROR = 2.0, 0.05
+# Labelled samples on which a floating-point plan is screened. If it loses more than the budget on
+# them all of the search part decides: some answers near a tie change sides in any precision.
+SCREENED = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +77,15 @@ class Evaluator:
         self,
         setting: Setting,
         *,
-        allowance: Callable[[str], None],
+        allowance: Callable[[str], str | None],
         on_step: Callable[[str], None] = lambda step: None,
     ) -> None:
         """Prepare.
 
         Args:
             setting: What the trials share.
-            allowance: Makes sure that eager's outputs at a precision exist in the verification set.
+            allowance: Makes sure that eager's outputs at a precision exist in the verification set;
+                says why no plan can be proved right at it, if so.
             on_step: Told what the trial is doing: "building", "checking", "timing".
         """
         self._setting = setting
@@ -120,7 +127,10 @@ class Evaluator:
             "backend_modules": list(self._setting.backend_modules),
         }
         if not plan.quantized:
-            self._allowance(plan.precision)
+            why_not = self._allowance(plan.precision)
+            if why_not and _ships(plan):
+                batch = self._setting.batch
+                return Trial(plan=plan, status="rejected", reason=why_not, batch=batch)
         with Worker(
             _HOST, setup, memory_bytes=limits.memory_bytes, start_timeout_s=left()
         ) as worker:
@@ -136,14 +146,12 @@ class Evaluator:
                 details=note["details"],
             )
             self._on_step("checking")
-            trial = self._judge(trial, worker, folder, left)
+            trial = self._judge(trial, worker, left)
             self._on_step("timing")
             trial = self._time(trial, worker, left)
             return replace(trial, peak_bytes=worker.peak_bytes)
 
-    def _judge(
-        self, trial: Trial, worker: Worker, folder: Path, left: Callable[[], float]
-    ) -> Trial:
+    def _judge(self, trial: Trial, worker: Worker, left: Callable[[], float]) -> Trial:
         if not trial.plan.quantized:
             checked = worker.call(
                 "check_values",
@@ -153,51 +161,83 @@ class Evaluator:
                 k=self._setting.k,
             )
             values = codec.from_json(ValueCheck, checked)
-            if values.ok:
-                return replace(trial, values=values)
-            return replace(trial, values=values, status="rejected", reason=values.reason)
-        if self._setting.search is not None:
-            return self._judge_by_labels(trial, worker, folder, left, self._setting.search)
-        return self._judge_by_tolerance(trial, worker, left)
+            trial = replace(trial, values=values)
+            if not values.ok:
+                return replace(trial, status="rejected", reason=values.reason)
+            if self._setting.search is None or not _ships(trial.plan):
+                return trial
+            batch = max(self._batches())
+            for most in (SCREENED, None):  # a few samples are quick, and too few to refuse by
+                judged = self._judge_by_labels(trial, worker, left, batch=batch, most=most)
+                if judged.status == "verified":
+                    break
+            return judged
+        if self._setting.search is None:
+            return self._judge_by_tolerance(trial, worker, left)
+        trial = self._judge_by_labels(trial, worker, left, batch=self._setting.batch)
+        return trial if trial.status != "verified" else self._at_other_batches(trial, worker, left)
 
     def _judge_by_labels(
         self,
         trial: Trial,
         worker: Worker,
-        folder: Path,
         left: Callable[[], float],
-        search: Labelled,
+        *,
+        batch: int,
+        most: int | None = None,
     ) -> Trial:
-        """Screen a quantised plan on the search part: the acceptance part decides later, once."""
-        outputs = folder.with_suffix(".search.safetensors")
+        """Screen a plan on the search part: the acceptance part decides later, once."""
+        search = self._setting.search
+        assert search is not None
+        outputs = self._setting.builds / f"{trial.build_dir}.search.safetensors"
         worker.call(
             "predict",
             timeout_s=left(),
             samples=str(search.samples),
             out=str(outputs),
-            batch=self._setting.batch,
+            batch=batch,
+            most=most,
         )
         quality = search.quality(outputs, self._setting.budget)
-        drop = quality.reference - quality.value
-        if drop > self._setting.budget:
-            reason = (
-                f"loses {drop * 100:.2f} points on the search samples, "
-                f"{self._setting.budget * 100:.2f} are allowed"
-            )
-            return replace(trial, status="rejected", reason=reason, quality=quality)
-        return replace(trial, quality=quality)
+        trial = replace(trial, quality=replace(quality, batch=batch))
+        reason = point_loss(quality, "search")
+        if trial.plan.quantized and quality.majority is not None:
+            # what is clearly better is for the acceptance samples to say, this is the plain case
+            reason = reason or (quality.reason if quality.reference <= quality.majority else "")
+        return replace(trial, status="rejected", reason=reason) if reason else trial
+
+    def _at_other_batches(self, trial: Trial, worker: Worker, left: Callable[[], float]) -> Trial:
+        """Hold a quantised plan at the other batch sizes to what it does at the asked one."""
+        batches = self._batches()
+        errors = worker.call("relative_errors", timeout_s=left(), batches=batches)
+        allowed = max(_OTHER_ERROR, _OTHER_TIMES * (errors[0] or 0.0))
+        for batch, error in zip(batches, errors, strict=True):
+            if error is None:
+                reason = f"not finite, or stale, at batch {batch}"
+                return replace(trial, status="rejected", reason=reason)
+            if error > allowed:
+                reason = (
+                    f"relative error {error:.3g} at batch {batch}, {errors[0]:.3g} at batch "
+                    f"{batches[0]}: the answer depends on the size of the batch"
+                )
+                return replace(trial, status="rejected", reason=reason)
+        shown = f"{max(errors):.3g}"
+        return replace(trial, details={**trial.details, "relative_error": shown})
 
     def _judge_by_tolerance(self, trial: Trial, worker: Worker, left: Callable[[], float]) -> Trial:
         tolerance = self._setting.tolerance
         if tolerance is None:
             reason = "quantised plans need labelled data or an explicit tolerance"
             return replace(trial, status="rejected", reason=reason)
-        error = worker.call("relative_error", timeout_s=left(), batches=self._batches())
-        if error is None or error > tolerance:
-            shown = "not finite" if error is None else f"{error:.3g}"
-            reason = f"relative error {shown}, {tolerance:.3g} is allowed"
-            return replace(trial, status="rejected", reason=reason)
-        return replace(trial, details={**trial.details, "relative_error": f"{error:.3g}"})
+        batches = self._batches()
+        errors = worker.call("relative_errors", timeout_s=left(), batches=batches)
+        for batch, error in zip(batches, errors, strict=True):
+            if error is None or error > tolerance:
+                shown = "not finite or stale" if error is None else f"{error:.3g}"
+                reason = f"relative error {shown} at batch {batch}, {tolerance:.3g} is allowed"
+                return replace(trial, status="rejected", reason=reason)
+        shown = f"{max(errors):.3g}"
+        return replace(trial, details={**trial.details, "relative_error": shown})
 
     def _time(self, trial: Trial, worker: Worker, left: Callable[[], float]) -> Trial:
         def timed(batch: int, seconds: float) -> Timing:
@@ -225,6 +265,25 @@ class Evaluator:
         return [self._setting.batch, *self._setting.other_batches]
 
 
+def point_loss(quality: Quality, part: str) -> str:
+    """Why a plan is refused that is plainly worse on labelled samples than the budget allows.
+
+    This is the estimate itself, not its upper limit: it proves nothing, and is what a plan that is
+    proved by its values has to stand beside.
+
+    Args:
+        quality: On these samples.
+        part: "search" or "acceptance".
+    """
+    drop = quality.reference - quality.value
+    if drop <= quality.budget:
+        return ""
+    return (
+        f"loses {drop * 100:.2f} points on the {part} samples, "
+        f"{quality.budget * 100:.2f} are allowed"
+    )
+
+
 def build_call(plan: Plan, setting: Setting) -> dict[str, Any]:
     """Arguments of `TrialHost.build`; the same for a trial and for building it anew."""
     return {
@@ -235,16 +294,17 @@ def build_call(plan: Plan, setting: Setting) -> dict[str, Any]:
     }
 
 
-def steps_per_check(batches: Sequence[int]) -> float:
+def steps_per_check(batches: Sequence[int], labelled: int = 0) -> float:
     """About how many steps of the asked batch the checks of one trial cost.
 
     Each batch size gets two passes over at most some 32 calls; larger batches cost more per call.
 
     Args:
         batches: The asked one first.
+        labelled: Samples of the search part that each plan is run on.
     """
     samples = {batch: max(2 * batch, min(32 * batch, 64)) for batch in batches}
-    return 2 * sum(samples.values()) / batches[0]
+    return (2 * sum(samples.values()) + labelled) / batches[0]
 
 
 def _ships(plan: Plan) -> bool:
@@ -258,6 +318,7 @@ def reference_setup(setting: Setting, device: str) -> dict[str, Any]:
         "program": str(setting.program),
         "folder": str(setting.verification),
         "device": device,
+        "batches": [setting.batch, *setting.other_batches],
     }
 
 

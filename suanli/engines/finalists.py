@@ -13,13 +13,13 @@ def finalists(found: SearchResult, trials: Sequence[Trial]) -> list[Trial]:
     """The winner, those behind it, and eager fp32 as exported, the last resort."""
     assert found.winner is not None
     ordered = [shippable(trial) for trial in (found.winner, *found.runner_ups)]
-    eager = next(trial for trial in trials if trial.baseline and trial.status == "verified")
+    eager = next((trial for trial in trials if trial.baseline and trial.status == "verified"), None)
     distinct: dict[str, Trial] = {}
     for trial in ordered:
         distinct.setdefault(trial.plan.key, trial)
     best = list(distinct.values())[:_FINALISTS]
     floats = [trial for trial in distinct.values() if not trial.plan.quantized][:2]
-    last = [*best, *floats, shippable(eager)]
+    last = [*best, *floats, *([shippable(eager)] if eager is not None else [])]
     return list({trial.plan.key: trial for trial in last}.values())
 
 
@@ -64,8 +64,11 @@ def batch_ranges(variant_of: dict[int, int], max_batch: int) -> list[tuple[int, 
 
 def refusal(quality: Quality) -> str:
     """Why a quantised plan is not accepted, and how many samples would certify it."""
+    if quality.reason:
+        return quality.reason
     bound = f"{quality.drop_upper95 * 100:.2f} points (95 %)"
-    text = f"may lose up to {bound}, {quality.budget * 100:.2f} are allowed"
+    where = f" at batch {quality.batch}" if quality.batch is not None else ""
+    text = f"may lose up to {bound}{where}, {quality.budget * 100:.2f} are allowed"
     if quality.needed is not None and quality.needed > quality.n:
         text += f"; to certify it {quality.needed} acceptance samples are needed, not {quality.n}"
     return text

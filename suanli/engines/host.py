@@ -5,6 +5,7 @@ Targets of `suanli.measure.isolation.Worker`; arguments and answers are JSON.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from suanli.engines.labels import Labelled, label_judge
 from suanli.engines.program import Program
 from suanli.engines.verification import VerificationSet, predict, read_samples
 from suanli.measure.timing import measure, timed_calls
-from suanli.measure.values import check_runner, compare
+from suanli.measure.values import check_runner, compare, relative_rms
 
 Flat = Sequence[torch.Tensor]
 
@@ -53,27 +54,29 @@ class _Host:
             batches: Batch sizes, the asked one first.
             k: How many times eager's error is allowed.
         """
-        reference, eager = self._set.reference(), self._set.eager(precision)
         check: ValueCheck | None = None
+        worst: float | None = None
         for batch in dict.fromkeys(batches):
-            found = self._check_at(batch, reference, eager, k)
+            found = self._check_at(batch, precision, k)
+            if found.relative_rms is not None:
+                worst = max(worst or 0.0, found.relative_rms)
             if check is None or not found.ok:
                 check = found
             if not found.ok:
                 break
         assert check is not None
         done = tuple(dict.fromkeys(batches))
-        result: dict[str, Any] = codec.to_json(
-            ValueCheck(ok=check.ok, k=k, outputs=check.outputs, batches=done, reason=check.reason)
-        )
+        result: dict[str, Any] = codec.to_json(replace(check, batches=done, relative_rms=worst))
         return result
 
-    def _check_at(self, batch: int, reference: Flat, eager: Flat, k: float) -> ValueCheck:
+    def _check_at(self, batch: int, precision: str, k: float) -> ValueCheck:
+        """The check at one batch size; its outputs are those of the first part of the samples."""
         calls, order = self._calls(batch)
         results, stale = check_runner(self._run_on_cpu, calls)
         specs = self._program.signature.outputs
         if stale:
             return ValueCheck(ok=False, k=k, reason=f"{stale} (batch {batch})")
+        reference, eager = self._set.reference(batch), self._set.eager(precision, batch)
         joined = [
             torch.cat([result[i] for result in results]) if spec.batched else results[0][i]
             for i, spec in enumerate(specs)
@@ -89,12 +92,32 @@ class _Host:
                 [t[rows] if s.batched else t for t, s in zip(tensors, specs, strict=True)]
                 for tensors in (reference, eager)
             ]
-            checked = compare(mine, *theirs, k=k, names=[spec.name for spec in specs])
+            names = [spec.name for spec in specs]
+            checked = compare(mine, *theirs, k=k, names=names, precision=precision)
             if not checked.ok:
-                reason = f"{checked.reason} (batch {batch})"
-                return ValueCheck(ok=False, k=k, outputs=checked.outputs, reason=reason)
+                return replace(checked, reason=f"{checked.reason} (batch {batch})")
             found = found or checked
         assert found is not None
+        return self._check_whole(found, results, batch, precision)
+
+    def _check_whole(
+        self, found: ValueCheck, results: Sequence[Flat], batch: int, precision: str
+    ) -> ValueCheck:
+        """What is one for a whole call, of the calls after the first; `found` where it is right."""
+        whole = self._set.whole
+        for call in range(1, len(self._set.whole_starts(batch)) if whole else 0):
+            reference = self._set.reference(batch, call)
+            eager = self._set.eager(precision, batch, call)
+            checked = compare(
+                [results[call][i] for i in whole],
+                [reference[i] for i in whole],
+                [eager[i] for i in whole],
+                k=found.k,
+                names=[self._program.signature.outputs[i].name for i in whole],
+                precision=precision,
+            )
+            if not checked.ok:
+                return replace(checked, reason=f"{checked.reason} (batch {batch})")
         return found
 
     def _calls(self, batch: int) -> tuple[list[list[torch.Tensor]], torch.Tensor]:
@@ -107,27 +130,31 @@ class _Host:
         order = torch.cat([torch.arange(start, start + batch) % n for start in starts])
         return [self._set.batch(batch, start) for start in starts], order
 
-    def relative_error(self, batches: Sequence[int]) -> float | None:
-        """Largest relative RMS error over outputs and batch sizes; None if not finite.
+    def relative_errors(self, batches: Sequence[int]) -> list[float | None]:
+        """Largest relative RMS error of any output at each batch size.
 
-        Relative to the RMS of the float64 reference of that output.
+        Relative to the RMS of the float64 reference of that output; of integers the share that
+        differs. None where a value is not finite, a shape is wrong or the answers are stale.
         """
-        worst = 0.0
-        reference, specs = self._set.reference(), self._program.signature.outputs
-        for batch in dict.fromkeys(batches):
-            calls, order = self._calls(batch)
-            results, stale = check_runner(self._run_on_cpu, calls)
-            if stale:
-                return None
-            for i, spec in enumerate(specs):
-                if not spec.batched:
-                    continue
-                wanted = reference[i][order]
-                error = torch.cat([result[i] for result in results]).double() - wanted
-                worst = max(
-                    worst, float(error.square().mean().sqrt() / wanted.square().mean().sqrt())
-                )
-        return worst if math.isfinite(worst) else None
+        return [self._relative_error(batch) for batch in batches]
+
+    def _relative_error(self, batch: int) -> float | None:
+        calls, order = self._calls(batch)
+        results, stale = check_runner(self._run_on_cpu, calls)
+        if stale:
+            return None
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        reference = self._set.reference(batch)
+        for i, spec in enumerate(self._program.signature.outputs):
+            if spec.batched:
+                pairs.append((torch.cat([result[i] for result in results]), reference[i][order]))
+        for call in range(len(self._set.whole_starts(batch)) if self._set.whole else 0):
+            kept = self._set.reference(batch, call)
+            pairs += [(results[call][i], kept[i]) for i in self._set.whole]
+        if any(mine.shape != wanted.shape for mine, wanted in pairs):
+            return None
+        worst = [relative_rms(mine, wanted) for mine, wanted in pairs]
+        return max(worst, default=0.0) if all(map(math.isfinite, worst)) else None
 
     def _run_on_cpu(self, flat: Flat) -> list[torch.Tensor]:
         with torch.inference_mode():
@@ -159,9 +186,9 @@ class _Host:
 
         return call
 
-    def predict(self, samples: str, out: str, batch: int) -> None:
-        """Write the outputs on labelled samples."""
-        predict(self._run_on_cpu, read_samples(Path(samples)), Path(out), batch)
+    def predict(self, samples: str, out: str, batch: int, most: int | None = None) -> None:
+        """Write the outputs on labelled samples, or on the first so many."""
+        predict(self._run_on_cpu, read_samples(Path(samples)), Path(out), batch, most)
 
 
 class TrialHost(_Host):

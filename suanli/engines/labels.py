@@ -45,11 +45,13 @@ class Labelled:
         """Judge a plan's outputs beside eager fp32's.
 
         Args:
-            outputs: File that a host's `predict` wrote.
+            outputs: File that a host's `predict` wrote, of all samples or of the first ones.
             budget: Largest drop, as a fraction.
         """
-        before, after = read_outputs(self.reference)[0], read_outputs(outputs)[0]
+        after = read_outputs(outputs)
+        before = read_outputs(self.reference)[: len(after)]
         labels = read_samples(self.samples).labels
+        labels = labels[: len(after)] if labels is not None else None
         was, now = _flags(self.metric, before.numpy(), after.numpy(), labels)
         if self.metric == "ranking_agreement":
             return paired_quality(was, now, budget=budget, metric=self.metric)
@@ -95,7 +97,7 @@ def label_judge(labelled: Labelled, signature: Signature, budget: float) -> Judg
     samples = read_samples(labelled.samples)
     n = min(len(samples), _JUDGED_SAMPLES)
     labels = samples.labels[:n] if samples.labels is not None else None
-    before = read_outputs(labelled.reference)[0][:n].numpy()
+    before = read_outputs(labelled.reference)[:n].numpy()
     inputs = [tensor[:n].numpy() for tensor in samples.inputs]
 
     def harm(run: Run) -> float:

@@ -1,6 +1,6 @@
 """From a workload to a verified engine: search, confirm, save."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,13 @@ from suanli.cost import speed_of_light
 from suanli.devices import cpu_info
 from suanli.engines import confirm as confirming
 from suanli.engines.engine import Engine
-from suanli.engines.evaluate import Evaluator, TrialLimits, steps_per_check
+from suanli.engines.evaluate import Evaluator, TrialLimits, point_loss, steps_per_check
 from suanli.engines.finalists import distinct_variants, finalists, refusal
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
 from suanli.engines.prospects import situation, usable
 from suanli.engines.request import Request
-from suanli.engines.session import Session, Wish, scratch_folder
+from suanli.engines.session import Session, Wish, evaluation_mode, scratch_folder
 from suanli.engines.spending import Spending
 from suanli.engines.staging import Confirmed, numbers_of, temporary_engine, why_not, write_variants
 from suanli.measure.ceilings import ceilings
@@ -44,7 +44,7 @@ class Optimizer:
     def __init__(
         self, workload: Workload, model: nn.Module, request: Request, listener: Listener
     ) -> None:
-        self._workload, self._model, self._request = workload, model.eval(), request
+        self._workload, self._model, self._request = workload, model, request
         self._listener = listener
         self._backends = usable(request)
         self._spending = Spending(request.budget_s)
@@ -71,7 +71,7 @@ class Optimizer:
             device=request.device,
             backend_modules=request.backend_modules,
         )
-        with scratch_folder() as scratch:
+        with evaluation_mode(self._model), scratch_folder() as scratch:
             self._say(f"looking up the ceilings of {request.device}")
             with self._spending.part("ceilings"):
                 self._ceilings = ceilings(request.device)
@@ -97,9 +97,18 @@ class Optimizer:
             found = self._search(session)
         trials = list(found.trials)
         baselines = [trial for trial in trials if trial.baseline]
-        if found.winner is None:
-            eager = next((t.reason for t in baselines), "nothing was tried")
-            raise SuanliError(f"not even eager fp32 works: {eager}")
+        eager = next(
+            (t for t in baselines if t.plan.backend == "eager" and t.plan.precision == "fp32"), None
+        )
+        if found.winner is None or eager is None or eager.status != "verified":
+            reason = eager.reason if eager is not None else "nothing was tried"
+            if not exported:
+                why = session.program.meta.why_not
+                raise CaptureError(
+                    f"{self._workload.name} cannot be captured: {why}; and not even eager fp32 "
+                    f"works: {reason}"
+                )
+            raise SuanliError(f"not even eager fp32 works: {reason}")
         if not exported:
             raise self._not_captured(session, found.winner)
         return self._finish(session, found, trials, baselines)
@@ -142,7 +151,7 @@ class Optimizer:
             plans,
             lambda plan, seconds: evaluate(plan, TrialLimits(seconds=seconds, memory_bytes=memory)),
             budget_s=self._spending.search_s(),
-            steps_per_trial=steps_per_check(session.batches),
+            steps_per_trial=steps_per_check(session.batches, session.search_samples),
             lower_bound_ms=(lambda plan: self._sol(plan).ms)
             if session.program.meta.exported
             else None,
@@ -232,7 +241,7 @@ class Optimizer:
                 process = confirming.EngineProcess(staged, session.setting)
             with closing(process):
                 with self._spending.part("fresh process"):
-                    held = self._held(session, process, winner, plans)
+                    held = self._held(session, process, winner, plans, variant_of)
                 if isinstance(held, Trial):
                     return held
                 reopened, quality = held
@@ -271,28 +280,52 @@ class Optimizer:
         process: confirming.EngineProcess,
         winner: Trial,
         plans: Sequence[Plan],
+        variant_of: dict[int, int],
     ) -> tuple[confirming.Reopened, Quality | None] | Trial:
         """What the fresh process found, or the winner with the reason why it is rejected."""
-        reopened = process.verify(plans, timeout_s=600.0)
+        reopened = process.verify(plans, variant_of, timeout_s=600.0)
         reason = why_not(reopened, session)
         if reason:
             return replace(winner, status="rejected", reason=reason)
-        quality = self._acceptance(session, process)
-        if winner.plan.quantized and quality is not None and not quality.accepted:
-            reason = refusal(quality)
-            return replace(winner, status="rejected", reason=reason, quality=quality)
-        return reopened, quality
+        shown: Quality | None = None
+        for quality, quantised in self._acceptance(session, process, plans, variant_of):
+            if shown is None or quality.drop_upper95 > shown.drop_upper95:
+                shown = quality
+            if quantised and not quality.accepted:
+                reason = refusal(quality)
+            elif not quantised:
+                reason = point_loss(quality, "acceptance")
+            if reason:
+                return replace(winner, status="rejected", reason=reason, quality=quality)
+        return reopened, shown
 
-    def _acceptance(self, session: Session, process: confirming.EngineProcess) -> Quality | None:
-        """Judge the engine on labelled samples that no trial has seen."""
-        if session.data is None:
-            return None
-        self._say("judging on the acceptance samples")
+    def _acceptance(
+        self,
+        session: Session,
+        process: confirming.EngineProcess,
+        plans: Sequence[Plan],
+        variant_of: dict[int, int],
+    ) -> Iterator[tuple[Quality, bool]]:
+        """Judge the engine on labelled samples that no trial has seen, and say by which rule.
+
+        A quantised plan is judged at every batch size that it serves. Each of these judgements has
+        to hold, so each may be made at the whole confidence (intersection-union). A floating-point
+        plan is proved by its values; it is looked at once.
+        """
         labelled = session.acceptance()
-        assert labelled is not None
-        outputs = session.scratch / "acceptance" / "engine.safetensors"
-        process.predict(labelled.samples, outputs, timeout_s=600.0)
-        return labelled.quality(outputs, self._request.budget)
+        if labelled is None:
+            return
+        self._say("judging on the acceptance samples")
+        seen: set[int] = set()
+        for batch, index in variant_of.items():
+            quantised = plans[index].quantized
+            if index in seen and not quantised:
+                continue
+            seen.add(index)
+            outputs = session.scratch / "acceptance" / f"engine-{batch}.safetensors"
+            process.predict(labelled.samples, outputs, batch, timeout_s=600.0)
+            quality = labelled.quality(outputs, self._request.budget)
+            yield replace(quality, batch=batch), quantised
 
     # -- the engine -----------------------------------------------------------------------------
 
@@ -394,6 +427,7 @@ class Optimizer:
             speedup_vs_best_baseline=first.speedup_vs_best_baseline,
             quality=confirmed.quality,
             values=confirmed.reopened.values,
+            relative_error=confirmed.reopened.relative_error,
             sol=self._sol(plan, first.step_ms.p50),
             trials=tuple(trials),
             confirmations=confirmed.confirmations,

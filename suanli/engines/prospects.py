@@ -37,6 +37,7 @@ def situation(session: Session, request: Request) -> Situation:
         objective=request.objective,
         batch=session.batches[0],
         max_batch=signature.max_batch,
+        lowest=request.precision,
         dynamic=signature.dynamic,
         exported=session.program.meta.exported,
         images=any(len(spec.shape) == 4 for spec in signature.inputs),

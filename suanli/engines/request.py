@@ -6,9 +6,10 @@ from pathlib import Path
 from torch import nn
 
 from suanli.base.errors import SuanliError
+from suanli.base.plan import Precision
 from suanli.engines.engine import Engine
 from suanli.engines.program import unflatten_call
-from suanli.plans.situation import Objective
+from suanli.plans.situation import COARSEST, Objective
 from suanli.workloads.record import Inputs, Workload
 from suanli.workloads.resolve import resolve
 
@@ -29,6 +30,7 @@ class Request:
         backends: The only backends to try; empty for all.
         backend_modules: Rows added to the backend table.
         fresh: Whether to forget earlier trials.
+        precision: The lowest float precision that a plan may use.
     """
 
     objective: Objective
@@ -42,6 +44,7 @@ class Request:
     backends: tuple[str, ...] = ()
     backend_modules: tuple[str, ...] = ()
     fresh: bool = False
+    precision: Precision = COARSEST
 
 
 def workload_of_engine(

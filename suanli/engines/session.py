@@ -17,11 +17,13 @@ from suanli.base.events import Event, Listener
 from suanli.base.files import cache_dir
 from suanli.base.leftovers import temporary_folder
 from suanli.base.work import Work
-from suanli.engines.evaluate import Setting, reference_setup
+from suanli.engines.evaluate import SCREENED, Setting, reference_setup
+from suanli.engines.fitness import check_data, check_example
 from suanli.engines.labels import Labelled
 from suanli.engines.program import Program, capture, flatten_call
 from suanli.engines.verification import (
     distinct_samples,
+    halves,
     how_many,
     vary,
     write_inputs,
@@ -29,7 +31,7 @@ from suanli.engines.verification import (
 )
 from suanli.measure.capture import capture as capture_work
 from suanli.measure.isolation import Worker
-from suanli.workloads.record import Data, Inputs, Workload
+from suanli.workloads.record import Data, Inputs, Samples, Workload
 
 _REFERENCE_HOST = "suanli.engines.verification:ReferenceHost"
 _CALIBRATION_SAMPLES = 128
@@ -73,12 +75,12 @@ class Session:
 
         Raises:
             CaptureError: The model does not run on its example inputs.
-            BadInputError: The disk has no room.
+            BadInputError: The disk has no room, or inputs or labelled data make no sense.
         """
         self.workload, self.wish, self.scratch = workload, wish, scratch
         self._listener = listener
         self._reference_worker: Worker | None = None
-        self._allowances: set[str] = set()
+        self._allowances: dict[str, str] = {}
         self.process_s = 0.0  # from the start of a worker to its first answer
         _check_room(model, scratch)
         self._say("capturing the model")
@@ -90,6 +92,11 @@ class Session:
         self._write_verification()
         self.setting = self._setting()
 
+    @property
+    def search_samples(self) -> int:
+        """Labelled samples that most plans are run on in the search."""
+        return min(SCREENED, len(self.data.search)) if self.data is not None else 0
+
     def reference(self, *, timeout_s: float = 600.0) -> str:
         """Compute the reference in a process of its own.
 
@@ -97,7 +104,8 @@ class Session:
             Why it is not float64; "" if it is.
 
         Raises:
-            SuanliError: The model's own answer is not finite.
+            BadInputError: The model's own answer is not finite, differs from call to call, or mixes
+                the samples of a batch.
             TrialFailedError: The process crashed, hung or outgrew the memory.
         """
         self._say("computing the float64 reference")
@@ -109,11 +117,16 @@ class Session:
             self._predict_eager("search", timeout_s)
         return str(info["note"])
 
-    def allowance(self, precision: str) -> None:
-        """Make sure that eager's own outputs at a precision are there."""
+    def allowance(self, precision: str) -> str:
+        """Make sure that eager's own outputs at a precision are there.
+
+        Returns:
+            Why no plan can be proved right at this precision; "" if one can.
+        """
         if precision not in self._allowances:
-            self._references().call("eager", timeout_s=600.0, precision=precision)
-            self._allowances.add(precision)
+            found = self._references().call("eager", timeout_s=600.0, precision=precision)
+            self._allowances[precision] = found
+        return self._allowances[precision]
 
     def acceptance(self, *, timeout_s: float = 600.0) -> Labelled | None:
         """Labelled samples that no trial has seen, with eager fp32's outputs on them."""
@@ -145,9 +158,11 @@ class Session:
         workload = self.workload
         dynamic = workload.dynamic_batch and self.wish.max_batch > 1
         size = 2 if dynamic else self.wish.batch
+        inputs = workload.make_inputs(size)
+        check_example(model, inputs, dynamic=dynamic)
         return capture(
             model,
-            workload.make_inputs(size),
+            inputs,
             folder=self.scratch / "program",
             name=workload.name,
             ref=workload.ref,
@@ -184,7 +199,9 @@ class Session:
         if self.workload.data is None or self.workload.metric is None or self.workload.untrained:
             return None
         self._say("loading the labelled data")
-        return self.workload.data()
+        data = self.workload.data()
+        check_data(data, self.workload.metric, self.program.signature)
+        return data
 
     def _write_verification(self) -> None:
         flops = self.work.flops / self.batches[0] if self.work is not None else None
@@ -194,17 +211,27 @@ class Session:
             samples = signature.max_batch
         if self.data is not None and len(self.data.search) >= samples:
             flat = [t[:samples] for t in self.data.search.inputs]
+        elif self.data is None and self.wish.tolerance is not None:
+            flat, self._spare = halves(self.program, self._examples(2 * samples))
         else:
-            inputs = self.workload.make_inputs(samples)
-            flat = (
-                flatten_call(signature, inputs.args, dict(inputs.kwargs))
-                if (signature.dynamic)
-                else self.program.inputs(samples)
-            )
-            given = distinct_samples(flat, samples)
-            if signature.dynamic and given < samples:
-                flat = vary(self.program, [t[:given] for t in flat], samples)
+            flat = self._examples(samples)
         write_inputs(self.scratch / "verification", flat)
+
+    def _examples(self, samples: int) -> list[torch.Tensor]:
+        """Flat example inputs; those that repeat an earlier one are varied."""
+        signature = self.program.signature
+        if signature.dynamic:
+            inputs = self.workload.make_inputs(samples)
+            flat = flatten_call(signature, inputs.args, dict(inputs.kwargs))
+        else:
+            flat = self.program.inputs(samples)
+        given = distinct_samples(flat, samples)
+        if given == samples or (not signature.dynamic and samples == signature.max_batch):
+            return list(flat)
+        first = [
+            t[:given] if spec.batched else t for t, spec in zip(flat, signature.inputs, strict=True)
+        ]
+        return vary(self.program, first, samples)
 
     def _setting(self) -> Setting:
         calibration, search = None, None
@@ -239,14 +266,14 @@ class Session:
         )
 
     def _unlabelled_calibration(self) -> Path:
-        """Calibration samples from the example inputs, for a tolerance without labels."""
-        from suanli.engines.verification import VerificationSet
-        from suanli.workloads.record import Samples
+        """Calibration samples from the example inputs, for a tolerance without labels.
 
-        kept = VerificationSet(self.scratch / "verification", self.program)
-        self.calibration_samples = kept.samples
+        None of them is among the verification samples, on which the plan is judged.
+        """
+        spare = Samples(inputs=tuple(self._spare))
+        self.calibration_samples = min(_CALIBRATION_SAMPLES, len(spare))
         path = self.scratch / "search" / "calibration.safetensors"
-        write_samples(path, Samples(inputs=tuple(kept.inputs)))
+        write_samples(path, spare)
         return path
 
     def _labelled(self, part: str) -> Labelled:
@@ -279,6 +306,18 @@ class Session:
             setup = reference_setup(self.setting, self.wish.device)
             self._reference_worker = Worker(_REFERENCE_HOST, setup)
         return self._reference_worker
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode; each of its parts is as it was before, afterwards."""
+    before = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
 
 
 @contextmanager

@@ -100,12 +100,16 @@ def why_not(reopened: Reopened, session: Session) -> str:
         return f"does not open again as built: {'; '.join(reopened.differences)}"
     if reopened.values is not None and not reopened.values.ok:
         return f"wrong after reopening: {reopened.values.reason}"
-    error, tolerance = reopened.relative_error, session.wish.tolerance
-    labelled = session.setting.search is not None
-    if labelled or tolerance is None or reopened.values is not None:
+    if not reopened.quantised:
         return ""
-    if error is None or error > tolerance:
-        return f"relative error {error} after reopening, {tolerance:.3g} is allowed"
+    error, tolerance = reopened.relative_error, session.wish.tolerance
+    if error is None:
+        return "not finite, or stale, after reopening"
+    if session.setting.search is not None:
+        return ""  # the acceptance samples decide
+    if tolerance is None or error > tolerance:
+        allowed = "none" if tolerance is None else f"{tolerance:.3g}"
+        return f"relative error {error:.3g} after reopening, {allowed} is allowed"
     return ""
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from suanli.base import codec
-from suanli.base.errors import SuanliError
+from suanli.base.errors import BadInputError
 from suanli.engines.program import Program
+from suanli.measure.values import eager_too_far, relative_rms
 from suanli.workloads.record import Samples
 
 _INPUTS, _REFERENCE, _INFO = "inputs.safetensors", "reference.safetensors", "info.json"
@@ -29,6 +30,10 @@ _FEWEST_SAMPLES = 2  # where one output is so large that no more fit the memory
 # 60 GFLOP/s
 _MOST_FLOPS = 480e9
 _CHUNK = 16
+# of an output's size: how far two calls in the same precision may be apart; what sums in another
+# order make is far below, but for models whose fp32 answer is mostly rounding
+_STEADY = {"float64": 1e-6, "float32": 1e-2}
+_WHOLE_CALLS = 2  # per batch size: an answer that never changes shows at the second
 _DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -82,12 +87,10 @@ def distinct_samples(flat: Sequence[torch.Tensor], samples: int) -> int:
     batched = [t for t in flat if t.dim() and t.shape[0] == samples]
     seen: set[bytes] = set()
     for row in range(samples):
-        digest = hashlib.sha256()
-        for tensor in batched:
-            digest.update(tensor[row].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        if digest.digest() in seen:
+        digest = _digest(batched, row)
+        if digest in seen:
             return row
-        seen.add(digest.digest())
+        seen.add(digest)
     return samples
 
 
@@ -124,6 +127,38 @@ def vary(program: Program, stored: Sequence[torch.Tensor], samples: int) -> list
                 many[row] = many[row][..., order]
         varied.append(many)
     return varied
+
+
+def halves(
+    program: Program, flat: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Inputs in two parts that share no sample: the even rows, and of the odd ones those not there.
+
+    Args:
+        program: Gives the signature.
+        flat: Flat inputs of an even number of samples. What is no sample goes to both parts.
+    """
+    specs = program.signature.inputs
+    rows = next((len(t) for t, s in zip(flat, specs, strict=True) if s.batched), 0)
+    batched = [t for t, spec in zip(flat, specs, strict=True) if spec.batched]
+    seen = {_digest(batched, row) for row in range(0, rows, 2)}
+    odd = [row for row in range(1, rows, 2) if _digest(batched, row) not in seen]
+
+    def part(order: Sequence[int]) -> list[torch.Tensor]:
+        index = torch.tensor(list(order), dtype=torch.int64)
+        return [
+            t[index].contiguous() if spec.batched else t
+            for t, spec in zip(flat, specs, strict=True)
+        ]
+
+    return part(range(0, rows, 2)), part(odd)
+
+
+def _digest(batched: Sequence[torch.Tensor], row: int) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in batched:
+        digest.update(tensor[row].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
 
 
 def write_inputs(folder: Path, flat: Sequence[torch.Tensor]) -> None:
@@ -173,13 +208,37 @@ class VerificationSet:
             for spec, tensor in zip(self.program.signature.inputs, self.inputs, strict=True)
         ]
 
-    def reference(self) -> list[torch.Tensor]:
-        """Outputs of the reference, in float64, each [N, ...]."""
-        return [t.double() for t in _in_order(load_file(self.folder / _REFERENCE))]
+    @property
+    def whole(self) -> list[int]:
+        """Indices of the outputs whose first dimension is not the batch."""
+        specs = self.program.signature.outputs
+        return [index for index, spec in enumerate(specs) if not spec.batched]
 
-    def eager(self, precision: str) -> list[torch.Tensor]:
+    def whole_starts(self, batch: int) -> list[int]:
+        """First samples of the calls at a batch size whose whole outputs are kept."""
+        return [i * batch for i in range(_WHOLE_CALLS if self.program.signature.dynamic else 1)]
+
+    def reference(self, batch: int | None = None, call: int = 0) -> list[torch.Tensor]:
+        """Outputs of the reference, floats in float64, each [N, ...].
+
+        Args:
+            batch: Batch size whose outputs that are one for a whole call are wanted.
+            call: Which of `whole_starts` they belong to.
+        """
+        kept = self._read(_REFERENCE, batch, call)
+        return [t.double() if t.is_floating_point() else t for t in kept]
+
+    def eager(self, precision: str, batch: int | None = None, call: int = 0) -> list[torch.Tensor]:
         """Eager's outputs at a precision, in the signature's dtypes, each [N, ...]."""
-        return _in_order(load_file(self.folder / f"eager-{precision}.safetensors"))
+        return self._read(f"eager-{precision}.safetensors", batch, call)
+
+    def _read(self, file: str, batch: int | None, call: int) -> list[torch.Tensor]:
+        stored = load_file(self.folder / file)
+        outputs = [stored[str(i)] for i in range(len(self.program.signature.outputs))]
+        if batch is not None:
+            for index in self.whole:
+                outputs[index] = stored[_whole_key(batch, call, index)]
+        return outputs
 
     @property
     def info(self) -> ReferenceInfo:
@@ -194,28 +253,40 @@ class ReferenceHost:
         program: Folder of the program.
         folder: The verification folder, with its inputs written.
         device: Device that eager's lower precisions are run on.
+        batches: Batch sizes that are promised, for outputs that are one for a whole call.
     """
 
-    def __init__(self, program: str, folder: str, device: str = "cpu") -> None:
+    def __init__(
+        self, program: str, folder: str, device: str = "cpu", batches: Sequence[int] = ()
+    ) -> None:
         self._program = Program(Path(program))
         self._folder = Path(folder)
         self._set = VerificationSet(self._folder, self._program)
         self._device = device
+        self._batches = tuple(batches)
 
     def reference(self) -> dict[str, Any]:
-        """Write the float64 outputs; float32 where the model does not run in float64."""
-        note = ""
+        """Write the float64 outputs; float32 where the model does not run in float64.
+
+        Raises:
+            BadInputError: The answer is not finite, differs from call to call, or depends on the
+                other samples of the batch.
+        """
+        note, dtype = "", torch.float64
+        module = self._program.source_module()
         try:
-            outputs = self._run(self._program.source_module(), torch.float64, "cpu")
+            outputs = self._run(module, dtype, "cpu")
         except (RuntimeError, TypeError, NotImplementedError) as error:
             note = f"no float64 reference: {str(error).strip().splitlines()[0][:120]}"
-            outputs = self._run(self._program.source_module(), torch.float32, "cpu")
+            module, dtype = self._program.source_module(), torch.float32
+            outputs = self._run(module, dtype, "cpu")
         if not all(torch.isfinite(t).all() for t in outputs if t.is_floating_point()):
-            raise SuanliError(
+            raise BadInputError(
                 "the model's own fp32 answer holds NaN or Inf on its example inputs",
                 next_step="give inputs on which the model works",
             )
-        _save_in_order(self._folder / _REFERENCE, outputs)
+        self._check_steady(module, dtype, outputs)
+        self._save(_REFERENCE, outputs, self._whole(module, dtype, "cpu"))
         info = ReferenceInfo(
             dtype="float32" if note else "float64", samples=self._set.samples, note=note
         )
@@ -223,19 +294,30 @@ class ReferenceHost:
         result: dict[str, Any] = codec.to_json(info)
         return result
 
-    def eager(self, precision: str) -> None:
-        """Write eager's outputs at a precision (the model and its inputs cast to it)."""
+    def eager(self, precision: str) -> str:
+        """Write eager's outputs at a precision (the model and its inputs cast to it).
+
+        Returns:
+            Why no plan can be proved right at this precision; "" if one can.
+        """
         if precision == "tf32":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
-        outputs = self._run(self._program.source_module(), _DTYPES[precision], self._device)
-        _save_in_order(
-            self._folder / f"eager-{precision}.safetensors",
-            [
-                t.to(getattr(torch, spec.dtype))
-                for t, spec in zip(outputs, self._program.signature.outputs, strict=True)
-            ],
+        module, dtype = self._program.source_module(), _DTYPES[precision]
+        specs = self._program.signature.outputs
+
+        def as_given(index: int, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(getattr(torch, specs[index].dtype))
+
+        outputs = [as_given(i, t) for i, t in enumerate(self._run(module, dtype, self._device))]
+        whole = self._whole(module, dtype, self._device)
+        self._save(
+            f"eager-{precision}.safetensors",
+            outputs,
+            {key: as_given(int(key.rpartition(":")[2]), t) for key, t in whole.items()},
         )
+        names = [spec.name for spec in specs]
+        return eager_too_far(outputs, self._set.reference(), names, precision)
 
     def predict(self, samples: str, out: str, batch: int) -> None:
         """Write eager fp32's outputs on labelled samples."""
@@ -247,18 +329,79 @@ class ReferenceHost:
             batch,
         )
 
-    @torch.inference_mode()
-    def _run(self, module: nn.Module, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
-        module = module.to(device=device, dtype=dtype)
-        parts = []
+    def _check_steady(
+        self, module: nn.Module, dtype: torch.dtype, outputs: Sequence[torch.Tensor]
+    ) -> None:
+        """Call again with the first samples, then with single ones: the answers must not change.
+
+        Raises:
+            BadInputError: They do.
+        """
+        most = _STEADY[str(dtype).removeprefix("torch.")]
+        specs, samples = self._program.signature.outputs, self._set.samples
+        step = self._step
+        again = self._call(module, dtype, "cpu", step, 0)
+        for spec, now, then in zip(specs, again, outputs, strict=True):
+            rows = min(step, samples)
+            pair = (now[:rows], then[:rows]) if spec.batched else (now, then)
+            if not (apart := relative_rms(*pair)) <= most:
+                raise BadInputError(
+                    "the model's answer changes from call to call on the same inputs "
+                    f"({spec.name} by {apart:.2g} of its size), so nothing can be verified",
+                    next_step="it draws random numbers or keeps a state: take dropout or noise "
+                    "out of forward",
+                )
+        if not self._program.signature.dynamic or samples < _FEWEST_SAMPLES:
+            return
+        for row in range(_FEWEST_SAMPLES):
+            alone = self._call(module, dtype, "cpu", 1, row)
+            for spec, now, then in zip(specs, alone, outputs, strict=True):
+                if spec.batched and not relative_rms(now, then[row : row + 1]) <= most:
+                    raise BadInputError(
+                        "the answer for a sample depends on the other samples of its batch "
+                        f"({spec.name}), so no engine for any batch can be right",
+                        next_step="give a Workload with dynamic_batch=False for one fixed batch",
+                    )
+
+    def _whole(self, module: nn.Module, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+        """What is one for a whole call, at every promised batch size: it may depend on the call."""
+        if not self._set.whole:
+            return {}
+        found = {}
+        for batch in dict.fromkeys(self._batches):
+            for call, start in enumerate(self._set.whole_starts(batch)):
+                outputs = self._call(module, dtype, device, batch, start)
+                for index in self._set.whole:
+                    found[_whole_key(batch, call, index)] = outputs[index]
+        return found
+
+    def _save(
+        self, file: str, outputs: Sequence[torch.Tensor], whole: dict[str, torch.Tensor]
+    ) -> None:
+        tensors = {str(i): t for i, t in enumerate(outputs)} | whole
+        save_file({key: t.contiguous().clone() for key, t in tensors.items()}, self._folder / file)
+
+    @property
+    def _step(self) -> int:
+        """Samples of one call of the reference."""
         signature = self._program.signature
-        step = signature.max_batch
-        if signature.dynamic:
-            step = min(_CHUNK, self._set.samples, step)
-        for start in range(0, self._set.samples, step):
-            flat = self._set.batch(step, start)
-            cast = [(t.to(dtype) if t.is_floating_point() else t).to(device) for t in flat]
-            parts.append([t.cpu() for t in self._program.call(module, cast)])
+        if not signature.dynamic:
+            return signature.max_batch
+        return min(_CHUNK, self._set.samples, signature.max_batch)
+
+    @torch.inference_mode()
+    def _call(
+        self, module: nn.Module, dtype: torch.dtype, device: str, batch: int, start: int
+    ) -> list[torch.Tensor]:
+        flat = self._set.batch(batch, start)
+        cast = [(t.to(dtype) if t.is_floating_point() else t).to(device) for t in flat]
+        return [t.cpu() for t in self._program.call(module, cast)]
+
+    def _run(self, module: nn.Module, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+        """Outputs on all verification samples, of a module that is cast in place."""
+        module.to(device=device, dtype=dtype)
+        starts = range(0, self._set.samples, self._step)
+        parts = [self._call(module, dtype, device, self._step, start) for start in starts]
         return [
             torch.cat([part[i] for part in parts])[: self._set.samples]
             if spec.batched
@@ -268,34 +411,30 @@ class ReferenceHost:
 
 
 @torch.inference_mode()
-def predict(run: Any, samples: Samples, out: Path, batch: int) -> None:
-    """Run labelled samples through `run(flat) -> flat` in batches and keep the outputs.
+def predict(run: Any, samples: Samples, out: Path, batch: int, most: int | None = None) -> None:
+    """Run labelled samples through `run(flat) -> flat` in batches and keep the first output.
 
-    Raises:
-        ValueError: An output's first dimension is not the batch.
+    That is the one that labels judge, and its first dimension is the batch. With `most` only so
+    many samples are run, the first ones.
     """
-    parts: list[list[torch.Tensor]] = []
-    n = len(samples)
+    parts: list[torch.Tensor] = []
+    n = len(samples) if most is None else min(most, len(samples))
     for start in range(0, n, batch):
         # the last batch is filled up with the first samples, for programs of one fixed batch
         order = torch.arange(start, start + batch) % n
         flat = [t[order].contiguous() for t in samples.inputs]
-        parts.append([t.float() if t.is_floating_point() else t for t in run(flat)])
-    outputs = [torch.cat([part[i] for part in parts])[:n] for i in range(len(parts[0]))]
-    _save_in_order(out, outputs)
+        answer = run(flat)[0]
+        parts.append(answer.float() if answer.is_floating_point() else answer)
+    save_file({"0": torch.cat(parts)[:n].contiguous()}, out)
 
 
-def read_outputs(path: Path) -> list[torch.Tensor]:
-    """What `predict` kept, each [N, ...]."""
-    return _in_order(load_file(path))
+def read_outputs(path: Path) -> torch.Tensor:
+    """What `predict` kept, [N, ...]."""
+    return load_file(path)["0"]
 
 
-def _save_in_order(path: Path, tensors: Sequence[torch.Tensor]) -> None:
-    save_file({str(i): t.contiguous().clone() for i, t in enumerate(tensors)}, path)
-
-
-def _in_order(stored: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    return [stored[str(i)] for i in range(len(stored))]
+def _whole_key(batch: int, call: int, index: int) -> str:
+    return f"whole:{batch}:{call}:{index}"
 
 
 def _elements(shape: tuple[int, ...]) -> int:

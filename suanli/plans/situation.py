@@ -25,6 +25,11 @@ _CUDA_NEEDS: dict[str, tuple[int, int]] = {
     "fp8": (8, 9),
 }
 
+# Float precisions from the finest rounding to the coarsest: 24, 11, 11 and 8 significant bits
+# (fp16 has the smaller range, tf32 is a way to multiply and stores fp32).
+FLOATS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
+COARSEST: Precision = "bf16"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
@@ -38,6 +43,7 @@ class Situation:
             then no precision is ruled out.
         batch: Samples in the step that decides.
         max_batch: Largest batch that the engine takes.
+        lowest: The coarsest float precision that a plan may use, one of `FLOATS`.
         dynamic: Whether any batch up to the largest can be asked for; without it a batch cannot be
             split over streams.
         exported: Whether the model could be captured as a graph.
@@ -58,6 +64,7 @@ class Situation:
     features: tuple[str, ...] = ()
     capability: str | None = None
     max_batch: int = 1
+    lowest: Precision = COARSEST
     dynamic: bool = True
     exported: bool = True
     images: bool = False
@@ -81,6 +88,8 @@ def why_not_precision(precision: Precision, situation: Situation) -> str:
     """Why a precision makes no sense on the device, in one line; "" if it does."""
     if precision == "fp32":
         return ""
+    if precision in FLOATS and FLOATS.index(precision) > FLOATS.index(situation.lowest):
+        return f"--precision {situation.lowest} leaves {precision} out"
     if situation.kind == "cuda":
         needed = _CUDA_NEEDS[precision]
         have = _capability(situation.capability)
@@ -102,6 +111,11 @@ def why_not_scheme(scheme: str, situation: Situation) -> str:
     """Why a quantisation scheme cannot be tried, in one line; "" if it can."""
     if not situation.accepts_quantised:
         return "quantised plans need labelled data or an explicit tolerance"
+    if situation.lowest != COARSEST:
+        return (
+            f"--precision {situation.lowest} leaves quantised plans out: what they do not quantise "
+            f"may run in {COARSEST}"
+        )
     if scheme.endswith("-static") and not situation.calibration_samples:
         return f"{scheme} needs calibration data"
     if scheme.endswith("-weight"):

@@ -20,7 +20,7 @@ from suanli.base.files import cache_dir
 from suanli.base.hardware import DeviceInfo, Environment
 from suanli.base.trial import Trial
 
-_FORMAT = 1
+_FORMAT = 2  # raised whenever trials are judged by other rules
 _MAX_LINE_BYTES = 4 << 20
 _RETRY_FACTOR = 1.5  # a plan that ran out of time is tried again with at least this much more
 _LIMIT = "limit_s"

@@ -153,6 +153,7 @@ def _findings(result: OptimizeResult) -> list[Line]:
         found.append(("", f"at batch {other.batch}: {', '.join(over)}"))
     found += _limit(result.sol)
     found += _values(result.values)
+    found += _error(result)
     if result.quality is not None:
         found += _quality(result.quality)
     elif result.untrained:
@@ -192,13 +193,22 @@ def _values(values: ValueCheck | None) -> list[Line]:
         return []
     worst = max(values.outputs, key=lambda output: output.rms_ratio)
     batches = ", ".join(str(batch) for batch in values.batches)
+    size = "" if values.relative_rms is None else f"{values.relative_rms:.2g} of the answer (rms), "
     return [
         (
             "values",
-            f"error {worst.rms_ratio:.2f}x eager's own at this precision ({values.k:g}x is "
+            f"error {size}{worst.rms_ratio:.2f}x eager's own at this precision ({values.k:g}x is "
             f"allowed), checked in a fresh process at batch {batches}",
         )
     ]
+
+
+def _error(result: OptimizeResult) -> list[Line]:
+    """Of a quantised plan, which eager's error does not judge."""
+    if result.relative_error is None:
+        return []
+    what = "relative error of the quantised plan, the largest of any batch size checked"
+    return [("values", f"{result.relative_error:.2g}: {what}")]
 
 
 def _quality(quality: Quality) -> list[Line]:
