@@ -1,6 +1,8 @@
 """What bounds each example, from the execution of some of its blocks and a card's figures."""
 
 import itertools
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +78,21 @@ def test_occupancy_and_roofline_of_each_architecture() -> None:
     assert hopper.roofline.arithmetic_intensity == pytest.approx(flops / moved)
 
 
+@pytest.mark.usefixtures("no_compiler")
+def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explaining, "_row", partial(_with_shared, explaining._row, 120_000))
+    some = explain(ref("matmul"), archs=("sm_75", "sm_90"))
+    assert [row.status for row in some.archs] == ["failed", "compiled"]
+    assert "does not fit on sm_75: its shared memory must be less" in some.archs[0].reason
+    assert "at most 65536 bytes" in some.archs[0].reason
+    with pytest.raises(BadInputError, match="does not fit on sm_75"):
+        explain(ref("matmul"), archs=("sm_75",))
+
+
+def _with_shared(row: Any, size: int, function: CompiledKernel, *rest: Any) -> Any:
+    return row(replace(function, dynamic_shared_bytes=size), *rest)
+
+
 def test_unknown_card_and_architecture() -> None:
     with pytest.raises(BadInputError, match="no cards match 'GTX 1'"):
         explain(ref("matmul"), gpu="GTX 1")
@@ -122,8 +139,6 @@ def test_no_engine_and_no_stream_does_two_things_at_once() -> None:
 
 
 def test_streams_need_a_known_link() -> None:
-    from dataclasses import replace
-
     with pytest.raises(BadInputError, match="names no PCIe generation"):
         simulate(
             replace(H100, pcie_generation=None),

@@ -33,6 +33,7 @@ from suanli.kernels.cuda.host_build import build
 from suanli.kernels.cuda.host_run import HostRun, run
 from suanli.kernels.cuda.sass import instruction_mix
 from suanli.kernels.cuda.source import Refusal
+from suanli.kernels.cuda.toolkit import INSTALL
 from suanli.kernels.declaration import DTYPES, KernelWork, tensors
 from suanli.kernels.dtypes import item_bytes, torch_dtype
 from suanli.kernels.isolated import Compilation, CompileRequest
@@ -121,6 +122,7 @@ def explain(
                     KernelArch(function=kernel.name, arch=arch, status="failed", reason=made.reason)
                 )
             rows += [_row(f, _code(f), work, dtype) for f in made.functions]
+    _need_one(rows)
     inputs = kernel.inputs(sizes, DTYPES[dtype], "meta", 0)
     copies = sum(t.numel() * t.element_size() for t in tensors(inputs).values())
     overlap = _overlap(chosen, work, (copies, work.bytes_written), _sol_ms(work, chosen, dtype))
@@ -161,6 +163,7 @@ class _Cuda:
 
     def explained(self, archs: Sequence[str]) -> Explained:
         rows = [self._compiled(arch) for arch in archs]
+        _need_one(rows)
         traced = self._traced()
         found = _compiled_findings(rows)
         seen: Sequence[KernelAccess] = ()
@@ -196,9 +199,10 @@ class _Cuda:
                 dtype=self._dtype,
                 timeout_s=self._timeout_s,
             )
-        except MissingBackendError as absent:
+        except (MissingBackendError, BadInputError) as wrong:
+            status = "skipped" if isinstance(wrong, MissingBackendError) else "failed"
             return KernelArch(
-                function=self._kernel.function, arch=arch, status="skipped", reason=str(absent)
+                function=self._kernel.function, arch=arch, status=status, reason=str(wrong)
             )
         return _row(made.record, made.code, self._work, self._dtype)
 
@@ -253,6 +257,15 @@ class _Cuda:
         return _overlap(self._card, self._work, (to_card, back), kernel_ms)
 
 
+def _need_one(rows: Sequence[KernelArch]) -> None:
+    """Raise the first reason if no architecture took the kernel."""
+    if any(row.status == "compiled" for row in rows) or not rows:
+        return
+    if all(row.status == "skipped" for row in rows):
+        raise MissingBackendError("a CUDA compiler for these architectures", INSTALL)
+    raise BadInputError(next(row.reason for row in rows if row.status == "failed"))
+
+
 def _row(function: CompiledKernel, code: bytes, work: KernelWork | None, dtype: str) -> KernelArch:
     given: dict[str, Any] = {
         "threads": function.threads,
@@ -262,9 +275,16 @@ def _row(function: CompiledKernel, code: bytes, work: KernelWork | None, dtype: 
     }
     share = occupancy(function.arch, **given)
     if share.blocks == 0:
-        raise BadInputError(
-            f"{function.name} does not fit on {function.arch}: {share.limited_by}",
-            next_step=f"it takes {lift(function.arch, **given)}",
+        return KernelArch(
+            function=function.name,
+            arch=function.arch,
+            status="failed",
+            reason=(
+                f"{function.name} does not fit on {function.arch}: its {share.limited_by} must be "
+                f"less; it takes {lift(function.arch, **given)}"
+            ),
+            compiler=function.compiler,
+            **given,
         )
     mix = instruction_mix(code, function.name) if code else None
     return KernelArch(

@@ -47,6 +47,7 @@ def explain(result: KernelExplainResult, console: Console | None = None) -> None
         if row.status != "compiled":
             _say(out, row.arch, f"{row.status}: {row.reason}")
     if any(row.instructions for row in result.archs):
+        out.print(Text(" instructions (wide: 16-byte loads)", "dim"))
         out.print(_mixes(result.archs, out.width))
     _print_rooflines(out, result.archs)
     if result.limiter:
@@ -58,8 +59,10 @@ def explain(result: KernelExplainResult, console: Console | None = None) -> None
 
 def _archs(rows: Sequence[KernelArch], width: int) -> Table:
     table = _table(width)
-    for name in ("arch", "function"):
-        table.add_column(name, overflow="fold")
+    table.add_column("arch")
+    several = len({row.function for row in rows}) > 1
+    if several:
+        table.add_column("function", overflow="fold")
     for name in ("regs", "spills", "shared", "blocks", "occupancy"):
         table.add_column(name, justify="right")
     table.add_column("limited by", overflow="fold")
@@ -68,7 +71,7 @@ def _archs(rows: Sequence[KernelArch], width: int) -> Table:
             continue
         table.add_row(
             row.arch,
-            row.function,
+            *[row.function] * several,
             str(row.registers),
             units.size(row.spill_store_bytes + row.spill_load_bytes),
             units.size(row.static_shared_bytes + row.dynamic_shared_bytes),
@@ -81,8 +84,8 @@ def _archs(rows: Sequence[KernelArch], width: int) -> Table:
 
 def _mixes(rows: Sequence[KernelArch], width: int) -> Table:
     table = _table(width)
-    table.add_column("instructions")
-    for name in ("all", "tensor", "loads", "16-byte", "shared", "local", "atomic", "barrier"):
+    table.add_column("arch")
+    for name in ("all", "tensor", "loads", "wide", "shared", "local", "atomic", "barrier"):
         table.add_column(name, justify="right")
     for row in rows:
         mix = row.instructions
