@@ -139,10 +139,10 @@ def test_a_nan_can_be_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     real, calls = Stepper.gradients, 0
 
-    def once(self: Stepper, *args: Any) -> torch.Tensor:
+    def once(self: Stepper, *args: Any, **more: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        loss = real(self, *args)
+        loss = real(self, *args, **more)
         return loss * float("nan") if calls == 5 else loss
 
     monkeypatch.setattr(Stepper, "gradients", once)

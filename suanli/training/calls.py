@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -321,6 +322,8 @@ def _folder(options: TrainOptions, name: str) -> Path:
     """The folder that was given; else a new one under `runs/`, or to resume the newest there."""
     if options.out is not None:
         return options.out
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInputError("several processes need one folder", next_step="give it with -o")
     plain = Path("runs") / name.replace(":", "-").replace("/", "-")
     taken = [plain, *(plain.with_name(f"{plain.name}-{i}") for i in range(2, 1000))]
     free = next(i for i, folder in enumerate(taken) if not folder.exists())

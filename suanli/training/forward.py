@@ -190,7 +190,7 @@ def _recompute_blocks(model: nn.Module) -> Callable[[], None]:
     """
     lists: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
-        lists = [m for m in model.modules() if isinstance(m, nn.Sequential)][:1]
+        lists.extend([m for m in model.modules() if isinstance(m, nn.Sequential)][:1])
     blocks = [b for m in lists for b in m.children() if any(True for _ in b.parameters())]
     if not blocks:
         raise BadInputError("the model has no blocks whose activations could be recomputed")

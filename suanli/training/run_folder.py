@@ -113,9 +113,9 @@ class RunFolder:
             OSError: It cannot be written.
         """
         self.check_free()
-        write_atomic(self.folder / "run.json", codec.dumps(record))
         write_atomic(self.folder / "plan.json", codec.dumps(plan))
         write_atomic(self.folder / "environment.json", codec.dumps(environment))
+        write_atomic(self.folder / "run.json", codec.dumps(record))  # with it the run exists
 
     def check_free(self) -> None:
         """Refuse a place that a new run may not take.
