@@ -94,7 +94,7 @@ def _with_shared(row: Any, size: int, function: CompiledKernel, *rest: Any) -> A
 
 
 def test_unknown_card_and_architecture() -> None:
-    with pytest.raises(BadInputError, match="no cards match 'GTX 1'"):
+    with pytest.raises(BadInputError, match="no GPU 'GTX 1'"):
         explain(ref("matmul"), gpu="GTX 1")
     with pytest.raises(BadInputError, match="unknown architecture 'sm_1'"):
         explain(ref("matmul"), archs=("sm_1",))
