@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
+SLOW ?= tests
 STAMP = $(VENV)/.installed
 
 .PHONY: demo test test-slow check install format clean schemas
@@ -21,8 +22,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PY) -m pytest
 
+# One part alone: make test-slow SLOW=tests/test_train_run.py
 test-slow: $(STAMP)
-	$(PY) -m pytest -m "slow and not gpu"
+	$(PY) -m pytest -m "slow and not gpu" $(SLOW)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff format --check suanli tests benchmarks examples
