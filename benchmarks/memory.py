@@ -83,9 +83,7 @@ def _held(step: object) -> int:
 
 
 def predicted_peak(name: str, batch: int, *, training: bool, dtype: str) -> int:
-    captured = subject(
-        resolve(name), training=training, precision=dtype, optimizer="sgd", fused_attention=False
-    )
+    captured = subject(resolve(name), training=training, precision=dtype, optimizer="sgd", cpu=True)
     use = memory_use(captured.footprint(batch), captured.shape, Held())
     return use.total_bytes
 

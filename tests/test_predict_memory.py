@@ -124,7 +124,7 @@ def test_what_the_profiler_sees_is_within_a_tenth(training: bool) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     model = Tower().train(training)
-    predicted = use(tower(8, training=training, fused_attention=False)).total_bytes
+    predicted = use(tower(8, training=training, cpu=True)).total_bytes
     x = ids(8)[0]
 
     def step() -> None:
@@ -295,3 +295,18 @@ def test_the_fullest_moment_is_the_sum_by_kind() -> None:
         Footprint(batch=1, training=False, blocks=blocks, calls=3), NOTHING_REPEATS, Held()
     )
     assert (found.activations_bytes, found.total_bytes) == (170, 180)
+
+
+def test_convolutions_on_the_cpu_copy_into_blocks_of_channels() -> None:
+    model, picture = nn.Conv2d(32, 20, 3, padding=1, bias=False), torch.zeros(2, 32, 8, 8)
+
+    def scratch(*inputs: torch.Tensor, cpu: bool = True) -> list[int]:
+        blocks = footprint(model, inputs, batch=2, cpu=cpu).blocks
+        return [block.size_bytes for block in blocks if block.kind == "workspace"]
+
+    weight, blocked = 32 * 32 * 9 * 4, 2 * 32 * 64 * 4
+    assert scratch(picture) == [weight, picture.nbytes, blocked]
+    assert scratch(picture, cpu=False) == []
+    assert scratch(picture.to(memory_format=torch.channels_last)) == []
+    use_ = memory_use(footprint(model, (picture,), batch=2, cpu=True), NOTHING_REPEATS, Held())
+    assert use_.workspace_bytes == weight + picture.nbytes + blocked

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-MemoryKind = Literal["weights", "gradients", "optimizer", "activations"]
+MemoryKind = Literal["weights", "gradients", "optimizer", "activations", "workspace"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,11 +84,11 @@ def memory_use(
     peak["gradients"] += stays
     peak["activations"] += extra
     peak["optimizer"] = held.states * gradients
-    workspace = _workspace(gpu) + _gathered(footprint, held, layout, shape)
     temporary = int(held.update_copies * gradients)
     if sum(peak.values()) < peak["weights"] + gradients + peak["optimizer"] + temporary:
         peak["activations"], peak["gradients"] = _inputs(footprint, sizes), gradients
-        workspace += temporary
+        peak["workspace"] = temporary
+    peak["workspace"] += _workspace(gpu) + _gathered(footprint, held, layout, shape)
     kv = held.kv_cache_bytes // (layout.tp * layout.pp * layout.dp)
     spare = 0
     if gpu is not None and fragmentation:
@@ -99,11 +99,11 @@ def memory_use(
         gradients_bytes=peak["gradients"],
         optimizer_bytes=peak["optimizer"],
         activations_bytes=peak["activations"],
-        workspace_bytes=workspace,
+        workspace_bytes=peak["workspace"],
         kv_cache_bytes=kv,
         fragmentation_bytes=spare,
         context_bytes=context,
-        total_bytes=sum(peak.values()) + workspace + kv + spare + context,
+        total_bytes=sum(peak.values()) + kv + spare + context,
     )
 
 
@@ -125,7 +125,7 @@ def _inputs(footprint: Footprint, sizes: list[int]) -> int:
 
 def _peak(footprint: Footprint, sizes: list[int], *, skip_gradients: bool) -> dict[str, int]:
     """Bytes by kind when most is live."""
-    now = dict.fromkeys(("weights", "gradients", "optimizer", "activations"), 0)
+    now = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "workspace"), 0)
     most, best = -1, dict(now)
     total = 0
     for index, sign in _order(footprint):

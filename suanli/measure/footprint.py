@@ -30,7 +30,7 @@ def footprint(  # noqa: PLR0913
     loss: Loss | None = None,
     targets: Any = None,
     precision: str = "fp32",
-    fused_attention: bool = True,
+    cpu: bool = False,
 ) -> Footprint:
     """Run one eager step on fake tensors and note every allocation.
 
@@ -45,7 +45,7 @@ def footprint(  # noqa: PLR0913
         targets: What the loss compares with.
         precision: "bf16" or "fp16": inference with the whole model in that type, training under
             `torch.autocast` with weights as they are. Anything else: as the model is.
-        fused_attention: Count attention as GPUs run it. False takes what the CPU would run.
+        cpu: Count attention and convolutions as this CPU runs them, else as GPUs do.
 
     Returns:
         The allocations, without those that kernels make inside themselves and without the
@@ -66,7 +66,7 @@ def footprint(  # noqa: PLR0913
             inputs = _cast(inputs, half)
     memo.clear()
     places = Places()
-    lives = Lifetimes(places)
+    lives = Lifetimes(places, cpu=cpu)
     lives.hold(_with_modules(run.named_tensors), "weights")
     lives.hold((("", t) for t in [*tensors_in(inputs), *tensors_in(aims)]), "activations")
     out: Any = None
@@ -77,7 +77,7 @@ def footprint(  # noqa: PLR0913
         stack.enter_context(run.following(places))
         stack.enter_context(mode)
         stack.enter_context(lives)
-        if fused_attention:
+        if not cpu:
             stack.enter_context(FusedAttention())
         with _precision(half if training else None), torch.set_grad_enabled(training):
             out = run(None, places, *inputs)

@@ -1,5 +1,6 @@
 """A workload as the predictor sees it: its work and its memory at any batch, without its data."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -68,7 +69,7 @@ def subject(
     training: bool,
     precision: str,
     optimizer: str = "",
-    fused_attention: bool = True,
+    cpu: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Subject:
     """Capture a workload on tensors without data.
@@ -82,7 +83,7 @@ def subject(
         precision: For the memory: see `suanli.measure.footprint`.
         optimizer: "sgd", "sgd-momentum", "adam" or "adamw"; "" takes the workload's own, else
             AdamW for models with attention and SGD with momentum for others.
-        fused_attention: As GPUs run it; False as the CPU does.
+        cpu: Follow memory as the CPU runs it, else as GPUs do.
         say: Told what is going on.
 
     Raises:
@@ -100,7 +101,7 @@ def subject(
     batches = (_LOW, _HIGH) if fixed is None else (fixed,)
     high = steps.work(_HIGH) if fixed is None else low
     say(f"following the memory of {workload.name}")
-    prints = [steps.footprint(batch, precision, fused_attention) for batch in batches]
+    prints = [steps.footprint(batch, precision, cpu) for batch in batches]
     return Subject(
         name=workload.name,
         training=training,
@@ -118,7 +119,8 @@ def subject(
 def shape_model(workload: Workload) -> nn.Module:
     """The workload's model without the memory of its weights, where it can be built so."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights that are not loaded
             return workload.make_model()
     except Exception:  # it reads weights, or computes with real data while it is built
         return workload.make_model()
@@ -155,7 +157,7 @@ class _Steps:
             self.notes.append("the workload's own loss needs data: the sum of the outputs is taken")
             return self._capture(inputs, batch)
 
-    def footprint(self, batch: int, precision: str, fused_attention: bool) -> Footprint:
+    def footprint(self, batch: int, precision: str, cpu: bool) -> Footprint:
         inputs = self._inputs(batch)
         return footprint(
             self._model,
@@ -166,7 +168,7 @@ class _Steps:
             loss=self._workload.loss if self._labels else None,
             targets=self._targets(batch),
             precision=precision,
-            fused_attention=fused_attention,
+            cpu=cpu,
         )
 
     def _capture(self, inputs: Inputs, batch: int) -> Work:

@@ -69,7 +69,7 @@ def predict(
     on_cpu = gpu.lower() in _CPU
     sheet = None if on_cpu else as_measured(find_sheet(gpu))
     known = _prices(prices)
-    captured = _captured(workload, asked, clock.say, fused_attention=not on_cpu)
+    captured = _captured(workload, asked, clock.say, cpu=on_cpu)
     if sheet is None:
         batch = asked.batch or usual_batch(asked)
         measured = ceilings("cpu", progress=lambda text: clock.say(f"measuring the CPU: {text}"))
@@ -119,7 +119,7 @@ def choose(
     clock, asked = _Clock(on_event), ask.checked()
     known = _prices(prices)
     limits = limits.checked(known)
-    captured = _captured(workload, asked, clock.say, fused_attention=True)
+    captured = _captured(workload, asked, clock.say)
     batch = captured.checked_batch(asked.batch or usual_batch(asked))
     asked = replace(asked, batch=batch)
     ranked, excluded = rank(captured, catalogue(), asked, limits, prices=known, say=clock.say)
@@ -167,7 +167,7 @@ def _here(
 
 
 def _captured(
-    workload: "Workload", asked: Ask, say: Callable[[str], None], *, fused_attention: bool
+    workload: "Workload", asked: Ask, say: Callable[[str], None], *, cpu: bool = False
 ) -> Subject:
     precision = "bf16" if asked.dtype in ("fp8", "int8") else asked.dtype
     return subject(
@@ -175,7 +175,7 @@ def _captured(
         training=asked.training,
         precision=precision,
         optimizer=asked.optimizer,
-        fused_attention=fused_attention,
+        cpu=cpu,
         say=say,
     )
 
