@@ -26,9 +26,11 @@ LAYERS = {
     "api": 7,
     "api_kernel": 7,
     "api_predict": 7,
+    "api_profile": 7,
     "cli_output": 8,
     "cli_kernel": 9,
     "cli_predict": 9,
+    "cli_profile": 9,
     "cli": 10,
     "__main__": 11,
 }
