@@ -8,8 +8,6 @@ from suanli.reports.html.markup import Element, el
 _FOLDED_FROM = 24  # rows; above that the rest opens on demand
 _FOLDED_TO = 15
 
-Cell = "str | Element | Figure | None"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -57,7 +55,12 @@ def table(
         columns: Left to right.
         rows: A cell per column each.
         kinds: Class of each row; empty for none.
+
+    A column in which nothing stands is left out.
     """
+    used = [i for i in range(len(columns)) if i == 0 or any(not _empty(row[i]) for row in rows)]
+    columns = [columns[i] for i in used]
+    rows = [[row[i] for i in used] for row in rows]
     long = len(rows) > _FOLDED_FROM
     head = el("tr", *(_heading(column) for column in columns))
     body = [
@@ -89,6 +92,10 @@ def facts(entries: Sequence[tuple[str, "str | Element | None"]]) -> Element:
     known = [(name, value) for name, value in entries if value not in (None, "")]
     pairs = [el("div", el("dt", name), el("dd", value)) for name, value in known]
     return el("dl", *pairs, class_="facts")
+
+
+def _empty(cell: "str | Element | Figure | None") -> bool:
+    return cell in (None, "") or (isinstance(cell, Figure) and not cell.shown)
 
 
 def _heading(column: Column) -> Element:

@@ -55,7 +55,7 @@ def bars(
     return figure(title, about, lambda width: _drawn(width, title, rows, show), table)
 
 
-def waterfall(  # noqa: PLR0913 - a picture's words, its two ends and what lies between
+def waterfall(
     title: str,
     about: str,
     *,
@@ -140,7 +140,7 @@ class Part:
     tip: Sequence[str] = ()
 
 
-def stack(  # noqa: PLR0913 - as above
+def stack(
     title: str,
     about: str,
     parts: Sequence[Part],

@@ -12,6 +12,7 @@ from suanli.base import units
 from suanli.base.hardware import Ceiling
 from suanli.base.work import BoundBy
 from suanli.reports.html.drawing import (
+    LETTER,
     Frame,
     Legend,
     cut_left,
@@ -153,9 +154,7 @@ def _peak_names(frame: Frame, tops: Sequence[Roof]) -> list[Element]:
         y = max(frame.py(top.value) - 5, last + _LEAST_APART)
         last = y
         shown = f"{top.name} {units.si(top.value, 'FLOP/s')}"
-        drawn.append(
-            words(frame.width - frame.right - 2, y, shown, anchor="end", kind="halo ink")
-        )
+        drawn.append(words(frame.width - frame.right - 2, y, shown, anchor="end", kind="halo ink"))
     return drawn
 
 
@@ -204,7 +203,10 @@ def _names(frame: Frame, points: Sequence[Point]) -> list[Element]:
         clear = all(abs(y - b) > _LEAST_APART or abs(x - a) > 150 for a, b in taken)
         if clear and len(drawn) < _NAMED and y < frame.height - frame.bottom - 4:
             taken.append((x, y))
-            drawn.append(words(x, y, cut_left(p.name, 150), anchor="middle", kind="halo"))
+            shown = cut_left(p.name, 150)
+            half = len(shown) * LETTER / 2
+            middle = min(max(x, frame.left + half + 4), frame.width - half)
+            drawn.append(words(middle, y, shown, anchor="middle", kind="halo"))
     return drawn
 
 
