@@ -1,4 +1,4 @@
-"""Results with everything in them that a page has to show; names as an attacker would choose them."""
+"""Results with everything that a page has to show, and names as an attacker would choose them."""
 
 import math
 import random
@@ -76,9 +76,15 @@ def profile_result(count: int = 120, **changes: Any) -> ProfileResult:
     events, now = [], 0.0
     for index, op in enumerate(ops):
         events.append(
-            TraceEvent(name=f"aten::{op.name}", track="host", start_ms=now,
-                       duration_ms=op.time_ms, operator=index, phase="forward")
-        )  # fmt: skip
+            TraceEvent(
+                name=f"aten::{op.name}",
+                track="host",
+                start_ms=now,
+                duration_ms=op.time_ms,
+                operator=index,
+                phase="forward",
+            )
+        )
         now += op.time_ms + step * 0.06 / count
     events.append(TraceEvent(name="forward", track="phase", start_ms=0.0, duration_ms=now))
     lost = step - best
@@ -94,30 +100,54 @@ def profile_result(count: int = 120, **changes: Any) -> ProfileResult:
         plan=TrainPlan(),
         step_ms=estimate(step),
         samples_per_s=8e3 / step,
-        sol=SpeedOfLight(ms=best, bound_by="compute", compute_ms=best, memory_ms=best / 3,
-                         fraction=best / step),  # fmt: skip
+        sol=SpeedOfLight(
+            ms=best, bound_by="compute", compute_ms=best, memory_ms=best / 3, fraction=best / step
+        ),
         verdict="compute-bound: 61 % of the step is convolutions in fp32",
         bound_by="compute",
         categories=StepTimes(forward_ms=busy, data_ms=step * 0.02, idle_ms=step * 0.04),
         operators=ops,
         lost=(
             LostTime(cause="slow convolutions", bound_by="compute", ms=lost * 0.55),
-            LostTime(cause="memory traffic that fusion would avoid", bound_by="memory",
-                     ms=lost * 0.3),
+            LostTime(
+                cause="memory traffic that fusion would avoid", bound_by="memory", ms=lost * 0.3
+            ),
             LostTime(cause="launches and Python", bound_by="overhead", ms=lost * 0.12),
             LostTime(cause="waiting for data", bound_by="data", ms=lost * 0.03),
         ),
         advice=(
-            Advice(change="run the products in bf16", kind="precision", reason="fp32 on AMX tiles",
-                   how="--plan bf16.json", expected_speedup=4.2, measured_speedup=estimate(3.9)),
-            Advice(change="channels_last", kind="layout", reason="NCHW is copied", how=EVIL,
-                   expected_speedup=1.3, failed="out of memory"),
+            Advice(
+                change="run the products in bf16",
+                kind="precision",
+                reason="fp32 on AMX tiles",
+                how="--plan bf16.json",
+                expected_speedup=4.2,
+                measured_speedup=estimate(3.9),
+            ),
+            Advice(
+                change="channels_last",
+                kind="layout",
+                reason="NCHW is copied",
+                how=EVIL,
+                expected_speedup=1.3,
+                failed="out of memory",
+            ),
         ),
-        memory=MemoryProfile(weights_bytes=100 << 20, gradients_bytes=0, optimizer_bytes=0,
-                             activations_bytes=60 << 20, workspace_bytes=5 << 20,
-                             total_bytes=165 << 20, process_bytes=900 << 20),
-        stability=Stability(steps=50, spread=0.02, slowest_ms=step * 2,
-                            outliers=(SlowStep(step=3, ms=step * 2, cause="garbage collection"),)),
+        memory=MemoryProfile(
+            weights_bytes=100 << 20,
+            gradients_bytes=0,
+            optimizer_bytes=0,
+            activations_bytes=60 << 20,
+            workspace_bytes=5 << 20,
+            total_bytes=165 << 20,
+            process_bytes=900 << 20,
+        ),
+        stability=Stability(
+            steps=50,
+            spread=0.02,
+            slowest_ms=step * 2,
+            outliers=(SlowStep(step=3, ms=step * 2, cause="garbage collection"),),
+        ),
         profiler=ProfilerCost(step_ms=step * 1.06, cost=0.06),
         energy_j=None,
         ceilings=roof(),
@@ -126,7 +156,7 @@ def profile_result(count: int = 120, **changes: Any) -> ProfileResult:
         seconds_spent=12.0,
         trace=tuple(events),
         notes=(EVIL,),
-    )  # fmt: skip
+    )
     return replace(result, **changes)
 
 
@@ -177,8 +207,9 @@ def train_result(**changes: Any) -> TrainResult:
         sol=None,
         mfu=0.4,
         loss=0.3,
-        quality=TrainQuality(metric="accuracy", value=0.9092, search=0.91, n=5000, target=0.9083,
-                             reached_at_s=240.0),
+        quality=TrainQuality(
+            metric="accuracy", value=0.9092, search=0.91, n=5000, target=0.9083, reached_at_s=240.0
+        ),
         epochs=6.0,
         steps=3000,
         train_seconds=277.6,
@@ -194,5 +225,5 @@ def train_result(**changes: Any) -> TrainResult:
         ceilings=roof(),
         flops=10**11,
         parameters=2_000_000,
-    )  # fmt: skip
+    )
     return replace(result, **changes)

@@ -72,8 +72,8 @@ def group(children: Iterable["Element | str | None"], **attributes: Value) -> El
 
 
 def text(value: str) -> str:
-    """What is shown of a text: characters that cannot be seen become a replacement mark."""
-    return _UNSEEN.sub("\ufffd", value)
+    """What is shown of a text: the unseen becomes a replacement mark, and % never wraps."""
+    return _UNSEEN.sub("\ufffd", value).replace(" %", "\u00a0%")
 
 
 def escaped(value: str) -> str:

@@ -7,6 +7,7 @@ from suanli.reports.html.markup import Element, el
 
 _FOLDED_FROM = 24  # rows; above that the rest opens on demand
 _FOLDED_TO = 15
+_LONG = 44  # letters of a fact that take a whole line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,10 @@ class Figure:
     def of(cls, value: float | None, shown: str) -> "Figure":
         """A figure, or an empty cell where there is none."""
         return cls(shown=shown if value is not None else "", value=value)
+
+
+Cell = str | Element | Figure | None
+Row = list[Cell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Column:
 def table(
     caption: str,
     columns: Sequence[Column],
-    rows: Sequence[Sequence["str | Element | Figure | None"]],
+    rows: Sequence[Row],
     *,
     kinds: Sequence[str] = (),
 ) -> Element:
@@ -90,11 +95,18 @@ def table(
 def facts(entries: Sequence[tuple[str, "str | Element | None"]]) -> Element:
     """Names with what is to be said of them; those of which nothing is known are left out."""
     known = [(name, value) for name, value in entries if value not in (None, "")]
-    pairs = [el("div", el("dt", name), el("dd", value)) for name, value in known]
+    pairs = [
+        el("div", el("dt", name), el("dd", value), class_="long" if _long(value) else None)
+        for name, value in known
+    ]
     return el("dl", *pairs, class_="facts")
 
 
-def _empty(cell: "str | Element | Figure | None") -> bool:
+def _long(value: "str | Element | None") -> bool:
+    return isinstance(value, str) and len(value) > _LONG
+
+
+def _empty(cell: Cell) -> bool:
     return cell in (None, "") or (isinstance(cell, Figure) and not cell.shown)
 
 
@@ -109,7 +121,7 @@ def _heading(column: Column) -> Element:
     )
 
 
-def _cell(cell: "str | Element | Figure | None", column: Column) -> Element:
+def _cell(cell: Cell, column: Column) -> Element:
     kind = "number" if column.number else "wide" if column.wide else None
     if isinstance(cell, Figure):
         by = None if cell.value is None else f"{cell.value:.9g}"

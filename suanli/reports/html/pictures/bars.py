@@ -87,7 +87,8 @@ def waterfall(
 
 def _drawn(width: float, title: str, rows: Sequence[Bar], show: Show) -> Element:
     narrow = width < 500
-    left = 0.0 if narrow else min(300.0, 16 + LETTER * max(len(r.name) for r in rows))
+    longest = max((len(r.name) * (1.15 if r.strong else 1.0) for r in rows), default=0.0)
+    left = 0.0 if narrow else min(320.0, 18 + LETTER * longest)
     right = 16 + LETTER * max(len(show(r.end - r.begin)) for r in rows)
     row_height = _NARROW_ROW if narrow else _ROW
     highest = [r.end for r in rows] + [r.interval.hi95 for r in rows if r.interval]
@@ -100,7 +101,7 @@ def _drawn(width: float, title: str, rows: Sequence[Bar], show: Show) -> Element
     for index, row in enumerate(rows):
         top = index * row_height + (20 if narrow else 4)
         drawn += _row(row, top, place, show, left)
-        if index + 1 < len(rows) and rows[index + 1].begin > 0:
+        if not narrow and index + 1 < len(rows) and rows[index + 1].begin > 0:
             x, below = place(row.begin or row.end), top + row_height
             drawn.append(el("line", class_="link", x1=x, x2=x, y1=top + _BAR, y2=below))
     height = len(rows) * row_height + 6

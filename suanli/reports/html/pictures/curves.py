@@ -57,7 +57,7 @@ def curves(  # noqa: PLR0913 - a picture's words, axes and marks
         if level:
             at, right = frame.py(level[0]), width - frame.right
             behind.append(el("line", class_="target", x1=frame.left, x2=right, y1=at, y2=at))
-            behind.append(words(right, at - 5, level[1], anchor="end", kind="halo"))
+            behind.append(words(frame.left + 6, at - 5, level[1], kind="halo"))
         return svg(
             width,
             frame.height,

@@ -137,7 +137,7 @@ def _roofs(frame: Frame, tops: Sequence[Roof], slopes: Sequence[Roof]) -> list[E
     assert isinstance(frame.x, Log) and isinstance(frame.y, Log)
     low, high = frame.x.low, frame.x.high
     drawn = []
-    for index, slope in enumerate(slopes):
+    for index, slope in reversed(list(enumerate(slopes))):
         start = max(low, frame.y.low / slope.value)
         for top in tops if index == 0 else tops[:1]:
             ridge = min(high, top.value / slope.value)

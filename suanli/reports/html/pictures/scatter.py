@@ -19,6 +19,8 @@ from suanli.reports.html.drawing import (
 from suanli.reports.html.markup import Element, el, group
 from suanli.reports.html.scales import Scale
 
+_RADIUS = 5.5  # of a mark, in pixels
+
 Show = Callable[[float], str]
 
 
@@ -113,8 +115,9 @@ def _spot(frame: Frame, spot: Spot) -> Element:
     shapes = []
     if spot.interval:
         low, high = frame.px(spot.interval.lo95), frame.px(spot.interval.hi95)
-        shapes.append(whisker(low, high, py))
-    shapes.append(dot(px, py, 5.5, spot.shape))
+        if high - low > 2 * _RADIUS:  # else the mark itself is wider
+            shapes.append(whisker(low, high, py))
+    shapes.append(dot(px, py, _RADIUS, spot.shape))
     if spot.ringed:
         shapes.append(el("circle", class_="ring", cx=px, cy=py, r=10.5))
     shapes.append(el("circle", class_="hit", cx=px, cy=py, r=13))

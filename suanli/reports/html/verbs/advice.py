@@ -6,7 +6,7 @@ from suanli.base.profile_results import Advice
 from suanli.reports.html.markup import Element, el
 from suanli.reports.html.pictures.bars import Bar, bars
 from suanli.reports.html.section import card, interval, ratio
-from suanli.reports.html.tables import Column, Figure, table
+from suanli.reports.html.tables import Column, Figure, Row, table
 
 
 def advice(changes: Sequence[Advice]) -> Element:
@@ -18,7 +18,7 @@ def advice(changes: Sequence[Advice]) -> Element:
     if not any(change.measured_speedup for change in changes):
         about = "The gains are expected by the cost model; `--check` tries the first ones."
         return card("What to change first", about, listed)
-    rows = []
+    rows: list[Row] = []
     for change in changes:
         expected = change.expected_speedup
         rows.append(Bar(name=change.change, end=expected, kind="c5", tip=("expected",)))
@@ -55,7 +55,7 @@ def _table(changes: Sequence[Advice]) -> Element:
         Column(name="why", wide=True),
         Column(name="how", wide=True, code=True),
     ]
-    rows: list[list[str | Figure | None]] = []
+    rows: list[Row] = []
     for change in changes:
         measured = change.measured_speedup
         seen = Figure.of(

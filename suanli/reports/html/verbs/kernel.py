@@ -14,7 +14,7 @@ from suanli.reports.html.markup import Element, el
 from suanli.reports.html.pictures.bars import Bar, bars
 from suanli.reports.html.pictures.timeline import Lane, Slice, timeline
 from suanli.reports.html.section import Section, Tile, card, interval, ratio, setting
-from suanli.reports.html.tables import Column, Figure, table
+from suanli.reports.html.tables import Column, Figure, Row, table
 
 _COPIES = {
     "host_to_device": ("copy to the device", "c1"),
@@ -57,7 +57,7 @@ def check(result: KernelCheckResult) -> Section:
         Column(name="error / bound", number=True),
         Column(name="reason", wide=True),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             _status(case.status),
             _config(case.sizes),
@@ -95,7 +95,7 @@ def tune(result: KernelTuneResult) -> Section:
         Column(name="occupancy", number=True),
         Column(name="reason", wide=True),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             _config(t.config),
             _status(t.status),
@@ -143,7 +143,7 @@ def _status(status: str) -> Element:
 def _units(unit_ms: dict[str, float]) -> Element:
     ordered = sorted(unit_ms.items(), key=lambda pair: -pair[1])
     columns = [Column(name="unit"), Column(name="time", number=True)]
-    rows = [[name, Figure.of(ms, units.milliseconds(ms))] for name, ms in ordered]
+    rows: list[Row] = [[name, Figure.of(ms, units.milliseconds(ms))] for name, ms in ordered]
     return bars(
         "What each unit would need by itself",
         "By a static model of the card; the longest one limits the kernel.",
@@ -166,7 +166,7 @@ def _archs(result: KernelExplainResult) -> Element:
         Column(name="limited by"),
         Column(name="reason", wide=True),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             a.function,
             a.arch,
@@ -196,7 +196,7 @@ def _findings(findings: Sequence[KernelFinding]) -> Element | None:
         Column(name="what", wide=True),
         Column(name="factor", number=True, about="how many times more than needed is moved"),
     ]
-    rows = [
+    rows: list[Row] = [
         [f.severity, f.kind, f.where, f.text, Figure.of(f.factor, f"{f.factor or 0:.3g}×")]
         for f in findings
     ]
@@ -227,7 +227,7 @@ def _overlap(overlap: CopyOverlap) -> Element | None:
         Column(name="begins", number=True),
         Column(name="ends", number=True),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             Figure.of(slot.stream, str(slot.stream)),
             _COPIES.get(slot.what, (slot.what, ""))[0],

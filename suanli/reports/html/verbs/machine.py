@@ -8,7 +8,7 @@ from suanli.base.results import DoctorResult
 from suanli.reports.html.markup import Element, el
 from suanli.reports.html.pictures.roofline import peaks, roofline
 from suanli.reports.html.section import Section, Tile, card, folded_card, setting
-from suanli.reports.html.tables import Column, Figure, facts, table
+from suanli.reports.html.tables import Column, Figure, Row, facts, table
 
 _NAMES = {
     "matmul": "matrix products",
@@ -63,7 +63,7 @@ def ceiling_table(items: Sequence[Ceiling]) -> Element:
         Column(name="mark"),
         Column(name="how", wide=True),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             ceiling_name(item),
             Figure.of(item.hardware, _rate(item.hardware, item)),
@@ -147,7 +147,7 @@ def _backends(result: DoctorResult) -> Element | None:
         Column(name="version"),
         Column(name="install with", wide=True, code=True),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             b.name,
             el("span", "ready" if b.present else "absent",

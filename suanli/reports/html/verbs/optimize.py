@@ -16,7 +16,7 @@ from suanli.reports.html.section import (
     ratio,
     setting,
 )
-from suanli.reports.html.tables import Column, Figure, facts, table
+from suanli.reports.html.tables import Column, Figure, Row, facts, table
 from suanli.reports.html.verbs import machine, trials
 
 
@@ -106,7 +106,9 @@ def _ladder(result: OptimizeResult) -> Element:
         p50=chosen.p50 * eager.p50, lo95=chosen.p50 * eager.lo95, hi95=chosen.p50 * eager.hi95
     )
     best = result.baseline
-    rows = [("eager fp32", before, "plain", "the race's speed-up times the chosen plan's step")]
+    rows: list[Row] = [
+        ("eager fp32", before, "plain", "the race's speed-up times the chosen plan's step")
+    ]
     if not _is_eager(best.plan):
         rows.append((f"best baseline: {best.plan.title}", best.step_ms, "c5", "raced"))
     if result.chosen.plan != best.plan:
@@ -116,7 +118,7 @@ def _ladder(result: OptimizeResult) -> Element:
             tip=(f"95 %: {units.milliseconds(step.lo95)} to {units.milliseconds(step.hi95)}",))
         for name, step, kind, _ in rows
     ]  # fmt: skip
-    cells: list[list[str | Figure | None]] = [
+    cells: list[Row] = [
         [
             name,
             Figure.of(step.p50, units.milliseconds(step.p50)),
@@ -164,7 +166,7 @@ def _batches(result: OptimizeResult) -> Element | None:
         Column(name="that baseline", code=True),
         Column(name="note", wide=True),
     ]
-    rows = [_race(race) for race in result.confirmations]
+    rows: list[Row] = [_race(race) for race in result.confirmations]
     return card(
         "Confirmed at each batch size",
         "Fresh timings in alternation with the best baseline.",
@@ -172,7 +174,7 @@ def _batches(result: OptimizeResult) -> Element | None:
     )
 
 
-def _race(race: Confirmation) -> list[str | Figure | None]:
+def _race(race: Confirmation) -> Row:
     def over(estimate: Estimate | None) -> Figure:
         if estimate is None:
             return Figure.of(None, "")
@@ -237,7 +239,7 @@ def _classes(quality: Quality | None) -> Element | None:
         Column(name="recall after", number=True),
         Column(name="drop", number=True, about="percentage points"),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             entry.label,
             Figure.of(entry.n, str(entry.n)),

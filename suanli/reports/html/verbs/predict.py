@@ -11,7 +11,7 @@ from suanli.reports.html.pictures.bars import Part, stack
 from suanli.reports.html.pictures.scatter import Axis, Spot, scatter
 from suanli.reports.html.scales import log_around
 from suanli.reports.html.section import Section, Tile, card, setting
-from suanli.reports.html.tables import Column, Figure, facts, table
+from suanli.reports.html.tables import Column, Figure, Row, facts, table
 
 _TIMES = {
     "compute_ms": ("compute", "compute"),
@@ -116,7 +116,7 @@ def _tiles(result: PredictResult) -> list[Tile | None]:
 def _times(result: PredictResult) -> Element:
     parts = [(name, kind, getattr(result, key)) for key, (name, kind) in _TIMES.items()]
     columns = [Column(name="part"), Column(name="time", number=True)]
-    rows = [[name, Figure.of(ms, units.milliseconds(ms))] for name, _, ms in parts]
+    rows: list[Row] = [[name, Figure.of(ms, units.milliseconds(ms))] for name, _, ms in parts]
     return stack(
         "The predicted step",
         f"By what binds each operator. {_between(result.step_ms)}.",
@@ -129,7 +129,7 @@ def _times(result: PredictResult) -> Element:
 def _memory(memory: MemoryUse, usable: int) -> Element:
     parts = [(name, kind, getattr(memory, key)) for key, (name, kind) in _MEMORY.items()]
     columns = [Column(name="kind"), Column(name="bytes", number=True)]
-    rows = [[name, Figure.of(n, units.size(n))] for name, _, n in parts]
+    rows: list[Row] = [[name, Figure.of(n, units.size(n))] for name, _, n in parts]
     rows.append(["total", Figure.of(memory.total_bytes, units.size(memory.total_bytes))])
     return stack(
         "Memory by kind",
@@ -232,11 +232,13 @@ def _ranking_table(result: ChooseResult) -> Element:
         Column(name="memory", number=True, about="of what a process can get"),
         Column(name="beaten"),
     ]
-    rows = [_ranked(number, entry) for number, entry in enumerate(result.ranked, start=1)]
+    rows: list[Row] = [
+        _ranked(number, entry) for number, entry in enumerate(result.ranked, start=1)
+    ]
     return table("Cards, the best first", columns, rows)
 
 
-def _ranked(number: int, entry: Ranked) -> list[str | Figure | None]:
+def _ranked(number: int, entry: Ranked) -> Row:
     step, energy = entry.step_ms, entry.job_energy_j
     part = entry.memory.total_bytes / entry.usable_bytes
     return [
@@ -256,6 +258,6 @@ def _ranked(number: int, entry: Ranked) -> list[str | Figure | None]:
 def _excluded(result: ChooseResult) -> Element | None:
     if not result.excluded:
         return None
-    rows = [[entry.gpu, entry.reason] for entry in result.excluded]
+    rows: list[Row] = [[entry.gpu, entry.reason] for entry in result.excluded]
     columns = [Column(name="card"), Column(name="reason", wide=True)]
     return card("Left out", "", table("Cards that are out", columns, rows))

@@ -9,7 +9,7 @@ from suanli.reports.html.pictures.bounds import CLASS
 from suanli.reports.html.pictures.roofline import Point, roofline
 from suanli.reports.html.pictures.timeline import timeline
 from suanli.reports.html.section import Section, Tile, card, limit_tile, setting
-from suanli.reports.html.tables import Column, Figure, facts, table
+from suanli.reports.html.tables import Column, Figure, Row, facts, table
 from suanli.reports.html.verbs import machine, tracks
 from suanli.reports.html.verbs.advice import advice
 
@@ -110,7 +110,7 @@ def _waterfall(result: ProfileResult) -> Element | None:
             tip=(share(cause.ms), f"bound by {cause.bound_by}"))
         for cause in result.lost
     ]  # fmt: skip
-    rows: list[list[str | Figure | None]] = [
+    rows: list[Row] = [
         [row.cause, row.bound_by, Figure.of(row.ms, units.milliseconds(row.ms)),
          Figure.of(row.ms / whole, units.share(row.ms / whole))]
         for row in result.lost
@@ -145,7 +145,7 @@ def _phases(result: ProfileResult) -> Element:
         Column(name="time", number=True),
         Column(name="share", number=True),
     ]
-    rows = [
+    rows: list[Row] = [
         [name, Figure.of(ms, units.milliseconds(ms)), Figure.of(ms, units.share(ms / total))]
         for name, _, ms in values
     ]
@@ -181,7 +181,7 @@ def _roofline(result: ProfileResult) -> Element | None:
         Column(name="bytes/s", number=True),
         Column(name="bound by"),
     ]
-    rows = [
+    rows: list[Row] = [
         [
             _place(o),
             o.dtype,
@@ -230,14 +230,14 @@ def _operators(result: ProfileResult) -> Element:
         Column(name="FLOPs", number=True),
         Column(name="bytes", number=True),
     ]
-    rows = [_operator(o) for o in result.operators]
+    rows: list[Row] = [_operator(o) for o in result.operators]
     about = "By time. Names of the model's own modules and lines stand beside what they call."
     if result.untraced_ms > 0:
         about += f" {units.milliseconds(result.untraced_ms)} could not be matched to an operator."
     return card("Operators", about, table("All operators of a step", columns, rows))
 
 
-def _operator(o: OperatorProfile) -> list[str | Element | Figure | None]:
+def _operator(o: OperatorProfile) -> Row:
     fused = f" + {len(o.fused) - 1} fused" if len(o.fused) > 1 else ""
     return [
         f"{o.name}{fused}",
@@ -264,7 +264,7 @@ def _memory(result: ProfileResult) -> Element | None:
         Column(name="measured", number=True),
         Column(name="predicted", number=True),
     ]
-    rows = []
+    rows: list[Row] = []
     for key, (name, _) in {**_MEMORY, "total_bytes": ("total", "")}.items():
         seen = getattr(memory, key)
         guess = getattr(memory.predicted, key) if memory.predicted else None

@@ -6,7 +6,7 @@ from suanli.base import units
 from suanli.base.profile_results import OperatorProfile, TraceEvent
 from suanli.reports.html.markup import Element
 from suanli.reports.html.pictures.timeline import Lane, Slice
-from suanli.reports.html.tables import Column, Figure, table
+from suanli.reports.html.tables import Column, Figure, Row, table
 
 _TRACKS = {"phase": "parts of the step", "host": "host", "device": "device", "data": "loading data"}
 _PHASE_KINDS = {"forward": "c0", "backward": "c3", "optimizer": "c1"}
@@ -59,7 +59,7 @@ def event_table(
     ]
     most = 400
     kept = sorted(events, key=lambda e: -e.duration_ms)[:most]
-    rows = [
+    rows: list[Row] = [
         [
             event.name,
             _TRACKS[event.track],

@@ -16,7 +16,7 @@ from suanli.reports.html.section import (
     ratio,
     setting,
 )
-from suanli.reports.html.tables import Column, Figure, facts, table
+from suanli.reports.html.tables import Column, Figure, Row, facts, table
 from suanli.reports.html.verbs import machine, trials
 
 _STOPPED = {
@@ -225,7 +225,7 @@ def _history_table(history: Sequence[TrainProgress]) -> Element:
     ]
     every = -(-len(history) // 200)
     kept = [at for i, at in enumerate(history) if i % every == 0 or i == len(history) - 1]
-    rows = [
+    rows: list[Row] = [
         [
             Figure.of(at.step, f"{at.step:,}"),
             Figure.of(at.epoch, str(at.epoch)),

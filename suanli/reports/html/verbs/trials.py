@@ -11,7 +11,7 @@ from suanli.reports.html.pictures.bounds import STATUS_SHAPE
 from suanli.reports.html.pictures.scatter import Axis, Spot, scatter
 from suanli.reports.html.scales import linear_around, log_around
 from suanli.reports.html.section import card
-from suanli.reports.html.tables import Column, Figure, table
+from suanli.reports.html.tables import Column, Figure, Row, table
 
 _ORDER = {"verified": 0, "rejected": 1, "failed": 2, "skipped": 3}
 _LEAST_ERROR = 1e-9  # of a plan that is eager fp32 itself; zero has no place on a log axis
@@ -83,7 +83,8 @@ def trial_table(trials: Sequence[Trial], chosen: Plan | None) -> Element:
         Column(name="took", number=True, about="building, timing and verifying"),
         Column(name="reason", wide=True),
     ]
-    rows, kinds = [], []
+    rows: list[Row] = []
+    kinds: list[str] = []
     for t in ordered:
         step = t.step_ms.p50 if t.step_ms else None
         gain = best / step if best and step else None
