@@ -7,6 +7,7 @@ operators come in the order in which a profiler sees them, so that times can be 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,7 +21,20 @@ from suanli.measure.capturing.traffic import Parameters
 SetPhase = Callable[[Phase | None], None]
 
 
-def record_step(run: Callable[[SetPhase], object], models: Sequence[nn.Module]) -> list[Operator]:
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One step as it ran.
+
+    Attributes:
+        operators: In execution order.
+        read_backs: Source line of each value that was taken out of a tensor, as `item` does.
+    """
+
+    operators: list[Operator]
+    read_backs: list[str]
+
+
+def record_step(run: Callable[[SetPhase], object], models: Sequence[nn.Module]) -> StepRecord:
     """Run one step and write down every operator below autograd, in order.
 
     Args:
@@ -61,7 +75,8 @@ def record_step(run: Callable[[SetPhase], object], models: Sequence[nn.Module]) 
             ) from error
     begin("forward")
     left_out = {i for start, end in outside for i in range(start, end)}
-    return [op for i, op in enumerate(recorder.operators) if i not in left_out]
+    operators = [op for i, op in enumerate(recorder.operators) if i not in left_out]
+    return StepRecord(operators=operators, read_backs=recorder.read_backs)
 
 
 @contextmanager

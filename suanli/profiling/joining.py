@@ -75,9 +75,8 @@ def join(recording: Recording, operators: Sequence[Operator]) -> list[Joined]:
     """Match the calls of a recorded step with the operators of the same step.
 
     Both lists are in execution order. A call that is the next operator takes it, whatever is
-    inside; any other call is opened and its insides are matched. A call with nothing matched inside stands
-    for itself when it computes something, as copies for a change of layout do, which a kernel makes
-    unasked.
+    inside; any other call is opened and its insides are matched. A call with nothing matched
+    inside stands for itself when it computes something, as conversions do.
 
     Args:
         recording: One step.

@@ -1,7 +1,7 @@
 """What can be profiled, as one step that is run again and again: models, built plans, engines."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from suanli.base.errors import BadInputError
+from suanli.base.errors import BadInputError, CaptureError
 from suanli.base.plan import Plan
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Work
@@ -30,6 +30,27 @@ _IN_PROCESS = ("eager", "inductor")
 EAGER = Plan(backend="eager", precision="fp32", options={"source": True})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """What one step of a model is made of, for counting and for following its memory.
+
+    Attributes:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        loss: Of a training step.
+        targets: What the loss compares with.
+        optimizer: "sgd", "sgd-momentum", "adam" or "adamw"; "" for inference.
+        decay: Whether the update adds a decay to the gradients.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    loss: Callable[..., torch.Tensor] | None = None
+    targets: torch.Tensor | None = None
+    optimizer: str = ""
+    decay: bool = False
+
+
 @dataclass(kw_only=True)
 class Subject:
     """One step, ready to run, with what is known of it.
@@ -40,14 +61,17 @@ class Subject:
         plan: How it is computed.
         step: Runs it once and tells when a part begins.
         first: The part that it begins with.
-        model: What the memory is counted of; None for a step of the user's own.
+        model: The model as written, fp32, for counting; None for a step of the user's own.
+        example: A step of it.
         watched: The modules that really run, whose paths operators carry.
-        count: Counts the model's work as written.
+        counted: Counts the work where there is no `model`.
         layers: Times by the backend's own counters, for what torch's profiler cannot look into.
         compiled: Whether torch.compile made the step, so that it cannot be watched from inside.
         conditions: Threads, allocator and modes of the plan; held while steps run.
         close: Gives back what the step holds.
         stepper: What trains, in a step of training that goes through it.
+        input_bytes: Inputs of inference, which stand before the step.
+        own_loader: Whether batches come from a loader of the user's own.
     """
 
     name: str
@@ -59,17 +83,20 @@ class Subject:
     first: Part = "forward"
     model: nn.Module | None = None
     watched: tuple[nn.Module, ...] = ()
-    count: Callable[[], Work | None] = lambda: None
+    example: Example | None = None
+    counted: Callable[[], Work | None] = lambda: None
     layers: Layers | None = None
     compiled: bool = False
     conditions: Callable[[], AbstractContextManager[Any]] = nullcontext
     close: Callable[[], None] = lambda: None
     stepper: Stepper | None = None
+    input_bytes: int = 0
+    own_loader: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
     def device(self) -> str:
-        """ "cpu", "cuda:0", …"""
+        """Name of the device: "cpu", "cuda:0", and so on."""
         return self.plan.device
 
 
@@ -109,12 +136,17 @@ def _in_process(workload: Workload, plan: Plan, batch: int) -> Subject:
         batch=batch,
         plan=plan,
         step=step,
-        model=model,
+        model=workload.make_model(),
+        example=_example(workload.make_inputs(batch)),
         watched=(model,),
-        count=lambda: _counted(workload.make_model(), workload.make_inputs(batch), batch),
         compiled=compiled,
+        input_bytes=sum(t.nbytes for t in pytree.tree_leaves(inputs.args) if _is_tensor(t)),
         conditions=lambda: _inference_conditions(plan),
     )
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)
 
 
 def arranged(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[nn.Module, Inputs]:
@@ -155,8 +187,29 @@ def _inference_conditions(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _counted(model: nn.Module, inputs: Inputs, batch: int) -> Work:
-    return count(model, tuple(inputs.args), inputs.kwargs, batch=batch)
+def _example(inputs: Inputs) -> Example:
+    return Example(args=tuple(inputs.args), kwargs=dict(inputs.kwargs))
+
+
+def work_of(subject: Subject) -> Work | None:
+    """The work of the step as its model is written; None where it cannot be counted."""
+    example = subject.example
+    try:
+        if subject.model is None or example is None:
+            return subject.counted()
+        return count(
+            subject.model,
+            example.args,
+            example.kwargs,
+            batch=subject.batch,
+            training=subject.training,
+            loss=example.loss,
+            targets=example.targets,
+            optimizer=example.optimizer or "sgd",
+        )
+    except CaptureError as error:
+        subject.notes.append(f"the work cannot be counted: {error}")
+        return None
 
 
 def _built(workload: Workload, plan: Plan, batch: int, scratch: Path) -> Subject:
@@ -190,7 +243,7 @@ def _built(workload: Workload, plan: Plan, batch: int, scratch: Path) -> Subject
         plan=note.plan,
         step=lambda mark: runner(flat),
         model=model,
-        count=lambda: _counted(model, inputs, batch),
+        example=_example(inputs),
         layers=lambda: runner.layer_times(flat),
         conditions=torch.no_grad,
         close=runner.close,
@@ -226,7 +279,7 @@ def of_engine(engine: Engine, batch: int | None, inputs: Sequence[torch.Tensor] 
         batch=size,
         plan=engine.plan if engine.portable else served,
         step=lambda mark: engine.call_flat(flat),
-        count=lambda: _program_work(engine.program, flat, size),
+        counted=lambda: _program_work(engine.program, flat, size),
         layers=lambda: engine.layer_times(flat),
         conditions=torch.no_grad,
     )

@@ -1,4 +1,4 @@
-"""Training steps that can be profiled: recipes, runs, a person's own loader, a person's own step."""
+"""Training steps that can be profiled: recipes, runs, a loader or a step of a person's own."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +13,9 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.base.plan import Plan
 from suanli.base.train_plan import TrainPlan
-from suanli.base.work import Work
-from suanli.measure.capture import capture as count
 from suanli.profiling.own_step import marked
 from suanli.profiling.stopwatch import Mark
-from suanli.profiling.subjects import Subject
+from suanli.profiling.subjects import Example, Subject
 from suanli.training.batches import Batches
 from suanli.training.checks import check_samples
 from suanli.training.fit import default_plan
@@ -77,7 +75,7 @@ def _stepping(
     found = _trained(recipe, stepper, plan, next_batch)
     found.model = plain
     found.batch = size
-    found.count = lambda: _counted(plain, recipe, *example)
+    found.example = _example(recipe, *example)
     found.close = batches.close
     if recipe.arrange is not None:
         found.notes.append("what is arranged once per epoch is outside the steps")
@@ -118,18 +116,16 @@ def _trained(
     )
 
 
-def _counted(model: nn.Module, recipe: Recipe, inputs: Tensors, labels: torch.Tensor) -> Work:
+def _example(recipe: Recipe, inputs: Tensors, labels: torch.Tensor) -> Example:
     settings = recipe.settings
     momentum = settings.optimizer == "sgd" and settings.momentum > 0
     optimizer = _COUNTED.get(settings.optimizer, "sgd-momentum")
-    return count(
-        model,
-        inputs,
-        batch=int(labels.shape[0]),
-        training=True,
+    return Example(
+        args=inputs,
         loss=recipe.workload.loss,
         targets=labels,
         optimizer="sgd-momentum" if momentum else optimizer,
+        decay=settings.weight_decay > 0,
     )
 
 
@@ -226,7 +222,8 @@ def of_loader(
 
     found = _trained(recipe, stepper, plan, next_batch)
     found.model = plain
-    found.count = lambda: _counted(plain, recipe, first_inputs, first_labels)
+    found.example = _example(recipe, first_inputs, first_labels)
+    found.own_loader = True
     return found
 
 
