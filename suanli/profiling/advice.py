@@ -125,7 +125,7 @@ def _synchronisation(case: Case) -> Iterator[Advice]:
 
 
 def _small_calls(case: Case) -> Iterator[Advice]:
-    recording, compiled = case.measured.recording, case.basis
+    recording = case.measured.recording
     if recording is None or case.subject.compiled:
         return
     tiny = tiny_calls(recording, case.basis.times.idle_ms)

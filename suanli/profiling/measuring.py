@@ -86,7 +86,6 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
         subject.step, steps=steps, max_seconds=_TIME_SECONDS, first=subject.first, sync=sync
     )
     after = energy()
-    known = before is not None and after is not None
     found = Measured(
         times=times,
         step_ms=median_interval([t.ms for t in times]),
