@@ -145,7 +145,7 @@ class _Maker:
         """How to make the step again; None for what exists once."""
         if self._is_step() or self._engine_folder() is not None or self._optimizer is not None:
             return None
-        return lambda plan, batch, scratch: self.make(plan, batch, scratch)
+        return self.make
 
     def plan(self) -> "Plan | TrainPlan | None":
         """The plan that was asked for; None without one.
@@ -216,6 +216,7 @@ class _Maker:
 
         from suanli.training.recipe import Recipe
         from suanli.workloads.module import of_module
+        from suanli.workloads.record import Workload
         from suanli.workloads.resolve import resolve
 
         if isinstance(self._what, str):

@@ -20,6 +20,7 @@ from suanli.cost.model_shape import model_shape
 from suanli.devices import device as find_device
 from suanli.measure.footprint import footprint
 from suanli.predicting.subject import STATES
+from suanli.profiling._stderr import without_stderr
 from suanli.profiling.stopwatch import Part
 from suanli.profiling.subjects import Subject
 
@@ -110,6 +111,8 @@ def _on_cpu(subject: Subject) -> dict[str, int]:
             if parameter.requires_grad and parameter.is_leaf:
                 handle = parameter.register_post_accumulate_grad_hook(_note_gradient)
                 stack.callback(handle.remove)
+        # it warns of blocks from before the recording, of which only the release is seen
+        stack.enter_context(without_stderr())
         activities = [torch.profiler.ProfilerActivity.CPU]
         profile = stack.enter_context(
             torch.profiler.profile(activities=activities, profile_memory=True)

@@ -3,11 +3,13 @@
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from suanli.profiling._stderr import without_stderr
 from suanli.profiling.stopwatch import Mark, Part
 
 _MARK, _STEP, _END = "suanli.part:", "suanli.step", "suanli.end"
@@ -99,9 +101,13 @@ def record_steps(
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     end = time.perf_counter() + max_seconds
-    with warnings.catch_warnings():
+    profile = torch.profiler.profile(activities=activities)
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of the profiler, about what it could record besides
-        with torch.profiler.profile(activities=activities) as profile:
+        with without_stderr():
+            profile.start()
+        try:
             for _ in range(steps):
                 _note(_STEP)
                 _note(_MARK + first)
@@ -111,6 +117,9 @@ def record_steps(
                 _note(_END)
                 if time.perf_counter() > end:
                     break
+        finally:
+            with without_stderr():
+                profile.stop()
         return _recordings(profile.events(), on_device=device == "cuda")
 
 
