@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from suanli import __version__, cli_kernel, cli_predict
+from suanli import __version__, cli_kernel, cli_predict, cli_profile
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
 from suanli.cli_output import WORKLOAD as _WORKLOAD
 from suanli.cli_output import Json
@@ -434,6 +434,7 @@ def workloads(as_json: Json = False) -> None:
 
 
 cli_predict.register(app)
+cli_profile.register(app)
 cli_kernel.register(app)
 
 

@@ -1,0 +1,125 @@
+"""What a change is expected to give, from the measured step and the cost model's ratios."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from suanli.base.errors import BadInputError
+from suanli.base.gpu_sheet import GpuSheet
+from suanli.base.hardware import Ceilings
+from suanli.base.plan import Plan
+from suanli.base.profile_results import StepTimes
+from suanli.base.train_plan import TrainPlan
+from suanli.base.work import Operator
+from suanli.cost.bound import operator_sol
+from suanli.cost.changes import Manner, cpu_ratios, gpu_ratios
+from suanli.profiling.rows import Row
+
+_COMPILED_IDLE = {"none": 1.0, "compiled": 0.35, "engine": 0.2}
+
+
+def manner_of(plan: Plan | TrainPlan) -> Manner:
+    """What the cost model needs to know of a plan."""
+    last = plan.memory_layout == "channels_last"
+    if isinstance(plan, TrainPlan):
+        autocast = plan.precision in ("bf16", "fp16") and plan.weights == "fp32"
+        fused = "none" if plan.compile == "none" else "compiled"
+        return Manner(
+            precision=plan.precision,
+            channels_last=last,
+            fused=fused,  # type: ignore[arg-type]
+            autocast=autocast,
+        )
+    by_backend = {"eager": "none", "inductor": "compiled", "aotinductor": "compiled"}
+    return Manner(
+        precision=plan.precision,
+        channels_last=last or plan.backend not in by_backend,
+        fused=by_backend.get(plan.backend, "engine"),  # type: ignore[arg-type]
+        autocast=bool(plan.options.get("autocast")),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """What an expectation is made from.
+
+    Attributes:
+        rows: The measured table.
+        times: The measured parts of the step.
+        ceilings: Of the device.
+        sheet: Of the card; None on a CPU.
+        plan: How it was measured.
+        batch: Samples in the step.
+    """
+
+    rows: Sequence[Row]
+    times: StepTimes
+    ceilings: Ceilings
+    plan: Plan | TrainPlan
+    batch: int
+    sheet: GpuSheet | None = None
+    conversions: float = field(default=0.0)
+
+    @property
+    def step_ms(self) -> float:
+        """The measured step."""
+        return self.times.total_ms
+
+    def ratios(self, operators: Sequence[Operator], new: Manner) -> list[float]:
+        """Expected over present time of each operator under another manner."""
+        old = manner_of(self.plan)
+        if self.sheet is not None:
+            return gpu_ratios(operators, old, new, self.sheet)
+        return cpu_ratios(operators, old, new, self.ceilings)
+
+    def step_with(self, plan: Plan | TrainPlan) -> float | None:
+        """Expected milliseconds of the step under another plan; None where it cannot be said."""
+        new = manner_of(plan)
+        total = 0.0
+        try:
+            for row in self.rows:
+                total += self._row_with(row, new)
+        except BadInputError:
+            return None
+        idle = self.times.idle_ms
+        old_left, new_left = (_COMPILED_IDLE[m.fused] for m in (manner_of(self.plan), new))
+        idle *= min(1.0, new_left / old_left)
+        rest = self.times.data_ms + self.times.transfer_ms + self.times.communication_ms
+        return total + idle + rest
+
+    def _row_with(self, row: Row, new: Manner) -> float:
+        if not row.operators:  # a conversion or a copy that no model knows: it stays
+            return row.ms
+        ratios = self.ratios(row.operators, new)
+        weights = [max(1, op.flops + op.bytes_read + op.bytes_written) for op in row.operators]
+        ratio = sum(r * w for r, w in zip(ratios, weights, strict=True)) / sum(weights)
+        least = sum(self._least(op, new) for op in row.operators)
+        return max(row.ms * ratio, min(least, row.ms))
+
+    def _least(self, op: Operator, new: Manner) -> float:
+        if new.fused != "none" and not op.matmul:
+            return 0.0
+        return operator_sol(op, self.ceilings, new.precision)[0]
+
+    def step_at(self, batch: int) -> float:
+        """Expected milliseconds at a larger batch.
+
+        What grows with the batch is what reads and computes samples; calls and parameters stay.
+        """
+        grown = batch / self.batch
+        total = self.times.idle_ms
+        call_ms = 1e3 * max(self.ceilings.overhead_s(), 2e-6)
+        for row in self.rows:
+            fixed = min(row.ms, call_ms * row.count)
+            moved = sum(op.bytes_read + op.bytes_written for op in row.operators)
+            of_weights = sum(op.parameter_bytes for op in row.operators)
+            share = of_weights / moved if moved else 0.0
+            grows = (row.ms - fixed) * (1 - share)
+            stays = (row.ms - fixed) * share
+            flops = sum(op.least_flops for op in row.operators if op.matmul)
+            computed = self._compute_ms(flops * grown, row)
+            total += fixed + max(grows * grown + stays, computed)
+        return total + grown * (self.times.data_ms + self.times.transfer_ms)
+
+    def _compute_ms(self, flops: float, row: Row) -> float:
+        rate = self.ceilings.peak_flops(manner_of(self.plan).precision)
+        return 1e3 * flops / rate if rate and flops else 0.0
