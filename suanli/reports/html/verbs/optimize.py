@@ -106,7 +106,7 @@ def _ladder(result: OptimizeResult) -> Element:
         p50=chosen.p50 * eager.p50, lo95=chosen.p50 * eager.lo95, hi95=chosen.p50 * eager.hi95
     )
     best = result.baseline
-    rows: list[Row] = [
+    rows = [
         ("eager fp32", before, "plain", "the race's speed-up times the chosen plan's step")
     ]
     if not _is_eager(best.plan):
