@@ -27,10 +27,10 @@ from suanli.engines.evaluate import (
     steps_per_check,
 )
 from suanli.engines.finalists import (
+    baseline_caveats,
     distinct_variants,
     finalists,
     refusal,
-    baseline_caveats,
 )
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
