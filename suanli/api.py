@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from suanli.base import schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
+from suanli.base.events_log import EventsLog
 from suanli.base.hardware import BackendStatus, Ceilings, DeviceInfo
 from suanli.base.results import (
     DoctorResult,
@@ -143,7 +144,10 @@ def optimize(
         workload, module = model, model.make_model()
     else:
         workload, module = of_module(model, inputs), model
-    return Optimizer(workload, module, _request(asked), on_event).run()
+    with EventsLog(asked.out, verb="optimize", workload=workload.name, listener=on_event) as told:
+        engine = Optimizer(workload, module, _request(asked), told).run()
+        told.finish(engine.result)
+    return engine
 
 
 def optimize_workload(
@@ -183,9 +187,11 @@ def optimize_workload(
         input_shapes=parse_shapes(input_shapes),
         input_dtype=input_dtype,
     )
-    optimizer = Optimizer(workload, workload.make_model(), _request(asked), on_event)
-    engine = optimizer.run()
-    result = engine.result
+    with EventsLog(asked.out, verb="optimize", workload=ref, listener=on_event) as told:
+        optimizer = Optimizer(workload, workload.make_model(), _request(asked), told)
+        engine = optimizer.run()
+        result = engine.result
+        told.finish(result)
     engine.close()
     return result
 

@@ -27,10 +27,13 @@ LAYERS = {
     "api_kernel": 7,
     "api_predict": 7,
     "api_profile": 7,
+    "api_report": 7,
     "cli_output": 8,
     "cli_kernel": 9,
+    "cli_engines": 9,
     "cli_predict": 9,
     "cli_profile": 9,
+    "cli_report": 9,
     "cli": 10,
     "__main__": 11,
 }
@@ -145,6 +148,7 @@ def test_public_names() -> None:
         "optimize",
         "predict",
         "rebuild",
+        "report",
         "run",
         "train",
     }

@@ -13,9 +13,11 @@ from suanli.base.results import (
     ErrorResult,
     ExportResult,
     OptimizeResult,
+    ReportResult,
     RunResult,
     SchemaName,
     TrustResult,
+    UiResult,
     WorkloadsResult,
 )
 from suanli.base.train_plan import TrainPlan
@@ -36,10 +38,12 @@ RECORDS: dict[str, type] = {
     "plan": Plan,
     "predict": PredictResult,
     "profile": ProfileResult,
+    "report": ReportResult,
     "run": RunResult,
     "train": TrainResult,
     "train-plan": TrainPlan,
     "trust": TrustResult,
+    "ui": UiResult,
     "workloads": WorkloadsResult,
 }
 

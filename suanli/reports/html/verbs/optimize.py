@@ -106,9 +106,7 @@ def _ladder(result: OptimizeResult) -> Element:
         p50=chosen.p50 * eager.p50, lo95=chosen.p50 * eager.lo95, hi95=chosen.p50 * eager.hi95
     )
     best = result.baseline
-    rows = [
-        ("eager fp32", before, "plain", "the race's speed-up times the chosen plan's step")
-    ]
+    rows = [("eager fp32", before, "plain", "the race's speed-up times the chosen plan's step")]
     if not _is_eager(best.plan):
         rows.append((f"best baseline: {best.plan.title}", best.step_ms, "c5", "raced"))
     if result.chosen.plan != best.plan:
