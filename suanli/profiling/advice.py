@@ -197,7 +197,7 @@ def _layout(case: Case) -> Iterator[Advice]:
     spent = sum(
         row.ms
         for row in case.basis.rows
-        if any("convolution" in op.name and _image(op.input_shapes) for op in row.operators)
+        if any("conv" in op.name and _image(op.input_shapes) for op in row.operators)
     )
     if not spent:
         return

@@ -157,13 +157,10 @@ def _from_recording(subject: Subject, found: Measured, sync: Callable[[], object
     found.transfer_ms = sum(ms for _, ms in joining.transfers(usual))
     _with_update(found)
     on_device = kind != "cpu"
-    for phase in ("forward", "backward", "optimizer"):
-        part = step_ms if on_device else found.parts[_part_of(phase)]  # type: ignore[arg-type]
-        found.busy[phase] = rows.fitted(found.rows, phase, part)  # type: ignore[index, arg-type]
-
-
-def _part_of(phase: Phase) -> Part:
-    return phase
+    phases: tuple[Phase, ...] = ("forward", "backward", "optimizer")
+    for phase in phases:
+        part = step_ms if on_device else found.parts[phase]
+        found.busy[phase] = rows.fitted(found.rows, phase, part)
 
 
 def _watch(subject: Subject, found: Measured) -> None:
