@@ -153,7 +153,7 @@ def test_what_was_found_stays_when_checks_are_stopped(monkeypatch: pytest.Monkey
 def test_a_run_is_profiled_as_its_workload_and_plan(tmp_path: Path) -> None:
     file = tmp_path / "job.py"
     file.write_text(
-        "from tests import train_parts\n\n\ndef job():\n    return train_parts.workload()\n"
+        "from tests import train_parts\n\n\ndef job():\n    return train_parts.WORKLOAD\n"
     )
     from suanli.training.calls import TrainOptions, train_workload
 
