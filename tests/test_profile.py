@@ -150,6 +150,14 @@ def test_a_phase_is_never_longer_than_it_was() -> None:
     assert [row.ms for row in table] == [1.5, 0.5, 5.0]
 
 
+def test_streams_that_overlap_fit_into_the_step() -> None:
+    table = [_row(ms=60.0), _row(ms=60.0, phase="backward")]
+    busy = {"forward": 60.0, "backward": 60.0}
+    rows.within(table, busy, 90.0)
+    assert sum(busy.values()) == pytest.approx(90.0)
+    assert [row.ms for row in table] == [45.0, 45.0]
+
+
 def test_what_was_fused_reads_once_and_writes_once() -> None:
     conv = product("conv", bytes_read=1000, parameter_bytes=400, bytes_written=800)
     relu = pointwise("relu", size=800)

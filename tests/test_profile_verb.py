@@ -18,8 +18,9 @@ from suanli.base.lazy import present
 from suanli.base.plan import Plan
 from suanli.base.profile_results import ProfileResult
 from suanli.base.train_plan import TrainPlan
+from suanli.engines import engine as engine_module
 from suanli.training.calls import train_module
-from tests import train_parts
+from tests import engine_parts, train_parts
 from tests.profile_parts import ceilings
 
 
@@ -189,6 +190,26 @@ def test_a_backends_own_counters_are_mapped_to_operators() -> None:
     assert conv.kernel
     assert found.profiler is None
     assert found.memory is None
+
+
+def test_an_engine_is_profiled_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = engine_parts.make_program(tmp_path / "program")
+    engine_parts.make_engine(tmp_path / "engine", program, tmp_path)
+    quick = engine_parts.QuickBackend()
+    monkeypatch.setattr(engine_module, "_backend_table", lambda extra: {"quick": quick})
+    found = suanli.profile(tmp_path / "engine", batch=4, steps=3)
+    parts_add_up(found)
+    assert (found.subject, found.workload, found.batch) == ("engine", "net", 4)
+    assert found.plan == engine_parts.PLAN
+    (layer,) = found.operators
+    assert (layer.kernel, layer.time_ms) == ("all", pytest.approx(1.0, rel=0.01))
+    assert found.flops > 2 * 4 * (6 * 8 + 8 * 4), "the captured operators count"
+    with pytest.raises(BadInputError, match="from 1 to 8"):
+        suanli.profile(tmp_path / "engine", batch=9)
+    with pytest.raises(BadInputError, match="its plan already"):
+        suanli.profile(tmp_path / "engine", plan=Plan(backend="eager"))
 
 
 def test_an_own_step_has_its_parts(tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ def _batch(case: Case) -> Iterator[Advice]:
         f"sample{'s' if size > 1 else ''}",
         how=f"--batch {larger}, where answers may wait for each other (gain in samples per second)",
         expected_speedup=gain,
+        batch=larger,
     )
 
 
