@@ -29,6 +29,7 @@ LAYERS = {
     "api_profile": 7,
     "cli_output": 8,
     "cli_kernel": 9,
+    "cli_engines": 9,
     "cli_predict": 9,
     "cli_profile": 9,
     "cli": 10,
