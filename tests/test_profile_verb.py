@@ -284,6 +284,22 @@ def test_a_plan_of_the_other_kind_is_refused() -> None:
         suanli.profile("digits-resnet", plan=Plan(backend="eager"), train=True)
 
 
+def test_a_model_with_an_optimizer_is_put_back() -> None:
+    model = Block()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    batches = [(torch.randn(4, 16, 8, 8), torch.tensor([0, 1, 2, 3]))]
+    found = suanli.profile(
+        model, batches, nn.functional.cross_entropy, optimizer=optimizer, steps=3, device="cpu"
+    )
+    parts_add_up(found)
+    assert found.memory is not None
+    states = 2 * sum(p.nbytes for p in model.parameters())
+    assert found.memory.optimizer_bytes == pytest.approx(states, rel=0.01)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert not optimizer.state_dict()["state"]
+
+
 def test_a_loader_that_gives_something_else_is_refused() -> None:
     with pytest.raises(BadInputError, match="the loader gives"):
         suanli.profile(Block(), [torch.zeros(1)], nn.functional.cross_entropy, device="cpu")

@@ -182,7 +182,11 @@ def _watch(subject: Subject, found: Measured) -> None:
     """Replace the operators as written by those that really run, where they can be watched."""
 
     def run(begin: SetPhase) -> None:
-        subject.step(lambda part: begin(None if part == "data" else part))
+        def mark(part: Part) -> None:
+            begin(None if part == "data" else part)
+
+        mark(subject.first)
+        subject.step(mark)
 
     try:
         record = record_step(run, subject.watched)
