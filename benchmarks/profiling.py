@@ -3,9 +3,9 @@
     python -m benchmarks.profiling [--cases resnet50,…] [--data DATA] [--check 4] [--out FILE]
 
 Every case is one `suanli profile --check` in a process of its own, which races each change against
-the step without it in alternating turns. The error of an expected speed-up is expected over measured,
-less one, without its sign; the median over all cases is the figure that the goal of 20 % is about.
-A table goes beside the results in JSON. Cases that are there already are not run again.
+the step without it in alternating turns. The error of an expected speed-up is expected over
+measured, less one, without its sign; the median over all cases is the figure that the goal of 20 %
+is about. A table goes beside the results in JSON. Cases that are there already are not run again.
 """
 
 import argparse

@@ -188,12 +188,10 @@ def optimize_workload(
         input_dtype=input_dtype,
     )
     with EventsLog(asked.out, verb="optimize", workload=ref, listener=on_event) as told:
-        optimizer = Optimizer(workload, workload.make_model(), _request(asked), told)
-        engine = optimizer.run()
-        result = engine.result
-        told.finish(result)
+        engine = Optimizer(workload, workload.make_model(), _request(asked), told).run()
+        told.finish(engine.result)
     engine.close()
-    return result
+    return engine.result
 
 
 def load(folder: str | os.PathLike[str], *, trust: bool = False) -> "Engine":

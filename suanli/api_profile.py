@@ -175,7 +175,7 @@ class _Maker:
             engine = self._stack.enter_context(Engine.load(folder, trust=self._options.trust))
             return subjects.of_engine(engine, batch)
         if self._run_folder() is not None:
-            return training_subjects.of_run(Path(self._what), _train_plan(plan))
+            return training_subjects.of_run(Path(self._what), _train_plan(plan), batch)
         if self._is_step():
             self._no_plan(plan, "a step of your own")
             return training_subjects.of_step(
@@ -236,13 +236,17 @@ class _Maker:
 
         if isinstance(self._what, Recipe):
             return self._what
-        if isinstance(self._what, str) and self._is_recipe():
-            return resolve_recipe(self._what, data=self._options.data)
+        if isinstance(self._what, str):
+            try:
+                return resolve_recipe(self._what, data=self._options.data)
+            except BadInputError:
+                workload = self._workload()
+                if workload.data is not None and workload.training is not None:
+                    raise
+                return None
         workload = self._workload()
         if workload.data is None or workload.training is None or workload.loss is None:
             return None
-        if isinstance(self._what, str):
-            return resolve_recipe(self._what, data=self._options.data)
         return as_written(workload)
 
     def _is_recipe(self) -> bool:

@@ -128,9 +128,12 @@ class Advice:
         kind: What sort of change it is.
         reason: What in the profile speaks for it.
         how: The command, option or line that does it.
-        expected_speedup: Step before over step after, from the cost model.
+        expected_speedup: Step before over step after, from the cost model (samples per second
+            after over before where the batch changes).
         measured_speedup: The same, raced by `--check`; None where it was not tried.
         plan: The plan with the change in it; None where the change is not the plan's.
+        batch: Samples in a step with the change in it; None where they stay as many. The speed-up
+            then is that of the samples per second.
         failed: Why the check could not run it; "" where it ran or was not tried.
     """
 
@@ -141,6 +144,7 @@ class Advice:
     expected_speedup: float
     measured_speedup: Estimate | None = None
     plan: Plan | TrainPlan | None = None
+    batch: int | None = None
     failed: str = ""
 
 

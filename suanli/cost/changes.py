@@ -41,7 +41,7 @@ _CALL_S, _BACKWARD_CALL_S = 4e-6, 8e-6
 _REORDERS = 1.0
 # Part of the bytes between operators, and of their calls, that is left after fusion.
 _FUSED_TRAFFIC: dict[Fused, float] = {"none": 1.0, "compiled": 0.5, "engine": 0.1}
-_FUSED_CALLS: dict[Fused, float] = {"none": 1.0, "compiled": 0.3, "engine": 0.2}
+_FUSED_CALLS: dict[Fused, float] = {"none": 1.0, "compiled": 0.1, "engine": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def _cpu_s(op: Operator, manner: Manner, ceilings: Ceilings) -> float:
         )
         memory_s += cast
     moved_s = memory_s * _TRAFFIC.get(kind, 1.0) * _FUSED_TRAFFIC[fused]
-    calls_s = call_s * _FUSED_CALLS[manner.fused]
+    calls_s = call_s * _FUSED_CALLS[fused]
     return max(compute_s, moved_s) + reorder_s + calls_s
 
 

@@ -15,6 +15,7 @@ from suanli.profiling.subjects import Subject
 from suanli.profiling.waste import read_backs, tiny_calls
 
 _LEAST_GAIN = 1.02
+_WHOLE = ("backend", "quantization")  # another way to compute everything, no cause in the step
 _DATA_SHARE = 0.02
 _MANY_CALLS = 300
 _MUCH_IDLE = 0.25
@@ -58,7 +59,10 @@ class Case:
 
 
 def advise(case: Case) -> list[Advice]:
-    """Changes worth making, the largest expected gain first."""
+    """Changes worth making: what ails this step first, then what would replace it as a whole.
+
+    Each group by the expected gain, the largest first.
+    """
     rules: tuple[Callable[[Case], Iterator[Advice]], ...] = (
         _data,
         _synchronisation,
@@ -74,7 +78,9 @@ def advise(case: Case) -> list[Advice]:
     )
     found = [advice for rule in rules for advice in rule(case)]
     kept = [advice for advice in found if advice.expected_speedup >= _LEAST_GAIN]
-    return sorted(kept, key=lambda advice: -advice.expected_speedup)
+    if any(advice.kind == "overhead" for advice in kept):  # which says the same, and why
+        kept = [advice for advice in kept if advice.kind != "compile"]
+    return sorted(kept, key=lambda advice: (advice.kind in _WHOLE, -advice.expected_speedup))
 
 
 def _data(case: Case) -> Iterator[Advice]:
@@ -197,7 +203,7 @@ def _layout(case: Case) -> Iterator[Advice]:
     spent = sum(
         row.ms
         for row in case.basis.rows
-        if any("convolution" in op.name and _image(op.input_shapes) for op in row.operators)
+        if any("conv" in op.name and _image(op.input_shapes) for op in row.operators)
     )
     if not spent:
         return
@@ -290,6 +296,7 @@ def _batch(case: Case) -> Iterator[Advice]:
         f"sample{'s' if size > 1 else ''}",
         how=f"--batch {larger}, where answers may wait for each other (gain in samples per second)",
         expected_speedup=gain,
+        batch=larger,
     )
 
 

@@ -44,17 +44,16 @@ class Checker:
         """
         done, tried = [], 0
         for item in advice:
-            batch = _batch_of(item)
-            if (item.plan is None and batch is None) or tried >= self.most:
+            if (item.plan is None and item.batch is None) or tried >= self.most:
                 done.append(item)
                 continue
             tried += 1
             self.say(f"trying: {item.change}")
-            done.append(self._tried(item, batch))
+            done.append(self._tried(item))
         return tuple(done)
 
-    def _tried(self, item: Advice, batch: int | None) -> Advice:
-        plan, size = item.plan or self.subject.plan, batch or self.subject.batch
+    def _tried(self, item: Advice) -> Advice:
+        plan, size = item.plan or self.subject.plan, item.batch or self.subject.batch
         try:
             with tempfile.TemporaryDirectory(prefix="suanli-check-") as folder:
                 other = self.remake(plan, size, Path(folder))
@@ -67,13 +66,6 @@ class Checker:
             return replace(item, failed=text[0][:200])
         # a step of more samples is worth as much more
         return replace(item, measured_speedup=ratio.scaled(size / self.subject.batch))
-
-
-def _batch_of(item: Advice) -> int | None:
-    """The batch that advice on it names."""
-    if item.kind != "batch":
-        return None
-    return int(item.change.split()[1])
 
 
 def raced(before: Subject, after: Subject, *, max_seconds: float = _RACE_SECONDS) -> Estimate:

@@ -1,7 +1,7 @@
 """What a change is expected to give, from the measured step and the cost model's ratios."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
@@ -14,7 +14,9 @@ from suanli.cost.bound import operator_sol
 from suanli.cost.changes import Manner, cpu_ratios, gpu_ratios
 from suanli.profiling.rows import Row
 
-_COMPILED_IDLE = {"none": 1.0, "compiled": 0.35, "engine": 0.2}
+# Calls that are left of operators that can be fused, and what entering the fused code costs.
+_CALLS_LEFT = {"none": 1.0, "compiled": 0.1, "engine": 0.05}
+_ENTRY_MS = {"none": 0.0, "compiled": 0.04, "engine": 0.02}
 
 
 def manner_of(plan: Plan | TrainPlan) -> Manner:
@@ -57,7 +59,6 @@ class Basis:
     plan: Plan | TrainPlan
     batch: int
     sheet: GpuSheet | None = None
-    conversions: float = field(default=0.0)
 
     @property
     def step_ms(self) -> float:
@@ -80,11 +81,18 @@ class Basis:
                 total += self._row_with(row, new)
         except BadInputError:
             return None
-        idle = self.times.idle_ms
-        old_left, new_left = (_COMPILED_IDLE[m.fused] for m in (manner_of(self.plan), new))
-        idle *= min(1.0, new_left / old_left)
+        idle = self.times.idle_ms * self._calls_left(new) / self._calls_left(manner_of(self.plan))
+        idle = min(idle + _ENTRY_MS[new.fused], self.times.idle_ms + _ENTRY_MS[new.fused])
         rest = self.times.data_ms + self.times.transfer_ms + self.times.communication_ms
         return total + idle + rest
+
+    def _calls_left(self, manner: Manner) -> float:
+        """Calls of a step, those that a compiler or an engine fuses by their share."""
+        left = 0.0
+        for row in self.rows:
+            products = any(op.matmul for op in row.operators)
+            left += row.count * (1.0 if products else _CALLS_LEFT[manner.fused])
+        return max(left, 1.0)
 
     def _row_with(self, row: Row, new: Manner) -> float:
         if not row.operators:  # a conversion or a copy that no model knows: it stays

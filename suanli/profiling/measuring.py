@@ -1,7 +1,8 @@
 """The passes over a subject: time it undisturbed, then look into it, and join the two."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -13,6 +14,7 @@ from suanli.base.timing import Estimate
 from suanli.base.work import Operator, Phase, Work
 from suanli.devices import device as find_device
 from suanli.engines.backend import LayerTime
+from suanli.engines.backends._torch import use_inductor_cache
 from suanli.measure.step_record import SetPhase, record_step
 from suanli.measure.timing import median_interval
 from suanli.profiling import joining, rows
@@ -77,8 +79,9 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
     say("counting the work")
     work = work_of(subject)
     sync = _sync(subject)
-    say("warming up")
-    _warm_up(subject, sync)
+    say("compiling and warming up" if subject.compiled else "warming up")
+    with named_kernels() if subject.compiled else nullcontext():
+        _warm_up(subject, sync)
     say(f"timing {steps} steps undisturbed")
     energy = find_device(subject.device).energy_j
     before = energy()
@@ -105,6 +108,16 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
         say("recording the operators")
         _from_recording(subject, found, sync)
     return found
+
+
+@contextmanager
+def named_kernels() -> Iterator[None]:
+    """Have Inductor name the kernels that it makes for a CPU, so that a profiler sees them."""
+    from torch._inductor import config
+
+    use_inductor_cache()
+    with config.patch({"cpp.enable_kernel_profile": True}):
+        yield
 
 
 def _sync(subject: Subject) -> Callable[[], object] | None:
@@ -157,20 +170,23 @@ def _from_recording(subject: Subject, found: Measured, sync: Callable[[], object
     found.transfer_ms = sum(ms for _, ms in joining.transfers(usual))
     _with_update(found)
     on_device = kind != "cpu"
-    for phase in ("forward", "backward", "optimizer"):
-        part = step_ms if on_device else found.parts[_part_of(phase)]  # type: ignore[arg-type]
-        found.busy[phase] = rows.fitted(found.rows, phase, part)  # type: ignore[index, arg-type]
-
-
-def _part_of(phase: Phase) -> Part:
-    return phase
+    phases: tuple[Phase, ...] = ("forward", "backward", "optimizer")
+    for phase in phases:
+        part = step_ms if on_device else found.parts[phase]
+        found.busy[phase] = rows.fitted(found.rows, phase, part)
+    if on_device:  # streams overlap: their kernels may add up to more than the step
+        rows.within(found.rows, found.busy, step_ms - found.transfer_ms)
 
 
 def _watch(subject: Subject, found: Measured) -> None:
     """Replace the operators as written by those that really run, where they can be watched."""
 
     def run(begin: SetPhase) -> None:
-        subject.step(lambda part: begin(None if part == "data" else part))
+        def mark(part: Part) -> None:
+            begin(None if part == "data" else part)
+
+        mark(subject.first)
+        subject.step(mark)
 
     try:
         record = record_step(run, subject.watched)

@@ -109,7 +109,8 @@ def _on_cpu(subject: Subject) -> dict[str, int]:
         warnings.simplefilter("ignore")
         for parameter in parameters.values():
             if parameter.requires_grad and parameter.is_leaf:
-                handle = parameter.register_post_accumulate_grad_hook(_note_gradient)
+                hook: Any = parameter.register_post_accumulate_grad_hook
+                handle = hook(_note_gradient)
                 stack.callback(handle.remove)
         # it warns of blocks from before the recording, of which only the release is seen
         stack.enter_context(without_stderr())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from suanli.profiling.stopwatch import Mark
 
@@ -24,9 +25,7 @@ def marked(step: Callable[[], object], model: nn.Module | None) -> Callable[[Mar
                 entered = model.register_forward_pre_hook(lambda *_: mark("forward"))
                 stack.callback(entered.remove)
             stack.enter_context(_backward_marked(mark))
-            begun = torch.optim.optimizer.register_optimizer_step_pre_hook(
-                lambda *_: mark("optimizer")
-            )
+            begun = register_optimizer_step_pre_hook(lambda *_: mark("optimizer"))
             stack.callback(begun.remove)
             return step()
 

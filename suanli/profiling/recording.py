@@ -120,7 +120,8 @@ def record_steps(
         finally:
             with without_stderr():
                 profile.stop()
-        return _recordings(profile.events(), on_device=device == "cuda")
+        events: Any = profile.events()  # type: ignore[no-untyped-call]
+        return _recordings(events, on_device=device == "cuda")
 
 
 def _mark(part: Part) -> None:
@@ -150,7 +151,8 @@ def _recordings(events: Any, *, on_device: bool) -> list[Recording]:
         mine = [e for e in tops if zero <= e.time_range.start < last]
         marks = [e for e in mine if e.name.startswith(_MARK)]
         parts = _parts(marks, zero, last)
-        roots, aside = [], []
+        roots: list[Node] = []
+        aside: list[Node] = []
         for event in mine:
             if event.name.startswith("suanli."):
                 continue

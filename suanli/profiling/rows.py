@@ -93,6 +93,17 @@ def fitted(rows: Sequence[Row], phase: Phase, limit_ms: float) -> float:
     return total
 
 
+def within(rows: Sequence[Row], busy: dict[Phase, float], limit_ms: float) -> None:
+    """Scale all rows and the sums by phase down until they fit into so much time together."""
+    total = sum(busy.values())
+    if total <= limit_ms or total <= 0:
+        return
+    for row in rows:
+        row.ms *= limit_ms / total
+    for phase in busy:
+        busy[phase] *= limit_ms / total
+
+
 def finished(
     rows: Sequence[Row], *, step_ms: float, ceilings: Ceilings | None, precision: str
 ) -> list[OperatorProfile]:

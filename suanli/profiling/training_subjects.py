@@ -1,6 +1,7 @@
 """Training steps that can be profiled: recipes, runs, a loader or a step of a person's own."""
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -70,6 +71,12 @@ def _stepping(
             batch = batches.next()
         return batch.inputs, batch.labels
 
+    started = time.perf_counter()
+    next_batch()
+    first_ms = 1e3 * (time.perf_counter() - started)
+    started = time.perf_counter()
+    next_batch()
+    usual_ms = 1e3 * (time.perf_counter() - started)
     assert train.labels is not None
     example = tuple(part[:size] for part in train.inputs), train.labels[:size]
     found = _trained(recipe, stepper, plan, next_batch)
@@ -78,7 +85,11 @@ def _stepping(
     found.example = _example(recipe, *example)
     found.close = batches.close
     if recipe.arrange is not None:
-        found.notes.append("what is arranged once per epoch is outside the steps")
+        once = first_ms - usual_ms
+        found.notes.append(
+            f"an epoch's data is arranged once, before its steps: {once:.0f} ms, which is "
+            f"{once / batches.per_epoch:.2g} ms a step and not in the figures"
+        )
     return found
 
 
@@ -129,8 +140,13 @@ def _example(recipe: Recipe, inputs: Tensors, labels: torch.Tensor) -> Example:
     )
 
 
-def of_run(folder: Path, plan: TrainPlan | None) -> Subject:
+def of_run(folder: Path, plan: TrainPlan | None, batch: int | None = None) -> Subject:
     """The training step of a run: its workload, its settings, its plan, its weights so far.
+
+    Args:
+        folder: What `suanli train` wrote.
+        plan: In the place of its own.
+        batch: In the place of its own.
 
     Raises:
         BadInputError: There is no run, or it cannot be made again from what it says.
@@ -142,7 +158,8 @@ def of_run(folder: Path, plan: TrainPlan | None) -> Subject:
             f"{folder} is a run of a model that lived in one process only",
             next_step="give the model to suanli.profile(model, loader, loss)",
         )
-    recipe = replace(resolve_recipe(record.ref), settings=record.settings)
+    settings = replace(record.settings, batch=batch or record.settings.batch)
+    recipe = replace(resolve_recipe(record.ref), settings=settings)
     found = training(recipe, plan or own, device=own.device, seed=record.seed)
     found.kind = "run"
     if run.weights.is_file() and found.stepper is not None:
@@ -191,7 +208,7 @@ def of_loader(
     """Training steps on batches from a person's own loader.
 
     Args:
-        model: Trained in place.
+        model: A copy of it is trained; with `optimizer` the model itself, which is put back.
         loader: Gives (input, …, labels), again and again.
         loss: `loss(output, labels)`.
         optimizer: Of the model's parameters; SGD where there is none.
@@ -212,7 +229,9 @@ def of_loader(
         optimizer=None if optimizer is None else lambda *_: optimizer,
     )
     plain = copy.deepcopy(model)
-    stepper = Stepper(model, recipe, plan)
+    states = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+    trained = copy.deepcopy(model) if optimizer is None else model
+    stepper = Stepper(trained, recipe, plan)
 
     def next_batch() -> tuple[Tensors, torch.Tensor]:
         inputs, labels = _batch_of(next(source))
@@ -224,6 +243,14 @@ def of_loader(
     found.model = plain
     found.example = _example(recipe, first_inputs, first_labels)
     found.own_loader = True
+
+    def put_back() -> None:
+        if optimizer is not None and states is not None:
+            model.load_state_dict(plain.state_dict())
+            model.train(plain.training)
+            optimizer.load_state_dict(states)
+
+    found.close = put_back
     return found
 
 

@@ -9,7 +9,13 @@ from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.hardware import Ceilings
-from suanli.base.profile_results import Advice, MemoryProfile, OperatorProfile, ProfileResult
+from suanli.base.profile_results import (
+    Advice,
+    MemoryProfile,
+    OperatorProfile,
+    ProfileResult,
+    TraceEvent,
+)
 from suanli.base.work import SpeedOfLight
 from suanli.cost import speed_of_light
 from suanli.devices import GpuDevice, find_sheet
@@ -118,7 +124,7 @@ class Profiler:
             profiler=measured.cost,
             energy_j=measured.energy_j,
             ceilings=limits.items if limits is not None else (),
-            flops=work.flops if work is not None else sum(row.flops for row in table),
+            flops=max(work.flops if work is not None else 0, sum(row.flops for row in table)),
             parameters=work.parameters if work is not None else 0,
             seconds_spent=time.monotonic() - started,
             trace=_trace(measured, table),
@@ -167,7 +173,7 @@ def faster(ceilings: Ceilings, precision: str) -> tuple[str, ...]:
     return (*sorted(floats, key=lambda name: -rates[name]), *(n for n in found if n == "int8"))
 
 
-def _trace(measured: Measured, table: list[OperatorProfile]) -> tuple[trace.TraceEvent, ...]:
+def _trace(measured: Measured, table: list[OperatorProfile]) -> tuple[TraceEvent, ...]:
     if measured.recording is not None:
         return trace.timeline(measured.recording, measured.joined, table)
     return trace.of_layers(measured.layers, table, measured.layer_scale)

@@ -18,8 +18,9 @@ _AROUND = {
     "as_strided",
     "to",
 }
-# From one such call to the next more than this is the program's own work.
-_NEAR_MS = 0.05
+# Between two such calls, with no other in between, the program deals with what it read; more than
+# this is work of its own.
+_NEAR_MS = 5.0
 # Calls under so many milliseconds are mostly their own overhead.
 _TINY_MS = 0.03
 

@@ -61,7 +61,7 @@ def el(tag: str, *children: "Element | str | None", **attributes: Value) -> Elem
     for name, value in named:
         if name.startswith("on") or name in ("style", "srcdoc", "src"):
             raise ValueError(f"no attribute {name!r} here")
-        if name == "href" and not re.match(r"[#?]|/[\w-]", str(value)):
+        if name == "href" and not re.match(r"#|/([\w-]|$)", str(value)):
             raise ValueError(f"a link leads within the page, not to {value!r}")
     return Element(tag, named, tuple(child for child in children if child is not None))
 

@@ -14,9 +14,9 @@ LIMIT_BYTES = 2_000_000  # a page that is sent around must stay small
 
 
 @cache
-def asset(name: str) -> str:
-    """The text of a file in `assets/`."""
-    return (files("suanli.reports.html") / "assets" / name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "suanli.reports.html") -> str:
+    """The text of a file in the `assets/` of a package."""
+    return (files(package) / "assets" / name).read_text(encoding="utf-8")
 
 
 def policy(*scripts: str, style: str, live: bool = False) -> str:
