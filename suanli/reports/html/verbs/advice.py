@@ -16,7 +16,7 @@ def advice(changes: Sequence[Advice]) -> Element:
         return card("What to change", about)
     listed = _table(changes)
     if not any(change.measured_speedup for change in changes):
-        about = "The gains are expected by the cost model; `--check` tries the first ones."
+        about = "The gains are expected by the cost model; --check tries the first ones."
         return card("What to change first", about, listed)
     rows: list[Row] = []
     for change in changes:
