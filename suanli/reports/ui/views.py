@@ -129,8 +129,7 @@ def _going_on(entry: Entry, lines: Sequence[Line]) -> list[Element]:
     )
     parts = [head.body("result-1", "h1")]
     parts += [part for part in train.course(course, None) if part is not None]
-    best = _fastest(done)
-    parts += [part for part in trials.parts(done, best.plan if best else None) if part is not None]
+    parts += [part for part in trials.parts(done, None) if part is not None]
     return [*parts, _log(events, began)]
 
 

@@ -61,7 +61,7 @@ def pareto(trials: Sequence[Trial], chosen: Plan | None) -> Element | None:
         [_spot(t, by_quality, chosen) for t in placed],
         x=Axis(scale=log_around(steps, 4), title="time of a step", show=units.milliseconds),
         y=y,
-        legend=_legend(placed),
+        legend=_legend(placed, chosen),
         table=trial_table(placed, chosen),
         front=_front(placed, by_quality),
         level=floor,
@@ -192,8 +192,8 @@ def _about(by_quality: bool, left_out: int) -> str:
     return words
 
 
-def _legend(trials: Sequence[Trial]) -> list[Legend]:
-    entries = [Legend(mark="chosen ring", name="chosen")]
+def _legend(trials: Sequence[Trial], chosen: Plan | None) -> list[Legend]:
+    entries = [Legend(mark="chosen ring", name="chosen")] if chosen else []
     if any(t.baseline and t.status == "verified" for t in trials):
         entries.append(Legend(mark="plain square", name="baseline"))
     kinds = {t.status for t in trials if not (t.baseline and t.status == "verified")}
