@@ -26,7 +26,7 @@ from tests.profile_parts import ceilings
 
 @pytest.fixture(autouse=True)
 def planted_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ceilings(bf16=8.0)
+    found = ceilings(bf16=8.0, fp32=10e12)
     monkeypatch.setattr("suanli.measure.ceilings.ceilings", lambda *_, **__: found)
     monkeypatch.setattr("suanli.profiling.measuring._WARM_SECONDS", 0.05)
 
@@ -98,7 +98,7 @@ def test_the_users_module_is_left_as_it_was() -> None:
 
 def test_training_a_workload() -> None:
     recipe = train_parts.recipe(batch=128)
-    found = suanli.profile(recipe, steps=5, device="cpu")
+    found = suanli.profile(recipe, plan=TrainPlan(), steps=5, device="cpu")
     parts_add_up(found)
     times = found.categories
     assert times.forward_ms > 0
