@@ -304,3 +304,26 @@ def test_a_model_with_an_optimizer_is_put_back() -> None:
 def test_a_loader_that_gives_something_else_is_refused() -> None:
     with pytest.raises(BadInputError, match="the loader gives"):
         suanli.profile(Block(), [torch.zeros(1)], nn.functional.cross_entropy, device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("train", [False, True])
+def test_a_step_on_a_gpu(train: bool) -> None:
+    """Kernels are joined with operators, and the parts of the step add up on the device too."""
+    x = torch.randn(64, 16, 32, 32)
+    if train:
+        batches = [(x, torch.randint(0, 10, (64,)))]
+        plan = TrainPlan(device="cuda:0")
+        found = suanli.profile(
+            Block(), batches, nn.functional.cross_entropy, plan=plan, steps=10, device="cuda:0"
+        )
+        assert found.categories.backward_ms > 0
+        assert found.categories.transfer_ms > 0, "the loader's batches lie in the host's memory"
+    else:
+        found = suanli.profile(Block(), x, batch=64, steps=10, device="cuda:0")
+    assert found.categories.total_ms == pytest.approx(found.step_ms.p50, rel=0.05)
+    conv = next(row for row in found.operators if row.name == "convolution")
+    assert (conv.module, bool(conv.kernel)) == ("inner.0", True)
+    assert "device" in {event.track for event in found.trace}
+    assert found.memory is not None
+    assert found.memory.total_bytes > x.nbytes
