@@ -193,6 +193,25 @@ def test_a_backends_own_counters_are_mapped_to_operators() -> None:
     assert found.memory is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True])
+def test_compiled_code_is_mapped_to_the_operators_in_it(train: bool) -> None:
+    if train:
+        plan: Plan | TrainPlan = TrainPlan(compile="default")
+        found = suanli.profile(train_parts.recipe(batch=128), plan=plan, steps=5, device="cpu")
+        assert found.categories.backward_ms > 0
+    else:
+        plan = Plan(backend="inductor")
+        x = torch.randn(8, 16, 24, 24)
+        found = suanli.profile(Block(), x, batch=8, steps=5, plan=plan, device="cpu")
+    parts_add_up(found)
+    kernels = [row.kernel for row in found.operators]
+    assert any("fused" in kernel for kernel in kernels), kernels
+    products = {row.name for row in found.operators if row.flops > 0}
+    assert "convolution" in products
+    assert "addmm" in products
+
+
 def test_an_engine_is_profiled_by_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
