@@ -208,8 +208,8 @@ def test_compiled_code_is_mapped_to_the_operators_in_it(train: bool) -> None:
     kernels = [row.kernel for row in found.operators]
     assert any("fused" in kernel for kernel in kernels), kernels
     products = {row.name for row in found.operators if row.flops > 0}
-    assert "convolution" in products
-    assert "addmm" in products
+    assert any("conv" in name for name in products), kernels
+    assert any("mm" in name for name in products), kernels
 
 
 def test_an_engine_is_profiled_by_its_folder(
