@@ -145,6 +145,7 @@ def test_public_names() -> None:
         "load",
         "optimize",
         "predict",
+        "profile",
         "rebuild",
         "run",
         "train",
