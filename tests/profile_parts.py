@@ -22,6 +22,7 @@ def ceilings(*, bf16: float = 1.0, fp32: float = 100e9) -> Ceilings:
             achieved=0.8 * bf16 * fp32,
         ),
         Ceiling(what="read", unit="B/s", hardware=100e9, working_set_bytes=2**20),
+        Ceiling(what="read", unit="B/s", hardware=25e9, working_set_bytes=2**24),
         Ceiling(what="read", unit="B/s", hardware=20e9, working_set_bytes=2**31),
         Ceiling(what="call_overhead", unit="s", hardware=1e-6),
     ]

@@ -147,6 +147,7 @@ def test_public_names() -> None:
         "load",
         "optimize",
         "predict",
+        "profile",
         "rebuild",
         "report",
         "run",

@@ -78,13 +78,14 @@ def test_attention_has_one_name_whatever_kernel_runs() -> None:
 
 
 def test_the_profilers_cost_is_taken_out_call_by_call() -> None:
-    found = joining.join(
-        recording(node("aten::addmm", 0, 1, node("aten::empty", 0, 0.1))), [product()]
-    )
-    (clean,) = joining.without_cost(found, 0.01)
+    step = recording(node("aten::addmm", 0, 1, node("aten::empty", 0, 0.1)), ms=2.0)
+    found = joining.join(step, [product()])
+    (clean,) = joining.brought_to(found, step, 1.98)
     assert clean.ms == pytest.approx(0.98)
-    (rest,) = joining.without_cost(found, 10.0)
+    (rest,) = joining.brought_to(found, step, 0.1)
     assert rest.ms == pytest.approx(0.1), "a call never comes out at nothing"
+    (grown,) = joining.brought_to(found, step, 3.0)
+    assert grown.ms == pytest.approx(1.5), "the machine was slower while nothing was recorded"
 
 
 def test_a_device_is_timed_by_its_kernels() -> None:
@@ -97,7 +98,9 @@ def test_a_device_is_timed_by_its_kernels() -> None:
     step = recording(call, ms=10, device=runs)
     (joined,) = joining.join(step, [product()])
     assert joined.ms == 5.0
-    assert joining.without_cost([joined], 1.0)[0].ms == 5.0, "the host's cost is not the device's"
+    assert joining.brought_to([joined], step, 1.0)[0].ms == 5.0, (
+        "the host's cost is not the device's"
+    )
     assert sum(ms for _, ms in joining.transfers(step)) == 1
     assert joining.busy_ms(step, 0, 10) == 7
 

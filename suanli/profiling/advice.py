@@ -8,6 +8,7 @@ from suanli.base import units
 from suanli.base.plan import Plan, Quantization
 from suanli.base.profile_results import Advice
 from suanli.base.train_plan import TrainPlan
+from suanli.cost.changes import PAGE_FAULT_S
 from suanli.engines.backends import backends, status
 from suanli.profiling.expected import Basis
 from suanli.profiling.measuring import Measured
@@ -20,7 +21,6 @@ _DATA_SHARE = 0.02
 _MANY_CALLS = 300
 _MUCH_IDLE = 0.25
 _LARGE_BATCH = 32
-_FAULT_MS = 7e-4  # one page of 4 KiB: the fault and its clearing, 0.7 us on a cloud machine
 _PAGES_SHARE = 0.05
 _UPDATE_SHARE = 0.05
 # A fused update passes once over parameters, gradients and states; the lists of tensors pass
@@ -267,7 +267,7 @@ def _pages(case: Case) -> Iterator[Advice]:
         return
     times = sorted(t.faults for t in case.measured.times)
     faults = times[len(times) // 2]
-    spent = faults * _FAULT_MS
+    spent = 1e3 * faults * PAGE_FAULT_S
     if spent < _PAGES_SHARE * case.step_ms:
         return
     yield Advice(

@@ -37,20 +37,27 @@ class Checker:
     most: int
     say: Callable[[str], None]
 
-    def checked(self, advice: Sequence[Advice]) -> tuple[Advice, ...]:
+    def checked(self, advice: Sequence[Advice]) -> tuple[tuple[Advice, ...], bool]:
         """The advice, the first ones with what they gave when they were tried.
 
         Changes of the user's own program cannot be tried, and stay without a measured gain.
+
+        Returns:
+            The advice, and whether Ctrl-C came before all was tried; what was tried is kept.
         """
-        done, tried = [], 0
-        for item in advice:
+        done: list[Advice] = []
+        tried = 0
+        for index, item in enumerate(advice):
             if (item.plan is None and item.batch is None) or tried >= self.most:
                 done.append(item)
                 continue
             tried += 1
             self.say(f"trying: {item.change}")
-            done.append(self._tried(item))
-        return tuple(done)
+            try:
+                done.append(self._tried(item))
+            except KeyboardInterrupt:
+                return (*done, *advice[index:]), True
+        return tuple(done), False
 
     def _tried(self, item: Advice) -> Advice:
         plan, size = item.plan or self.subject.plan, item.batch or self.subject.batch

@@ -11,7 +11,7 @@ from suanli.base.profile_results import StepTimes
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Operator
 from suanli.cost.bound import operator_sol
-from suanli.cost.changes import Manner, cpu_ratios, gpu_ratios
+from suanli.cost.changes import Manner, batch_ratios, cpu_ratios, gpu_ratios, scaled
 from suanli.profiling.rows import Row
 
 # Calls that are left of operators that can be fused, and what entering the fused code costs.
@@ -30,6 +30,7 @@ def manner_of(plan: Plan | TrainPlan) -> Manner:
             channels_last=last,
             fused=fused,  # type: ignore[arg-type]
             autocast=autocast,
+            keeps_memory=plan.keep_memory,
         )
     by_backend = {"eager": "none", "inductor": "compiled", "aotinductor": "compiled"}
     return Manner(
@@ -97,9 +98,7 @@ class Basis:
     def _row_with(self, row: Row, new: Manner) -> float:
         if not row.operators:  # a conversion or a copy that no model knows: it stays
             return row.ms
-        ratios = self.ratios(row.operators, new)
-        weights = [max(1, op.flops + op.bytes_read + op.bytes_written) for op in row.operators]
-        ratio = sum(r * w for r, w in zip(ratios, weights, strict=True)) / sum(weights)
+        ratio = _weighted(self.ratios(row.operators, new), row.operators)
         least = sum(self._least(op, new) for op in row.operators)
         return max(row.ms * ratio, min(least, row.ms))
 
@@ -109,25 +108,33 @@ class Basis:
         return operator_sol(op, self.ceilings, new.precision)[0]
 
     def step_at(self, batch: int) -> float:
-        """Expected milliseconds at a larger batch.
+        """Expected milliseconds at another batch.
 
-        What grows with the batch is what reads and computes samples; calls and parameters stay.
+        What lies between operators stays, what computes and moves samples grows.
         """
         grown = batch / self.batch
         total = self.times.idle_ms
-        call_ms = 1e3 * max(self.ceilings.overhead_s(), 2e-6)
         for row in self.rows:
-            fixed = min(row.ms, call_ms * row.count)
-            moved = sum(op.bytes_read + op.bytes_written for op in row.operators)
-            of_weights = sum(op.parameter_bytes for op in row.operators)
-            share = of_weights / moved if moved else 0.0
-            grows = (row.ms - fixed) * (1 - share)
-            stays = (row.ms - fixed) * share
-            flops = sum(op.least_flops for op in row.operators if op.matmul)
-            computed = self._compute_ms(flops * grown, row)
-            total += fixed + max(grows * grown + stays, computed)
+            total += row.ms * self._grown(row, grown)
         return total + grown * (self.times.data_ms + self.times.transfer_ms)
 
-    def _compute_ms(self, flops: float, row: Row) -> float:
-        rate = self.ceilings.peak_flops(manner_of(self.plan).precision)
-        return 1e3 * flops / rate if rate and flops else 0.0
+    def _grown(self, row: Row, times: float) -> float:
+        if not row.operators:
+            return times
+        if self.sheet is not None:
+            before, after = (
+                sum(self._least(op, manner_of(self.plan)) for op in operators) + _LAUNCH_MS
+                for operators in (row.operators, [scaled(op, times) for op in row.operators])
+            )
+            return after / before
+        ratios = batch_ratios(row.operators, manner_of(self.plan), self.ceilings, times)
+        return _weighted(ratios, row.operators)
+
+
+_LAUNCH_MS = 0.005  # of a kernel that does next to nothing
+
+
+def _weighted(ratios: Sequence[float], operators: Sequence[Operator]) -> float:
+    """The mean ratio, each operator counting for what it computes and moves."""
+    weights = [max(1, op.flops + op.bytes_read + op.bytes_written) for op in operators]
+    return sum(r * w for r, w in zip(ratios, weights, strict=True)) / sum(weights)

@@ -175,17 +175,23 @@ def _joined(node: Node, operator: Operator | None, phase: Phase, module: str, in
     return Joined(node=node, operator=operator, phase=phase, module=module, ms=ms, index=index)
 
 
-def without_cost(found: list[Joined], cost_ms: float) -> list[Joined]:
-    """The same with the profiler's own time taken out of each call.
+def brought_to(found: list[Joined], recording: Recording, step_ms: float) -> list[Joined]:
+    """The same with the times that they have in an undisturbed step.
+
+    What recording added to the step is taken out evenly, call by call. A step that was faster while
+    it was recorded met another state of the machine: its times grow with the step.
 
     Args:
-        found: Joined calls.
-        cost_ms: What one recorded call adds on the host; 0 where times are a device's.
+        found: Joined calls of `recording`.
+        recording: The step that they are of.
+        step_ms: The undisturbed step.
     """
     least = 0.1  # of the time: what is left to a call that does next to nothing
+    cost_ms = max(0.0, recording.ms - step_ms) / max(1, recording.calls)
+    slower = max(1.0, step_ms / recording.ms) if recording.ms > 0 else 1.0
     return [
-        replace(j, ms=max(j.ms - cost_ms * j.node.calls, least * j.ms))
-        if not j.node.device_ms
+        replace(j, ms=slower * max(j.ms - cost_ms * j.node.calls, least * j.ms))
+        if not j.node.device_ms  # a device's times are its own
         else j
         for j in found
     ]

@@ -68,9 +68,12 @@ def _by_order(
     taken = {place for place in owner if place is not None}
     free = [i for i, layer in enumerate(layers) if i not in taken and _is_product(layer)]
     left = [i for i, op in enumerate(operators) if op.matmul and owner[i] is None]
-    if len(free) == len(left):
-        for place, index in zip(free, left, strict=True):
-            owner[index] = place
+    for convolutions in (True, False):
+        places = [i for i in free if ("conv" in _words(layers[i])) == convolutions]
+        indices = [i for i in left if ("conv" in operators[i].name) == convolutions]
+        if len(places) == len(indices):
+            for place, index in zip(places, indices, strict=True):
+                owner[index] = place
 
 
 def _behind(operators: Sequence[Operator], owner: list[int | None]) -> None:
@@ -83,8 +86,14 @@ def _behind(operators: Sequence[Operator], owner: list[int | None]) -> None:
 
 
 def _is_product(layer: LayerTime) -> bool:
-    kind = f"{layer.kind} {layer.name}".lower()
-    return any(word in kind for word in _PRODUCTS) and "reorder" not in kind
+    """Whether a layer computes a product: Inductor names its fused kernels after all around it."""
+    words = _words(layer)
+    generated = "_fused_" in words and "tem_fused" not in words
+    return any(word in words for word in _PRODUCTS) and "reorder" not in words and not generated
+
+
+def _words(layer: LayerTime) -> str:
+    return f"{layer.kind} {layer.name}".lower()
 
 
 def _row(layer: LayerTime, operators: list[Operator], indices: list[int], phase: Phase) -> Row:

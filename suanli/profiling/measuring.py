@@ -157,15 +157,15 @@ def _from_recording(subject: Subject, found: Measured, sync: Callable[[], object
     recorded_ms = median(r.ms for r in recordings)
     found.cost = ProfilerCost(step_ms=recorded_ms, cost=recorded_ms / step_ms - 1)
     usual = min(recordings, key=lambda r: abs(r.ms - recorded_ms))
-    call_ms = max(0.0, recorded_ms - step_ms) / max(1, usual.calls)
     if subject.compiled:
-        _from_compiled(subject, found, recordings, call_ms)
+        _from_compiled(found, recordings)
     else:
         _watch(subject, found)
-        joined = {id(r): joining.join(r, found.operators) for r in recordings}
-        found.joined = joined[id(usual)]
-        clean = [joining.without_cost(j, call_ms) for j in joined.values()]
-        found.rows = rows.grouped(clean)
+        joined = [joining.join(r, found.operators) for r in recordings]
+        found.joined = joined[recordings.index(usual)]
+        found.rows = rows.grouped(
+            [joining.brought_to(j, r, step_ms) for j, r in zip(joined, recordings, strict=True)]
+        )
     found.recording = usual
     found.transfer_ms = sum(ms for _, ms in joining.transfers(usual))
     _with_update(found)
@@ -219,14 +219,12 @@ def _with_update(found: Measured) -> None:
 # -- compiled code and engines --------------------------------------------------------------------
 
 
-def _from_compiled(
-    subject: Subject, found: Measured, recordings: Sequence[Recording], call_ms: float
-) -> None:
+def _from_compiled(found: Measured, recordings: Sequence[Recording]) -> None:
     """Kernels of torch.compile, with the operators of the model as written."""
     steps = []
     for recording in recordings:
-        joined = joining.without_cost(joining.join(recording, ()), call_ms)
-        steps.append(joined)
+        joined = joining.join(recording, ())
+        steps.append(joining.brought_to(joined, recording, found.step_ms.p50))
     found.joined = steps[0]
     update = [j for j in steps[0] if j.phase == "optimizer"]
     found.rows = rows.grouped([update]) if update else []

@@ -214,11 +214,13 @@ def _predicted(subject: Subject, work: Work) -> MemoryUse | None:
     example, plan = subject.example, subject.plan
     if subject.model is None or example is None:
         return None
-    cpu = plan.device == "cpu"
+    cpu, model, args = plan.device == "cpu", subject.model, example.args
+    if isinstance(plan, TrainPlan) and plan.kernels and subject.watched:
+        model, args = subject.watched[0], tuple(map(_as_image, args))  # with its kernels in place
     try:
         followed = footprint(
-            subject.model,
-            example.args,
+            model,
+            args,
             example.kwargs,
             batch=subject.batch,
             training=subject.training,
@@ -234,6 +236,13 @@ def _predicted(subject: Subject, work: Work) -> MemoryUse | None:
         copies = 1.0 if example.optimizer.startswith("adam") or example.decay else 0.0
     held = Held(states=STATES.get(example.optimizer, 0), update_copies=copies)
     return memory_use(followed, model_shape(work), held)
+
+
+def _as_image(tensor: Any) -> Any:
+    """Fused kernels take images channels last."""
+    if isinstance(tensor, torch.Tensor) and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
 
 
 def _autocast_inference(plan: Plan | TrainPlan) -> bool:

@@ -148,7 +148,8 @@ def _recordings(events: Any, *, on_device: bool) -> list[Recording]:
     found = []
     for start, end in zip(starts, ends, strict=True):
         zero, last = start.time_range.end, end.time_range.start
-        mine = [e for e in tops if zero <= e.time_range.start < last]
+        within = [e for e in tops if zero <= e.time_range.start < last]
+        mine = [e for top in within for e in _opened(top)]
         marks = [e for e in mine if e.name.startswith(_MARK)]
         parts = _parts(marks, zero, last)
         roots: list[Node] = []
@@ -175,6 +176,20 @@ def _recordings(events: Any, *, on_device: bool) -> list[Recording]:
 
 def _is_top(event: Any) -> bool:
     return event.cpu_parent is None
+
+
+def _opened(event: Any) -> list[Any]:
+    """The call itself, or what is in it where a part of the step begins inside.
+
+    An optimiser's hooks run inside of what the profiler shows as its step.
+    """
+    if not _has_mark(event):
+        return [event]
+    return [inner for child in event.cpu_children for inner in _opened(child)]
+
+
+def _has_mark(event: Any) -> bool:
+    return any(c.name.startswith(_MARK) or _has_mark(c) for c in event.cpu_children)
 
 
 def _parts(marks: list[Any], zero: float, last: float) -> tuple[tuple[Part, float, float], ...]:

@@ -13,6 +13,8 @@ from suanli.profiling.joining import Joined
 
 # Bytes of an element over those of fp32.
 _WIDTHS = {"bf16": 0.5, "fp16": 0.5, "int8": 0.25}
+# Calls under so many milliseconds are mostly their own overhead.
+TINY_MS = 0.03
 _Key = tuple[Phase, str, str, str]
 
 
@@ -129,8 +131,8 @@ def _finished(
     moved = sum(op.bytes_read + op.bytes_written for op in operators)
     sol, bound_by = limit_of(operators, ceilings, row.precision or precision)
     if ceilings is not None and operators and not row.fused:
-        call_ms = 1e3 * ceilings.overhead_s() * row.count
-        if sol is not None and call_ms > sol and row.ms < 4 * max(call_ms, sol):
+        call_ms = 1e3 * ceilings.overhead_s()
+        if sol is not None and call_ms * row.count > sol and row.ms < TINY_MS * row.count:
             bound_by = "overhead"
     seconds = 1e-3 * row.ms
     return OperatorProfile(

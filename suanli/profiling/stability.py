@@ -3,6 +3,7 @@
 from statistics import median, quantiles
 
 from suanli.base.profile_results import SlowStep, Stability
+from suanli.cost.changes import PAGE_FAULT_S
 from suanli.profiling.stopwatch import StepTime
 
 # A step is an outlier when it is above the median by so many spreads and by so much of it.
@@ -11,7 +12,6 @@ _SPREADS, _LEAST = 5.0, 0.2
 _EXPLAINS = 0.5
 _MOST = 20
 _MANY_FAULTS, _MORE = 500, 3.0
-_PAGE_MS = 2.5e-4  # a page that is faulted in and cleared costs about a quarter of a microsecond
 
 
 def stability(steps: list[StepTime]) -> Stability:
@@ -48,7 +48,10 @@ def _cause(step: StepTime, steps: list[StepTime], typical: float) -> str:
         return f"Python's garbage collector took {step.collected_ms:.1f} ms"
     faults = median(s.faults for s in steps)
     more = step.faults - faults
-    if step.faults > max(_MANY_FAULTS, _MORE * faults) and more * _PAGE_MS >= _EXPLAINS * excess:
+    if (
+        step.faults > max(_MANY_FAULTS, _MORE * faults)
+        and 1e3 * more * PAGE_FAULT_S >= _EXPLAINS * excess
+    ):
         return f"{step.faults} pages of memory were faulted in, usually {faults:.0f}"
     switched = median(s.switched for s in steps)
     if step.switched > switched + 1:

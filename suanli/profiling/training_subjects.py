@@ -88,7 +88,7 @@ def _stepping(
         once = first_ms - usual_ms
         found.notes.append(
             f"an epoch's data is arranged once, before its steps: {once:.0f} ms, which is "
-            f"{once / batches.per_epoch:.2g} ms a step and not in the figures"
+            f"{once / batches.per_epoch:.3g} ms a step and not in the figures"
         )
     return found
 

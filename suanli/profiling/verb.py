@@ -67,10 +67,7 @@ class Profiler:
         interrupted = False
         if self.checks and self.remake is not None:
             checker = Checker(subject=subject, remake=self.remake, most=self.checks, say=self._say)
-            try:
-                advice = checker.checked(advice)
-            except KeyboardInterrupt:
-                interrupted = True
+            advice, interrupted = checker.checked(advice)
         return _with(result, advice, interrupted, time.monotonic() - started)
 
     def _say(self, text: str) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from suanli.profiling.joining import plain_name
 from suanli.profiling.recording import Node, Recording
+from suanli.profiling.rows import TINY_MS
 
 _READS = {"item", "_local_scalar_dense", "is_nonzero"}
 # What stands around a value that is read back: taking it out of its tensor.
@@ -21,8 +22,6 @@ _AROUND = {
 # Between two such calls, with no other in between, the program deals with what it read; more than
 # this is work of its own.
 _NEAR_MS = 5.0
-# Calls under so many milliseconds are mostly their own overhead.
-_TINY_MS = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,5 +91,5 @@ class TinyCalls:
 
 def tiny_calls(recording: Recording, idle_ms: float) -> TinyCalls:
     """Count outermost calls that compute next to nothing."""
-    small = [r for r in recording.roots if r.part != "data" and r.ms < _TINY_MS]
+    small = [r for r in recording.roots if r.part != "data" and r.ms < TINY_MS]
     return TinyCalls(count=len(small), ms=sum(r.ms for r in small) + idle_ms)
