@@ -1,5 +1,6 @@
 """The commands `suanli report` and `suanli ui`: arguments to `suanli.api_report`, nothing else."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -63,4 +64,5 @@ def ui(
         else:
             typer.echo(f"{server.folder} is shown at {server.url}")
             typer.echo("Ctrl-C ends it.", err=True)
+        sys.stdout.flush()  # whoever reads the address from a pipe must not wait for the end
         server.serve()

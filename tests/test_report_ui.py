@@ -3,6 +3,7 @@
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,8 +163,9 @@ def test_a_search_that_goes_on(tmp_path: Path) -> None:
         log(Event(kind="step", text="trying eager", spent_s=3.0, budget_s=120.0))
         for trial in result.trials[:5]:
             log(Event(kind="trial", text="", trial=trial))
-        while len(events_log.read(events_log.path_of(tmp_path / "engine"))) < 7:
-            pass
+        path = events_log.path_of(tmp_path / "engine")
+        while not path.exists() or len(events_log.read(path)) < 7:
+            time.sleep(0.01)  # the writer has a thread of its own
         going = text_of(tmp_path)
         assert "Going on: trying eager" in going
         assert "of 120 s" in going
