@@ -273,9 +273,8 @@ def rebuild(
     with load(target, trust=trust) as engine:
         workload, module, request = workload_of_engine(engine, target, budget_s)
         fresh = Optimizer(workload, module, request, on_event).run()
-        result = fresh.result
         fresh.close()
-        return result
+        return fresh.result
 
 
 def export(
