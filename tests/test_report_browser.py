@@ -161,15 +161,16 @@ def test_the_keyboard_reaches_every_mark(browser: Any, page_file: Path) -> None:
         assert page.evaluate("document.activeElement.matches('.mark:last-child')")
         page.keyboard.press("Escape")
         assert not page.locator("#tip").is_visible()
-        # Tab alone comes to every picture and table in turn
-        page.evaluate("document.body.focus()")
+        page.reload()  # Tab alone comes to every picture in turn
         stops = page.locator("svg.drawing:visible").count()
-        reached = set()
-        for _ in range(stops * 6):
+        inner = "[...document.querySelectorAll('svg.drawing')].indexOf(document.activeElement)"
+        reached = {-1}
+        for _ in range(400):
             page.keyboard.press("Tab")
-            inner = "[...document.querySelectorAll('svg.drawing')].indexOf(document.activeElement)"
             reached.add(page.evaluate(inner))
-        assert len(reached - {-1}) == stops
+            if len(reached) == stops + 1:
+                break
+        assert len(reached) == stops + 1
 
 
 def test_the_timeline_zooms(browser: Any, page_file: Path) -> None:
