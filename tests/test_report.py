@@ -180,6 +180,15 @@ def test_a_profile_with_nothing_optional_still_gives_a_page() -> None:
     assert "No change is known" in text
 
 
+def test_a_busy_machine_is_said() -> None:
+    loaded = replace(planted.ENVIRONMENT, load_average=7.5)
+    for result in (parts.profile_result(3, environment=loaded), parts.train_result()):
+        text = report.html([Subject(record=result, source="x")])
+        assert ("The machine was busy (load 7.5 on 2 cores)" in text) == (
+            result.environment == loaded
+        )
+
+
 def test_a_run_without_its_folder_has_no_curves() -> None:
     text = report.html([Subject(record=parts.train_result(), source="x")])
     assert "<h3>Loss</h3>" not in text

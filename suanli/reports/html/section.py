@@ -10,6 +10,7 @@ from suanli.base.work import SpeedOfLight
 from suanli.reports.html.markup import Element, el
 from suanli.reports.html.tables import facts
 
+_BUSY = 2.0  # load per core
 _SHOWN_LIBRARIES = ("torch", "openvino", "onnxruntime", "tensorrt", "triton", "transformers")
 
 
@@ -94,6 +95,20 @@ def setting(environment: Environment, device: DeviceInfo) -> Element:
             ]
         ),
     )
+
+
+def busy(environment: Environment) -> list[str]:
+    """A note where much else ran on the machine, so that times are longer than they need be.
+
+    The load average counts the work itself too, so that a load of up to twice the cores is usual.
+    """
+    load = environment.load_average
+    if load is None or load <= _BUSY * environment.cores:
+        return []
+    return [
+        f"The machine was busy (load {load:.1f} on {environment.cores} cores): times are longer "
+        "than on a quiet one."
+    ]
 
 
 def ratio(estimate: Estimate) -> str:

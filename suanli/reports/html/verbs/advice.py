@@ -18,7 +18,7 @@ def advice(changes: Sequence[Advice]) -> Element:
     if not any(change.measured_speedup for change in changes):
         about = "The gains are expected by the cost model; --check tries the first ones."
         return card("What to change first", about, listed)
-    rows: list[Row] = []
+    rows: list[Bar] = []
     for change in changes:
         expected = change.expected_speedup
         rows.append(Bar(name=change.change, end=expected, kind="c5", tip=("expected",)))

@@ -10,6 +10,7 @@ from suanli.reports.html.pictures.bars import Bar, bars
 from suanli.reports.html.section import (
     Section,
     Tile,
+    busy,
     card,
     interval,
     limit_tile,
@@ -28,7 +29,7 @@ def section(result: OptimizeResult) -> Section:
         about=f"{result.objective}, batch {result.batch}, on {result.device.title}",
         verdict=_verdict(result),
         tiles=[tile for tile in _tiles(result) if tile],
-        notes=[*result.notes, *_stopped(result)],
+        notes=[*result.notes, *_stopped(result), *busy(result.environment)],
         parts=[
             _ladder(result),
             _batches(result),

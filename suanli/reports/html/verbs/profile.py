@@ -8,7 +8,7 @@ from suanli.reports.html.pictures.bars import Bar, Part, stack, waterfall
 from suanli.reports.html.pictures.bounds import CLASS
 from suanli.reports.html.pictures.roofline import Point, roofline
 from suanli.reports.html.pictures.timeline import timeline
-from suanli.reports.html.section import Section, Tile, card, limit_tile, setting
+from suanli.reports.html.section import Section, Tile, busy, card, limit_tile, setting
 from suanli.reports.html.tables import Column, Figure, Row, facts, table
 from suanli.reports.html.verbs import machine, tracks
 from suanli.reports.html.verbs.advice import advice
@@ -40,7 +40,7 @@ def section(result: ProfileResult) -> Section:
         about=f"{what}, batch {result.batch}, {result.plan.title}, on {result.device.title}",
         verdict=_sentence(result.verdict),
         tiles=[tile for tile in _tiles(result) if tile],
-        notes=[*result.notes, *_stopped(result)],
+        notes=[*result.notes, *_stopped(result), *busy(result.environment)],
         parts=[
             advice(result.advice),
             _waterfall(result),
@@ -109,6 +109,7 @@ def _waterfall(result: ProfileResult) -> Element | None:
         Bar(name=cause.cause, end=cause.ms, kind=CLASS[cause.bound_by],
             tip=(share(cause.ms), f"bound by {cause.bound_by}"))
         for cause in result.lost
+        if cause.ms > 0
     ]  # fmt: skip
     rows: list[Row] = [
         [row.cause, row.bound_by, Figure.of(row.ms, units.milliseconds(row.ms)),

@@ -10,6 +10,7 @@ from suanli.reports.html.scales import Linear, linear_around, linear_to, log_aro
 from suanli.reports.html.section import (
     Section,
     Tile,
+    busy,
     card,
     interval,
     limit_tile,
@@ -37,7 +38,7 @@ def section(result: TrainResult, history: Sequence[TrainProgress]) -> Section:
         about=f"batch {result.batch}, seed {result.seed}, {plan.title}, on {result.device.title}",
         verdict=_verdict(result),
         tiles=[tile for tile in _tiles(result) if tile],
-        notes=[*result.notes, *_changed(result)],
+        notes=[*result.notes, *_changed(result), *busy(result.environment)],
         parts=[
             *course(history, result.quality),
             *trials.parts(result.trials, plan),
