@@ -38,10 +38,10 @@ def register(app: typer.Typer) -> None:
         )
     )(explain)
     group.command(
-        epilog=examples("suanli kernel check matmul.py", "suanli kernel check rms_norm --json")
+        epilog=examples("suanli kernel check matmul.py", "suanli kernel check norm --json")
     )(check)
     group.command(
-        epilog=examples("suanli kernel tune matmul.py", "suanli kernel tune rms_norm --gpu H200")
+        epilog=examples("suanli kernel tune matmul.py", "suanli kernel tune norm --gpu H200")
     )(tune)
     app.add_typer(group, name="kernel")
 

@@ -319,7 +319,7 @@ def test_other_matrix_instructions_are_refused_with_a_reason() -> None:
     [
         ("other<<<1, 32>>>(x);", "launches kernels"),
         ("float v = tex1D<float>(0, 1.0f);", "texture"),
-        ("__pipeline_memcpy_async(y, x, 4);", "async copies"),
+        ("__pipeline_memcpy_async(y, x, 4);", "asynchronous copies"),
     ],
 )
 def test_what_has_no_equal_is_refused(line: str, reason: str) -> None:

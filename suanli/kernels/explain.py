@@ -349,6 +349,8 @@ def _roofline(arch: str, work: KernelWork | None, dtype: str) -> KernelRoofline 
         flops=work.flops,
         bytes=work.bytes,
         arithmetic_intensity=intensity,
+        flops_per_s=flops,
+        bytes_per_s=gpu.memory_bytes_per_s,
         ridge=ridge,
         bound_by="compute" if intensity > ridge else "memory",
         sol_ms=_sol_ms(work, gpu, dtype),

@@ -16,6 +16,7 @@ from suanli.base.compiler import run_limited
 from suanli.base.errors import BadInputError, TrialFailedError
 from suanli.kernels.cuda.host_build import HostBuild
 from suanli.kernels.cuda.lines import source_lines
+from suanli.kernels.cuda.shared_variables import shared_variables
 from suanli.kernels.declaration import Config, Inputs, Outputs, Sizes
 from suanli.kernels.spec import CudaKernel, Launch, scalar
 
@@ -33,7 +34,8 @@ class RawFinding:
         kind: Such as "race-read-after-write" or "out-of-bounds-write".
         line: Line in the kernel's source; 0 where unknown.
         other_line: Line of the other access of a race, or of the other barrier.
-        element: Index in the buffer (bytes in shared memory); -1 where there is none.
+        element: Index in the buffer; in shared memory in units of the access; -1 where there is
+            none.
     """
 
     kind: str
@@ -93,7 +95,7 @@ class HostRun:
         places: Memory accesses by place.
         unwritten: Output -> how many elements nobody wrote, and the first of them.
         blocks: How many blocks ran.
-        static_shared_bytes: Shared memory that the code declares.
+        barriers: How often a block passed a barrier.
     """
 
     outputs: Outputs
@@ -138,6 +140,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="suanli-cuda-") as name:
         folder = Path(name)
         buffers, tensors = _buffers(kernel, inputs, dtype, folder, watched=only_blocks == 0)
+        anchor, variables = shared_variables(built.kernel)
         job = {
             "runtime": str(built.runtime),
             "kernel": str(built.kernel),
@@ -146,6 +149,8 @@ def run(
             "grid": launch.grid,
             "block": launch.block,
             "dynamic_shared": launch.shared_bytes,
+            "shared": [(v.name, v.begin, v.size) for v in variables],
+            "anchor": anchor,
             "reversed": backwards,
             "traced_blocks": only_blocks or 4,
             "only_traced": only_blocks > 0,
@@ -233,6 +238,8 @@ def _result(
     lines = {offset + base: line for offset, line in found.items()}
     findings = tuple(_finding(entry, lines) for entry in report["findings"])
     places = tuple(_place(entry, lines, buffers) for entry in report["places"])
+    # a launch that was ended has written nothing to the end
+    unwritten = [] if report["stopped"] else report["unwritten"]
     outputs = []
     for buffer in buffers:
         tensor = tensors.get(buffer["name"])
@@ -243,7 +250,7 @@ def _result(
         outputs=tuple(outputs),
         findings=findings,
         places=places,
-        unwritten={name: (count, first) for name, count, first in report["unwritten"] if count},
+        unwritten={name: (count, first) for name, count, first in unwritten if count},
         blocks=report["blocks"],
         barriers=report["barriers"],
     )
