@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from suanli.base.compiler import find_compiler
-from suanli.base.errors import SuanliError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.kernels.cuda import host_build
 from suanli.kernels.cuda.host_build import build
 from suanli.kernels.cuda.shared_variables import plain_name, shared_variables
@@ -384,6 +384,17 @@ template <int N> __device__ float turned(float v) {
     assert case.findings[0].where == "kernel.cu:5"
 
 
+def test_storing_the_same_value_twice_is_a_warning() -> None:
+    body = "    __shared__ int any;\n    if (threadIdx.x == 0) any = 0;\n    __syncthreads();\n"
+    body += "    if (x[i] < 100.0f) any = VALUE;\n    __syncthreads();\n"
+    body += "    y[i] = any ? x[i] : 0.0f;"
+    case = only_case(simple(body.replace("VALUE", "1")))
+    assert case.status == "verified", case.reason
+    (finding,) = [f for f in case.findings if f.kind == "race"]
+    assert finding.severity == "warning" and "the same value" in finding.text
+    assert "race" in kinds(only_case(simple(body.replace("VALUE", "1 + threadIdx.x"))))
+
+
 REFUSED = {
     "unknown": ("    y[i] = x[i] + 0 * __viaddmax_s32(1, 2, 3);", "", "'__viaddmax_s32'"),
     "grid barrier": ("    cg::this_grid().sync();\n    y[i] = x[i];", GROUPS, "whole grid"),
@@ -416,6 +427,11 @@ def test_what_is_not_known_is_refused(what: str, monkeypatch: pytest.MonkeyPatch
     case = only_case(simple(body, head=head, blocks=4))
     assert case.status == "refused", case.reason
     assert reason in case.reason and "kernel.cu:" in case.reason
+
+
+def test_a_build_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(BadInputError, match=r"kernel: .* took more than 0\.001 s"):
+        only_case(simple("    y[i] = x[i] + 0 * 12345;"), timeout_s=0.001)
 
 
 def test_shared_variables_are_read_from_the_library() -> None:

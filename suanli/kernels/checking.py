@@ -117,7 +117,7 @@ def check_here(
         raise BadInputError(
             f"{kernel.name} does not take {dtype}", next_step=f"it takes {', '.join(kernel.dtypes)}"
         )
-    chosen = dict(config or kernel.default(sizes))
+    chosen = dict(config or kernel.default_for(sizes, dtype))
     where = "interpreter on CPU" if device == "cpu" else device
     made = {
         **{"kernel": kernel.name, "sizes": dict(sizes), "dtype": dtype},

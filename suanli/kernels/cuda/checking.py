@@ -101,7 +101,7 @@ def _case(
         )
 
     try:
-        built = build(kernel, sizes, config, dtype)
+        built = build(kernel, sizes, config, dtype, timeout_s=timeout_s)
         inputs = kernel.make_inputs(sizes, torch_dtype(dtype), "cpu", seed)
         runs = [
             run(

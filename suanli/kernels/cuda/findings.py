@@ -20,7 +20,10 @@ def errors(kernel: CudaKernel, runs: Sequence[HostRun]) -> list[KernelFinding]:
         made = _index(kernel, finding) if finding.kind == "array-index" else _error(kernel, finding)
         if made is None:
             continue
-        found.setdefault((made.kind, made.where, finding.buffer), made)
+        key = (made.kind, made.where, finding.buffer)
+        known = found.get(key)
+        if known is None or (known.severity == "warning" and made.severity == "error"):
+            found[key] = made
     for r in runs[:1]:
         for name, (count, first) in r.unwritten.items():
             text = f"{count} elements of {name} are never written, the first at index {first}"
@@ -31,8 +34,13 @@ def errors(kernel: CudaKernel, runs: Sequence[HostRun]) -> list[KernelFinding]:
 
 
 def _error(kernel: CudaKernel, f: RawFinding) -> KernelFinding:
+    # a store that changes nothing, such as a flag that many threads set, does no harm
+    harmless = f.kind == "race-write-write" and not f.differs
     return KernelFinding(
-        kind=_kind(f.kind), severity="error", where=_where(kernel, f.line), text=_text(f)
+        kind=_kind(f.kind),
+        severity="warning" if harmless else "error",
+        where=_where(kernel, f.line),
+        text=_text(f) + (", the same value in this run" if harmless else ""),
     )
 
 

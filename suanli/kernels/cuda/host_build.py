@@ -50,12 +50,21 @@ class HostBuild:
     compiler: str
 
 
-def build(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> HostBuild:
+def build(
+    kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str, *, timeout_s: float = _BUILD_S
+) -> HostBuild:
     """Build a kernel, or find what was built before.
+
+    Args:
+        kernel: What to build.
+        sizes: Shape, for macros.
+        config: The configuration.
+        dtype: Of the main input.
+        timeout_s: Limit of the compiler; a minute at most is given to it.
 
     Raises:
         MissingBackendError: There is no C++ compiler.
-        BadInputError: The kernel does not compile; its own line is named.
+        BadInputError: The kernel does not compile, where its own line is named, or takes too long.
         Refusal: It uses what cannot be executed on the CPU.
         SuanliError: This operating system cannot do it.
     """
@@ -81,9 +90,11 @@ def build(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> HostB
     try:
         own = (*_OWN_FLAGS[compiler.kind], *_volatile(compiler))
         flags = (*_KERNEL_FLAGS, *own, include, stamp, "-lm", "-lc")
-        library = compiler.build_shared(path, flags, timeout_s=_BUILD_S)
+        library = compiler.build_shared(path, flags, timeout_s=min(_BUILD_S, timeout_s))
     except CompilerError as error:
-        said = first_error(error.output, kernel) or str(error)
+        said = first_error(error.output, kernel)
+        if not said:  # it took too long, or broke
+            raise BadInputError(f"{kernel.name}: {error}") from None
         # that the arguments differ in number is seen by this build only
         differ = f"{kernel.function} does not take the" in said
         if differ or not _compiles_for_a_gpu(kernel, sizes, config, dtype):

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import math
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class RawFinding:
         other_line: Line of the other access of a race, or of the other barrier.
         element: Index in the buffer; in shared memory in units of the access; -1 where there is
             none.
+        differs: For two stores with no order between, whether they stored different values.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class RawFinding:
     thread: int
     other_block: int
     other_thread: int
+    differs: int
     text: str
 
 
@@ -172,7 +175,7 @@ def _execute(kernel: CudaKernel, folder: Path, launch: Launch, timeout_s: float)
         )
     if code != 0 or not (folder / "report.json").is_file():
         last = (said.strip().splitlines() or ["it said nothing"])[-1]
-        how = f"signal {-code}" if code < 0 else last
+        how = signal.Signals(-code).name if code < 0 else last
         raise TrialFailedError(
             f"{kernel.name} crashed on the CPU with {launch.blocks} blocks: {how}", kind="crash"
         )

@@ -270,6 +270,7 @@ const char *suanli_report(void) {
         field(out, "thread", f.thread);
         field(out, "other_block", f.other_block);
         field(out, "other_thread", f.other_thread);
+        field(out, "differs", f.differs);
         out += "}";
     }
     out += "],\"places\":[";

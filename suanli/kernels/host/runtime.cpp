@@ -36,6 +36,7 @@ struct Launch {
     unsigned char *static_shared = nullptr, *module_begin = nullptr, *module_end = nullptr;
     size_t static_bytes = 0, dynamic_bytes = 0;
     Findings findings;
+    PendingStore pending;
     Trace trace;
     bool tracing = false, stopped = false, reversed = false;
     int block = 0, blocks = 0, threads = 0;
@@ -94,23 +95,27 @@ static bool ordered(const Stamp &before, const Stamp &after) {
     return run->fibres.current->known[before.thread % 32] > before.clock;
 }
 
-static void race(const char *kind, const Stamp &before, const Stamp &after,
-                 const std::string &where, long long element) {
+static Finding &race(const char *kind, const Stamp &before, const Stamp &after,
+                     const std::string &where, long long element) {
     Finding &entry = complain(kind, after.site, before.site, where);
     if (entry.count == 1) {
         entry.other_block = before.block, entry.other_thread = before.thread;
         entry.element = element;
         if (before.atomic != after.atomic) entry.soft = before.atomic ? after.site : before.site;
     }
+    return entry;
 }
 
-static void touch_cell(Cell &cell, const Stamp &stamp, bool write, const std::string &where,
+static void touch_cell(Cell &cell, const Stamp &stamp, const Access &a, const std::string &where,
                        long long element) {
     bool both_atomic = stamp.atomic && cell.writer.atomic;
-    if (!both_atomic && !ordered(cell.writer, stamp))
-        race(write ? "race-write-write" : "race-read-after-write", cell.writer, stamp, where,
-             element);
-    if (write) {
+    if (!both_atomic && !ordered(cell.writer, stamp)) {
+        const char *kind = a.write ? "race-write-write" : "race-read-after-write";
+        Finding &entry = race(kind, cell.writer, stamp, where, element);
+        if (a.write) run->pending.begin(entry, a.p, a.bytes);
+        entry.differs |= stamp.atomic;
+    }
+    if (a.write) {
         for (const Stamp *reader : {&cell.reader, &cell.other_reader})
             if (!(reader->atomic && stamp.atomic) && !ordered(*reader, stamp))
                 race("race-write-after-read", *reader, stamp, where, element);
@@ -137,7 +142,7 @@ static void touch_shared(const Access &a, size_t at, size_t begin, const std::st
         if (cell.writer.block != stamp.block) cell.writer = Stamp();
         if (cell.reader.block != stamp.block) cell.reader = cell.other_reader = Stamp();
         unwritten |= !a.write && cell.writer.block < 0;
-        touch_cell(cell, stamp, a.write, name, element);
+        touch_cell(cell, stamp, a, name, element);
     }
     if (unwritten) {
         Finding &entry = complain("uninitialised-shared", a.site, nullptr, name);
@@ -169,7 +174,7 @@ static void touch_buffer(Buffer &buffer, int index, const Access &a) {
         if (entry.count == 1) entry.element = element;
     }
     for (size_t e = element; e <= last; e++)
-        touch_cell(buffer.cells[e], stamp, a.write, buffer.name, (long long)e);
+        touch_cell(buffer.cells[e], stamp, a, buffer.name, (long long)e);
 }
 
 static void stop_all() {
@@ -254,6 +259,7 @@ static void look(Fibre *f, const Access &a) {
 
 static void access(const Access &a) {
     if (!run || !run->fibres.current) return;
+    run->pending.settle();
     Fibre *f = run->fibres.current;
     unsigned char *p = a.p;
     if (f->owns(p)) return;
@@ -415,6 +421,7 @@ static void run_block() {
             if (f.state != READY) continue;
             moved = true, f.spun = false;
             fibres.enter(f);
+            run->pending.settle();
             progressed |= !f.spun;
             if (f.state == DONE)  // lanes that waited for this one alone may go on
                 for (Fibre &g : fibres.all)

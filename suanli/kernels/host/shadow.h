@@ -6,7 +6,9 @@
 // whatever the schedule of this run made of them. A volatile access of global memory counts as
 // atomic, as in the memory model of PTX.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 #include <tuple>
@@ -52,8 +54,29 @@ struct Finding {
     std::string kind, text, buffer;
     void *site = nullptr, *other = nullptr;
     void *soft = nullptr;  // the plain load of a race with an atomic operation
+    bool differs = false;  // of two stores, whether they stored different values
     long long count = 0, element = -1;
     int block = -1, thread = -1, other_block = -1, other_thread = -1;
+};
+
+// A store that races with another one: whether it changes anything shows once it is done.
+class PendingStore {
+public:
+    void begin(Finding &finding, const unsigned char *p, size_t bytes) {
+        settle();
+        finding_ = &finding, place_ = p, bytes_ = std::min(bytes, sizeof before_);
+        memcpy(before_, p, bytes_);
+    }
+    void settle() {
+        if (finding_) finding_->differs |= memcmp(before_, place_, bytes_) != 0;
+        finding_ = nullptr;
+    }
+
+private:
+    Finding *finding_ = nullptr;
+    const unsigned char *place_ = nullptr;
+    size_t bytes_ = 0;
+    unsigned char before_[16];
 };
 
 using FindingKey = std::tuple<std::string, void *, void *, std::string>;
