@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from suanli.base.errors import BadInputError
 from suanli.kernels.cuda.declared import declaration
 from suanli.kernels.declaration import Declaration
-from suanli.kernels.spec import CudaKernel, Launch, load, scalar
+from suanli.kernels.spec import CudaKernel, Launch, calling, load, scalar
 from tests.kernel_parts import ref, simple
 
 
@@ -146,7 +147,7 @@ def test_becomes_a_declaration() -> None:
     [
         ('given["a"]', 'given["z"]', "KeyError: 'z'"),
         ("block=(", "block=1 / 0, other=(", "ZeroDivisionError"),
-        ("return {name", "return {none", "NameError"),
+        ("return {name:", "return {none:", "NameError"),
     ],
 )
 def test_functions_of_the_file_that_fail_are_named(
@@ -160,7 +161,7 @@ def test_functions_of_the_file_that_fail_are_named(
     def use() -> None:
         kernel = load(str(file))
         assert isinstance(kernel, CudaKernel)
-        given = kernel.make_inputs({"n": 4}, torch.float32, "cpu", 0)
+        given = calling(kernel, lambda: kernel.make_inputs({"n": 4}, torch.float32, "cpu", 0))
         calling(kernel, lambda: kernel.launch_at({"n": 4}, {"BLOCK": 32}))
         calling(kernel, lambda: kernel.need_reference()(given))
 

@@ -23,6 +23,10 @@ from suanli.kernels.spec import CudaKernel, Launch, scalar
 
 _CHILD = Path(__file__).with_name("host_child.py")
 _GUARD_BYTES = 65536
+_SIGNALS = {
+    signal.SIGFPE: "a whole number was divided by zero",
+    signal.SIGSEGV: "a thread needs more stack than the 256 KB it has here",
+}
 _DYNAMIC_MOST = 2**18
 _ACCESSES = 300_000_000
 
@@ -175,7 +179,7 @@ def _execute(kernel: CudaKernel, folder: Path, launch: Launch, timeout_s: float)
         )
     if code != 0 or not (folder / "report.json").is_file():
         last = (said.strip().splitlines() or ["it said nothing"])[-1]
-        how = signal.Signals(-code).name if code < 0 else last
+        how = _SIGNALS.get(-code, signal.Signals(-code).name) if code < 0 else last
         raise TrialFailedError(
             f"{kernel.name} crashed on the CPU with {launch.blocks} blocks: {how}", kind="crash"
         )

@@ -284,8 +284,8 @@ static void access(const Access &a) {
         stop_all();
     }
     if (a.kind != ATOMIC && a.kind != VOLATILE) return;
-    synchronise(f);
     if (a.kind == ATOMIC || !a.write) look(f, a);
+    synchronise(f);
 }
 
 // -- waiting -------------------------------------------------------------------------------------

@@ -91,6 +91,8 @@ class thread_block_tile : public suanli_lanes {
 public:
     SUANLI_METHOD thread_block_tile()
         : suanli_lanes((unsigned)((1ull << N) - 1) << (suanli_lane() & ~(int)(N - 1))) {}
+    template <typename Other>
+    SUANLI_METHOD thread_block_tile(const thread_block_tile<N, Other> &same) : suanli_lanes(same.mask) {}
     SUANLI_METHOD unsigned size() const { return N; }
     SUANLI_METHOD unsigned num_threads() const { return N; }
     SUANLI_METHOD unsigned meta_group_rank() const { return this_thread_block().thread_rank() / N; }

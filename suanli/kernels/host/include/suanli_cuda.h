@@ -22,6 +22,10 @@
 
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 800
+#define __CUDACC_VER_MAJOR__ 12
+#define __CUDACC_VER_MINOR__ 9
+#define CUDART_VERSION 12090
+#define __builtin_assume(condition) ((void)0)
 #define __global__
 #define __device__
 #define __host__
