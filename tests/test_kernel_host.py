@@ -157,7 +157,7 @@ def test_reading_what_nobody_wrote() -> None:
 
 
 def test_races_between_blocks_and_the_fence_that_orders_them() -> None:
-    plain = "    y[i] = x[i];\n    y[0] = x[0];"
+    plain = "    y[i] = x[i];\n    y[0] = x[i];"
     assert "race" in kinds(only_case(simple(plain, blocks=2)))
     # the last block to arrive, by an atomic ticket behind a fence, may read what all others wrote
     last = """

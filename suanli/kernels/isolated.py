@@ -119,9 +119,7 @@ class Compilation:
         except (BadInputError, MissingBackendError):
             raise
         except TrialFailedError as failure:
-            long = (
-                f"compiling for {request.arch} took more than {self._timeout_s:g} s and was ended"
-            )
+            long = f"compiling for {request.arch} took too long and was ended: {failure}"
             reason = long if failure.kind == "timeout" else str(failure)
             return CompileResult(request=request, reason=reason)
         except SuanliError as failure:
