@@ -283,7 +283,10 @@ static void access(const Access &a) {
         complain("too-long", a.site, nullptr, "");
         stop_all();
     }
-    if (a.kind != ATOMIC && a.kind != VOLATILE) return;
+    if (a.kind != ATOMIC && a.kind != VOLATILE) {
+        if (reached) f->looks = 0;  // it does something else between
+        return;
+    }
     if (a.kind == ATOMIC || !a.write) look(f, a);
     synchronise(f);
 }
