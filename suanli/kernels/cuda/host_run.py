@@ -179,7 +179,8 @@ def _execute(kernel: CudaKernel, folder: Path, launch: Launch, timeout_s: float)
         )
     if code != 0 or not (folder / "report.json").is_file():
         last = (said.strip().splitlines() or ["it said nothing"])[-1]
-        how = _SIGNALS.get(-code, signal.Signals(-code).name) if code < 0 else last
+        ended = signal.Signals(-code) if code < 0 else None
+        how = _SIGNALS.get(ended, ended.name) if ended else last
         raise TrialFailedError(
             f"{kernel.name} crashed on the CPU with {launch.blocks} blocks: {how}", kind="crash"
         )
