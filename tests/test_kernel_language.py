@@ -262,6 +262,18 @@ template <typename T, int N> __device__ T turned(T v) {
 }
 
 
+PUBLISHED = """
+    __shared__ float d;
+    __shared__ int ready;
+    if (threadIdx.x == 0) ready = 0;
+    __syncthreads();
+    if (threadIdx.x == 40) { d = 5.0f; FENCE atomicExch(&ready, 1); }
+    if (threadIdx.x == 3) { while (atomicAdd(&ready, 0) == 0) {} FENCE }
+    y[i] = threadIdx.x == 3 && d != 5.0f ? 0 : x[i];
+"""
+RIGHT["published behind a fence"] = (PUBLISHED.replace("FENCE", "__threadfence_block();"), {})
+
+
 @pytest.mark.parametrize("what", RIGHT)
 def test_right_kernels_pass(what: str) -> None:
     body, changes = RIGHT[what]
@@ -339,6 +351,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "race",
         "count[0] that thread",
     ),
+    "published with no fence": (PUBLISHED.replace("FENCE", ""), "race", "reads d[0]"),
     "an assertion": (
         "    y[i] = x[i];\n    assert(i < 10);",
         "trap",
