@@ -92,8 +92,11 @@ class OptimizeOptions:
             raise BadInputError(f"--max-drop must be from 0 to 100 points, not {self.max_drop:g}")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise BadInputError(f"--tolerance must be between 0 and 1, not {self.tolerance:g}")
-        if self.batch and self.max_batch and self.max_batch < self.batch:
-            raise BadInputError(f"--max-batch {self.max_batch} is less than --batch {self.batch}")
+        if self.max_batch and self.max_batch < self.step_batch:
+            raise BadInputError(
+                f"--max-batch {self.max_batch} is less than --batch {self.step_batch}"
+                f"{'' if self.batch else ', the default'}"
+            )
         if self.precision not in _PRECISIONS:
             raise BadInputError(
                 f"--precision takes {', '.join(_PRECISIONS)}, not {self.precision!r}"
@@ -135,15 +138,13 @@ def optimize(
         CaptureError: The model cannot be captured; the message names where it stopped.
     """
     from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.admission import admitted
     from suanli.workloads.module import of_module
     from suanli.workloads.record import Workload
 
     asked = OptimizeOptions(**options).checked()
-    if isinstance(model, Workload):
-        workload, module = model, model.make_model()
-    else:
-        workload, module = of_module(model, inputs), model
-    return Optimizer(workload, module, _request(asked), on_event).run()
+    workload = model if isinstance(model, Workload) else of_module(model, inputs)
+    return Optimizer(workload, admitted(workload), _request(asked), on_event).run()
 
 
 def optimize_workload(
@@ -171,6 +172,7 @@ def optimize_workload(
         BadInputError: The workload is unknown or cannot be used, or an option makes no sense.
     """
     from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.admission import admitted
     from suanli.workloads.reference import parse_shapes
     from suanli.workloads.resolve import resolve
 
@@ -183,7 +185,7 @@ def optimize_workload(
         input_shapes=parse_shapes(input_shapes),
         input_dtype=input_dtype,
     )
-    optimizer = Optimizer(workload, workload.make_model(), _request(asked), on_event)
+    optimizer = Optimizer(workload, admitted(workload), _request(asked), on_event)
     engine = optimizer.run()
     result = engine.result
     engine.close()

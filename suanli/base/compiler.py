@@ -23,6 +23,7 @@ from pathlib import Path
 from suanli.base.errors import SuanliError
 from suanli.base.files import cache_dir
 from suanli.base.lazy import present
+from suanli.base.leftovers import temporary_folder
 
 INSTALL = "pip install 'suanli[compiler]'"
 _PROBE = '#include <string.h>\nint suanli_probe(void) { return (int)strlen(""); }\n'
@@ -77,7 +78,8 @@ class Compiler:
         except OSError as error:
             raise CompilerError(f"cannot read {source}: {error.strerror}") from None
         name = f"{source.stem}-{self._key(text, flags)}{_SUFFIX}"
-        for folder in (cache_dir() / "native", _temporary_folder()):
+        for place in (lambda: cache_dir() / "native", _temporary_folder):
+            folder = place()
             library = folder / name
             if library.is_file():
                 return library
@@ -235,10 +237,10 @@ def _zig_cache() -> Path:
 
 @cache
 def _temporary_folder() -> Path:
-    """A private folder that goes when the process ends."""
-    folder = tempfile.mkdtemp(prefix="suanli-native-")
+    """A private folder that goes when the process ends, or at a later run if it is killed."""
+    folder = temporary_folder(None, "suanli-native-")
     atexit.register(shutil.rmtree, folder, True)
-    return Path(folder)
+    return folder
 
 
 @cache
