@@ -61,8 +61,8 @@ def _shortfall(workload: Workload, trained: FitResult) -> str:
         return f"{meant}; another --seed may reach it\n"
     return (
         f"{meant}, but time ran out after {trained.epochs:.1f} of {settings.epochs} epochs: this "
-        "machine is slow\n   or busy. The search goes on with this weaker network. Figures of speed "
-        "hold; those of\n   accuracy say less\n"
+        "machine is slow\n   or busy. The search goes on with this weaker network: figures of "
+        "speed hold, those of\n   accuracy say less\n"
     )
 
 

@@ -131,7 +131,7 @@ def test_a_wrapped_model_of_a_file_is_its_module(own_file: Path) -> None:
 
 
 def test_no_sample_and_near_names(own_file: Path) -> None:
-    with pytest.raises(BadInputError, match="mine.py:none: the example inputs hold no sample"):
+    with pytest.raises(BadInputError, match=r"mine\.py:none: the example inputs hold no sample"):
         resolve(f"{own_file}:none")
     with pytest.raises(BadInputError, match="it has network"):
         resolve(f"{own_file}:netwrk")

@@ -8,7 +8,7 @@ from torch import nn
 
 from suanli.engines import session as sessions
 from suanli.engines.session import Session, Wish
-from suanli.engines.verification import VerificationSet, how_many
+from suanli.engines.verification import ReferenceHost, VerificationSet, how_many, write_inputs
 from suanli.workloads.record import Inputs, Workload
 from tests import small_programs as small
 
@@ -48,3 +48,31 @@ def test_a_slow_machine_verifies_the_same_samples(
         session.close()
     assert torch.equal(*found)
     assert len(found[0]) == 128
+
+
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        spectrum = torch.fft.rfft(self.linear(x))
+        return spectrum, spectrum.mean()
+
+
+def test_complex_outputs_have_a_reference(tmp_path: Path) -> None:
+    model, inputs = Spectrum(), torch.randn(4, 8)
+    program = small.program_of(model, tmp_path / "program", inputs[:2])
+    folder = tmp_path / "verification"
+    write_inputs(folder, [inputs])
+    host = ReferenceHost(str(program.folder), str(folder), batches=(4,))
+    assert host.reference()["dtype"] == "float64"
+    assert not host.eager("fp32")
+    found = VerificationSet(folder, program)
+    with torch.no_grad():
+        wanted = model(inputs)
+    for batch in (None, 4):
+        assert [t.dtype for t in found.reference(batch)] == [torch.complex128] * 2
+        for kept in (found.reference(batch), found.eager("fp32", batch)):
+            torch.testing.assert_close(kept[0].to(torch.complex64), wanted[0])
+    torch.testing.assert_close(found.eager("fp32", 4)[1], wanted[1])

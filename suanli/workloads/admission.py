@@ -64,7 +64,7 @@ def _check_model(model: nn.Module, name: str) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
-            f"{name} is TorchScript ({type(model).__name__}), which cannot be captured",
+            f"{name} is TorchScript, which cannot be captured",
             next_step="give the nn.Module that it was made of, or its ONNX",
         )
     without = [key for key, weight in _weights(model) if weight.is_meta]
