@@ -66,7 +66,7 @@ def from_file(path: Path, name: str, options: Options) -> Workload:
     model, inputs = _model_and_inputs(made, source)
     make_inputs, batched = _input_maker(module, model, inputs, options, source)
     precision = other_precision(model, make_inputs(2))
-    if precision is not None:
+    if precision is not None:  # the model is made in fp32
         make_inputs = in_fp32(make_inputs, precision)
     return Workload(
         name=f"{path.stem}:{name}",
@@ -76,7 +76,6 @@ def from_file(path: Path, name: str, options: Options) -> Workload:
         untrained=False,
         dynamic_batch=batched,
         max_batch=256 if batched else 1,
-        note="" if precision is None else f"its {precision} is taken as float32",
     )
 
 
