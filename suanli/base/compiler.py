@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,8 +78,7 @@ class Compiler:
         except OSError as error:
             raise CompilerError(f"cannot read {source}: {error.strerror}") from None
         name = f"{source.stem}-{self._key(text, flags)}{_SUFFIX}"
-        for place in (lambda: cache_dir() / "native", _temporary_folder):
-            folder = place()
+        for folder in _native_folders():
             library = folder / name
             if library.is_file():
                 return library
@@ -233,6 +232,12 @@ def _zig_cache() -> Path:
     except OSError:
         return _temporary_folder() / "zig"
     return folder if os.access(folder, os.W_OK) else _temporary_folder() / "zig"
+
+
+def _native_folders() -> Iterator[Path]:
+    """Where libraries are kept; the second is made only where the first cannot be written."""
+    yield cache_dir() / "native"
+    yield _temporary_folder()
 
 
 @cache
