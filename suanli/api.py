@@ -93,10 +93,8 @@ class OptimizeOptions:
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise BadInputError(f"--tolerance must be between 0 and 1, not {self.tolerance:g}")
         if self.max_batch and self.max_batch < self.step_batch:
-            raise BadInputError(
-                f"--max-batch {self.max_batch} is less than --batch {self.step_batch}"
-                f"{'' if self.batch else ', the default'}"
-            )
+            asked = f"the batch of {self.step_batch}"
+            raise BadInputError(f"--max-batch {self.max_batch} is less than {asked}")
         if self.precision not in _PRECISIONS:
             raise BadInputError(
                 f"--precision takes {', '.join(_PRECISIONS)}, not {self.precision!r}"
@@ -144,7 +142,8 @@ def optimize(
 
     asked = OptimizeOptions(**options).checked()
     workload = model if isinstance(model, Workload) else of_module(model, inputs)
-    return Optimizer(workload, admitted(workload), _request(asked), on_event).run()
+    module = admitted(workload, asked.step_batch)
+    return Optimizer(workload, module, _request(asked), on_event).run()
 
 
 def optimize_workload(
@@ -185,8 +184,8 @@ def optimize_workload(
         input_shapes=parse_shapes(input_shapes),
         input_dtype=input_dtype,
     )
-    optimizer = Optimizer(workload, admitted(workload), _request(asked), on_event)
-    engine = optimizer.run()
+    module = admitted(workload, asked.step_batch)
+    engine = Optimizer(workload, module, _request(asked), on_event).run()
     result = engine.result
     engine.close()
     return result

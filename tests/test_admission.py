@@ -15,7 +15,7 @@ from suanli.engines import optimizer
 from suanli.engines.program import input_names
 from suanli.workloads.admission import admitted, unwrapped
 from suanli.workloads.module import of_module
-from suanli.workloads.record import Inputs
+from suanli.workloads.record import Inputs, Workload
 from suanli.workloads.resolve import resolve
 
 
@@ -90,7 +90,7 @@ def test_a_forward_without_a_signature_cannot_be_captured() -> None:
 def test_mixed_types_that_compute_in_fp32_pass() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))
     model.register_buffer("table", torch.zeros(3, dtype=torch.float64))
-    assert admitted(of_module(model, torch.zeros(2, 3, dtype=torch.int64))) is model
+    assert admitted(of_module(model, torch.zeros(2, 3, dtype=torch.int64)), 1) is model
 
 
 def test_wrappers_are_taken_off() -> None:
@@ -101,8 +101,19 @@ def test_wrappers_are_taken_off() -> None:
         nn.DataParallel(torch.compile(model)),
     ):
         workload = of_module(wrapped, torch.zeros(2, 4))
-        assert unwrapped(wrapped) is admitted(workload) is model
+        assert unwrapped(wrapped) is admitted(workload, 1) is model
         assert workload.name == "Linear"
+
+
+def test_a_fixed_batch_is_the_only_one_asked_for() -> None:
+    def only_four(batch: int) -> Inputs:
+        assert batch == 4
+        return Inputs(args=(torch.zeros(4, 4),))
+
+    workload = Workload(
+        name="net", make_model=nn.Identity, make_inputs=only_four, dynamic_batch=False
+    )
+    admitted(workload, 4)
 
 
 class Holder(nn.Module):
@@ -124,7 +135,7 @@ def test_a_model_of_a_file_is_cast_with_its_inputs(own_file: Path, name: str) ->
     workload = resolve(f"{own_file}:{name}")
     inputs = workload.make_inputs(3).args[0]
     assert inputs.dtype == torch.float32
-    assert admitted(workload)(inputs).dtype == torch.float32
+    assert admitted(workload, 1)(inputs).dtype == torch.float32
 
 
 def test_a_wrapped_model_of_a_file_is_its_module(own_file: Path) -> None:
@@ -153,8 +164,8 @@ def test_what_a_file_prints_is_no_part_of_the_answer(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"objective": "throughput", "max_batch": 16}, "less than --batch 32, the default"),
-        ({"batch": 8, "max_batch": 4}, "less than --batch 8$"),
+        ({"objective": "throughput", "max_batch": 16}, "16 is less than the batch of 32"),
+        ({"batch": 8, "max_batch": 4}, "less than the batch of 8"),
     ],
 )
 def test_the_largest_batch_holds_the_one_that_decides(options: dict[str, Any], words: str) -> None:

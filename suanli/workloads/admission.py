@@ -27,10 +27,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def admitted(workload: Workload) -> nn.Module:
+def admitted(workload: Workload, batch: int) -> nn.Module:
     """The workload's model, once it is clear that it can be computed and compared here.
 
     A prediction needs less: there the model may be without values, and of any type.
+
+    Args:
+        workload: What is to be optimised.
+        batch: The one that is asked for, which may be the only one that it takes.
 
     Raises:
         CaptureError: It is TorchScript.
@@ -38,7 +42,7 @@ def admitted(workload: Workload) -> nn.Module:
     """
     model = unwrapped(workload.make_model())
     _check_model(model, workload.name)
-    inputs = workload.make_inputs(2 if workload.dynamic_batch else 1)
+    inputs = workload.make_inputs(2 if workload.dynamic_batch else batch)
     check_inputs(inputs)
     if any(tensor.is_meta for tensor in tensors_in(inputs)):
         raise BadInputError(
