@@ -87,6 +87,16 @@ def test_cache_that_cannot_be_written_falls_to_a_temporary_folder(
     assert blocked not in library.parents
 
 
+def test_no_temporary_folder_is_made_where_the_cache_can_be_written(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> Path:
+        raise AssertionError("a folder that nobody needs")
+
+    monkeypatch.setattr(module, "_temporary_folder", made)
+    assert answer(compiler.build_shared(source(tmp_path), ["-DNUMBER=8"])) == 8
+
+
 def test_error_names_the_file_and_the_first_error(compiler: Compiler, tmp_path: Path) -> None:
     path = source(tmp_path, "int broken( {\n")
     with pytest.raises(CompilerError, match=r"cannot compile some file\.c: .*error") as caught:

@@ -440,10 +440,20 @@ def _signature(
 
 
 def input_names(model: nn.Module, inputs: Inputs) -> list[str]:
-    """One name per leaf of `(args, kwargs)`, from the signature of `forward`."""
+    """One name per leaf of `(args, kwargs)`, from the signature of `forward`.
+
+    Raises:
+        CaptureError: `forward` is no Python function, such as TorchScript's.
+    """
     import inspect
 
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (ValueError, TypeError) as error:
+        raise CaptureError(
+            f"a {type(model).__name__} cannot be captured: {_first_line(error)}",
+            next_step="give an nn.Module whose forward is a Python function",
+        ) from None
     named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     names: list[str] = []
     for i, value in enumerate(inputs.args):
