@@ -1,8 +1,8 @@
 """Makes the pages in docs/examples by real runs: `python -m benchmarks.example_pages`.
 
-Run it on a quiet machine; a page made on a busy one says so in a note. Each verb runs in a process of
-its own, as a person would run it, and in a folder of its own, so that no page names a path of the
-machine; `profile cifar10-fast` needs SUANLI_DATA.
+Run it on a quiet machine; a page made on a busy one says so in a note. Each verb runs in a process
+of its own, as a person would run it, and in a folder of its own, so that no page names a path of
+the machine; `profile cifar10-fast` needs SUANLI_DATA.
 
 The pages are never edited: when what a page shows has changed, run this again.
 """
