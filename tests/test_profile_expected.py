@@ -121,7 +121,7 @@ def test_the_step_is_the_sum_of_what_changes_and_what_stays() -> None:
     assert 15.0 < low < 60.0, "copies and gaps stay"
     fused = basis.step_with(EAGER.with_(backend="inductor"))
     assert 85.0 < fused < 99.0, "gaps shrink with the calls"
-    assert basis.step_with(EAGER.with_(precision="fp8")) is None
+    assert basis.step_with(EAGER.with_(precision="fp4")) is None
 
 
 def test_nothing_is_expected_to_beat_its_own_limit() -> None:
