@@ -60,7 +60,7 @@ def profile(  # noqa: PLR0913, PLR0917
     report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Say where a step's time goes against the machine's limit, and what to change.
+    """Say where a step's time goes, and what to change.
 
     Operators with their work and their limits, what lies between them, memory by kind, spread over
     steps; then a ranked list of changes, each with the gain to expect. --check tries them.

@@ -121,7 +121,7 @@ def test_training_a_workload() -> None:
 
 
 def test_the_advice_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suanli.profiling.checking._RACE_SECONDS", 1.0)
+    monkeypatch.setattr("suanli.profiling.checking._TURN_SECONDS", 0.05)
     monkeypatch.setattr("suanli.base.compiler.find_compiler", lambda: None)
     plain = TrainPlan(optimizer_kernel="loop")
     found = suanli.profile(train_parts.recipe(), plan=plain, steps=3, check=2, device="cpu")

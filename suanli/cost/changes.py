@@ -24,7 +24,7 @@ Fused = Literal["none", "compiled", "engine"]
 # with AMX (`benchmarks/profiling.py`), 2026-11-21.
 _SHARE: dict[str, dict[KernelKind, float]] = {
     "fp32": {"product": 0.8, "convolution": 0.7, "attention": 0.5, "recurrent": 0.4},
-    "bf16": {"product": 0.35, "convolution": 0.3, "attention": 0.2, "recurrent": 0.1},
+    "bf16": {"product": 0.35, "convolution": 0.4, "attention": 0.2, "recurrent": 0.1},
     "int8": {"product": 0.3, "convolution": 0.3, "attention": 0.2, "recurrent": 0.1},
 }
 _TRAFFIC: dict[KernelKind, float] = {
@@ -40,8 +40,9 @@ _CALL_S, _BACKWARD_CALL_S = 4e-6, 8e-6
 # What oneDNN's products cost beside MKL's of fp32: looking the kernel up, and the weights' copy
 # into the units' layout at each call. An engine does that once.
 _LIBRARY_CALL_S = 1.5e-5
-# Images that lie channels first are copied into the units' layout and back: passes over them.
-_IMAGE_COPIES = {"fp32": 0.5, "bf16": 2.0}
+# Images that lie channels first are copied into the units' layout and back; passes over them at the
+# rate of reading. In bf16 the library does it element by element.
+_IMAGE_COPIES = {"fp32": 0.5, "bf16": 10.0}
 # Part of the bytes between operators, and of their calls, that is left after fusion.
 _FUSED_TRAFFIC: dict[Fused, float] = {"none": 1.0, "compiled": 0.5, "engine": 0.1}
 _FUSED_CALLS: dict[Fused, float] = {"none": 1.0, "compiled": 0.1, "engine": 0.05}

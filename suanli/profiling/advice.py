@@ -174,18 +174,23 @@ def _precision(case: Case) -> Iterator[Advice]:
     if isinstance(plan, Plan) and plan.backend not in ("eager", "inductor", "openvino"):
         return
     for precision in case.faster[:1]:
-        changed = plan.with_(precision=precision)
+        changed, how = plan.with_(precision=precision), f"precision = {precision!r} in the plan"
+        words = f"run the products in {precision}"
+        if _image_ms(case) and plan.memory_layout == "contiguous" and _moves_layout(plan):
+            # the units want images channels last: alone the precision gains a part of it only
+            changed = changed.with_(memory_layout="channels_last")
+            words += ", with images channels last"
+            how += ' and memory_layout = "channels_last"'
         gain = case.gain_of(changed)
         if gain is None:
             continue
         old = case.basis.ceilings.peak_flops(plan.precision) or 0.0
         new = case.basis.ceilings.peak_flops(precision) or 0.0
         ratio = f"{new / old:.1f} times" if old else "far"
-        how = f"precision = {precision!r} in the plan"
         if isinstance(plan, Plan):
             how += "; `suanli optimize` proves that the answers stay right"
         yield Advice(
-            change=f"run the products in {precision}",
+            change=words,
             kind="precision",
             reason=f"the device's products are {ratio} as fast in {precision}",
             how=how,
@@ -194,18 +199,25 @@ def _precision(case: Case) -> Iterator[Advice]:
         )
 
 
-def _layout(case: Case) -> Iterator[Advice]:
-    plan = case.subject.plan
-    if plan.memory_layout != "contiguous" or case.subject.model is None:
-        return
-    if isinstance(plan, Plan) and plan.backend not in ("eager", "inductor"):
-        return
-    spent = sum(
+def _moves_layout(plan: Plan | TrainPlan) -> bool:
+    """Whether the layout is the plan's to choose; engines choose their own."""
+    return isinstance(plan, TrainPlan) or plan.backend in ("eager", "inductor")
+
+
+def _image_ms(case: Case) -> float:
+    """Milliseconds of convolutions on images."""
+    return sum(
         row.ms
         for row in case.basis.rows
         if any("conv" in op.name and _image(op.input_shapes) for op in row.operators)
     )
-    if not spent:
+
+
+def _layout(case: Case) -> Iterator[Advice]:
+    plan, spent = case.subject.plan, _image_ms(case)
+    if plan.memory_layout != "contiguous" or case.subject.model is None:
+        return
+    if not spent or not _moves_layout(plan):
         return
     changed = plan.with_(memory_layout="channels_last")
     gain = case.gain_of(changed)
