@@ -162,6 +162,7 @@ def _batches(result: OptimizeResult) -> Element | None:
         Column(name="samples/s", number=True),
         Column(name="over eager fp32", number=True),
         Column(name="over the best baseline", number=True),
+        Column(name="that baseline's step", number=True),
         Column(name="that baseline", code=True),
         Column(name="note", wide=True),
     ]
@@ -185,6 +186,7 @@ def _race(race: Confirmation) -> Row:
         Figure.of(race.samples_per_s, units.rate(race.samples_per_s)),
         over(race.speedup_vs_eager),
         over(race.speedup_vs_best_baseline),
+        Figure.of(race.baseline_ms.p50, units.milliseconds(race.baseline_ms.p50)),
         race.best_baseline.title,
         race.note,
     ]
