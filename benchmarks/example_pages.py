@@ -32,7 +32,7 @@ NEEDS = {"profile-digits-engine": "optimize-digits-resnet"}
 def main() -> None:
     """Make all the pages, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pages", nargs="*", choices=[*PAGES, []], help="only these")
+    parser.add_argument("pages", nargs="*", choices=[*PAGES], help="only these")
     wanted = parser.parse_args().pages or list(PAGES)
     needed = [NEEDS[name] for name in wanted if name in NEEDS]
     TARGET.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def log_around(values: Iterable[float], least_ratio: float = 2.0) -> Log:
     """
     known = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
     low, high = min(known), max(known)
-    room = 1.12 * max(1.0, math.sqrt(least_ratio * low / high))
+    room = max(1.12, (high / low) ** 0.06) * max(1.0, math.sqrt(least_ratio * low / high))
     return Log(low / room, high * room)
 
 

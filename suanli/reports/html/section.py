@@ -97,13 +97,15 @@ def setting(environment: Environment, device: DeviceInfo) -> Element:
     )
 
 
-def busy(environment: Environment) -> list[str]:
+def busy(environment: Environment, notes: Sequence[str]) -> list[str]:
     """A note where much else ran on the machine, so that times are longer than they need be.
 
     The load average counts the work itself too, so that a load of up to twice the cores is usual.
+    Where one of the result's own notes says that the machine was busy, that is enough.
     """
     load = environment.load_average
-    if load is None or load <= _BUSY * environment.cores:
+    said = any("machine was busy" in note for note in notes)
+    if said or load is None or load <= _BUSY * environment.cores:
         return []
     return [
         f"The machine was busy (load {load:.1f} on {environment.cores} cores): times are longer "

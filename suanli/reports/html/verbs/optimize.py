@@ -29,7 +29,7 @@ def section(result: OptimizeResult) -> Section:
         about=f"{result.objective}, batch {result.batch}, on {result.device.title}",
         verdict=_verdict(result),
         tiles=[tile for tile in _tiles(result) if tile],
-        notes=[*result.notes, *_stopped(result), *busy(result.environment)],
+        notes=[*result.notes, *_stopped(result), *busy(result.environment, result.notes)],
         parts=[
             _ladder(result),
             _batches(result),

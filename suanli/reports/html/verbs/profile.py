@@ -40,7 +40,7 @@ def section(result: ProfileResult) -> Section:
         about=f"{what}, batch {result.batch}, {result.plan.title}, on {result.device.title}",
         verdict=_sentence(result.verdict),
         tiles=[tile for tile in _tiles(result) if tile],
-        notes=[*result.notes, *_stopped(result), *busy(result.environment)],
+        notes=[*result.notes, *_stopped(result), *busy(result.environment, result.notes)],
         parts=[
             advice(result.advice),
             _waterfall(result),

@@ -38,7 +38,7 @@ def section(result: TrainResult, history: Sequence[TrainProgress]) -> Section:
         about=f"batch {result.batch}, seed {result.seed}, {plan.title}, on {result.device.title}",
         verdict=_verdict(result),
         tiles=[tile for tile in _tiles(result) if tile],
-        notes=[*result.notes, *_changed(result), *busy(result.environment)],
+        notes=[*result.notes, *_changed(result), *busy(result.environment, result.notes)],
         parts=[
             *course(history, result.quality),
             *trials.parts(result.trials, plan),
