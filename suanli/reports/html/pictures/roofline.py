@@ -110,7 +110,15 @@ def roofline(
             ),
             group(_roofs(frame, tops, slopes), aria_hidden="true"),
             group(_marks(frame, placed)),
-            group([] if frame.narrow else _names(frame, placed), aria_hidden="true"),
+            group(
+                [
+                    *([] if frame.narrow else _names(frame, placed)),
+                    *_peak_names(frame, tops),
+                    *_slope_names(frame, slopes, tops[0].value),
+                ],
+                class_="above",
+                aria_hidden="true",
+            ),
         )
 
     return figure("Roofline", about, draw, table, entries)
@@ -144,8 +152,7 @@ def _roofs(frame: Frame, tops: Sequence[Roof], slopes: Sequence[Roof]) -> list[E
             places = [(start, slope.value * start), (ridge, slope.value * ridge), (high, top.value)]
             kind = "roof" if index == 0 else "roof other"
             drawn.append(line([(frame.px(a), frame.py(b)) for a, b in places], kind))
-    drawn += _peak_names(frame, tops)
-    return drawn + _slope_names(frame, slopes, tops[0].value)
+    return drawn
 
 
 def _peak_names(frame: Frame, tops: Sequence[Roof]) -> list[Element]:
