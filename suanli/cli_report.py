@@ -34,7 +34,7 @@ def report(
     ] = Path("report.html"),
     as_json: Json = False,
 ) -> None:
-    """Show any results as one self-contained HTML page with pictures.
+    """Show results as one HTML page with pictures.
 
     The page is one file, loads nothing from anywhere, and can be sent around.
     """
@@ -52,9 +52,10 @@ def ui(
     port: Annotated[int, typer.Option(metavar="N", help="To listen on; 0 takes a free one.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Show a folder of results in the browser, live while a search or a training goes on.
+    """Show a folder of results in the browser, live.
 
-    Serves to this machine alone, and only to who has the address with its key. Ctrl-C ends it.
+    A search or a training is shown while it goes on. Serves to this machine alone, and only to who
+    has the address with its key. Ctrl-C ends it.
     """
     from suanli import api_report
 

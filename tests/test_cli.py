@@ -32,6 +32,8 @@ COMMANDS = (
     "train",
     "predict",
     "profile",
+    "report",
+    "ui",
     "run",
     "rebuild",
     "export",
