@@ -81,8 +81,12 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
     _knob("sustained", "vector", prior=0.97, width=0.05),
-    _knob("host_forward_s", prior=2.5e-5, width=0.15),
-    _knob("host_backward_s", prior=4e-5, width=0.15),
+    _knob("grouped_gradient_fraction", prior=0.15),
+    _knob("winograd_gain", prior=1.6, width=0.2),
+    _knob("host_forward_s", prior=3e-5, width=0.3),
+    _knob("host_backward_s", prior=4e-5, width=0.3),
+    _knob("host_update_s", prior=3e-5),
+    _knob("host_generation", prior=1.25, width=0.15),
     *(
         _knob("capability", capability, name, prior=1.0, width=width)
         for capability in ("7.0", "8.0", "8.6", "8.9")
@@ -130,7 +134,8 @@ def step_error(step: jobs.Step, p: Parameters) -> float:
     if id(step) not in _KERNELS:
         _KERNELS[id(step)] = kernels_of(step.work, step.how)
     kernels = _KERNELS[id(step)]
-    device_s, idle_s = step_seconds(kernels, kernel_terms(kernels, step.gpu, p, step.how.dtype), p)
+    terms = kernel_terms(kernels, step.gpu, p, step.how.dtype)
+    device_s, idle_s = step_seconds(kernels, terms, step.gpu, p)
     return math.log((device_s + idle_s) / step.seconds)
 
 

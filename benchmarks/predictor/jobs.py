@@ -252,7 +252,11 @@ _TIMM: dict[str, tuple[str, str, dict[str, Any]]] = {
     "resnet50": ("ResNetConfig", "ResNetForImageClassification", {}),
     "resnet101": ("ResNetConfig", "ResNetForImageClassification", {"depths": [3, 4, 23, 3]}),
     "regnety_040": ("RegNetConfig", "RegNetForImageClassification", {}),
-    "mobilenetv2_100": ("MobileNetV2Config", "MobileNetV2ForImageClassification", {}),
+    "mobilenetv2_100": (
+        "MobileNetV2Config",
+        "MobileNetV2ForImageClassification",
+        {"tf_padding": False},
+    ),
     "efficientnet_b0": (
         "EfficientNetConfig",
         "EfficientNetForImageClassification",
@@ -292,7 +296,7 @@ def timm_work(name: str, side: int, batch: int) -> Work | None:
         return None
     kind, head, settings = _TIMM[name]
     make = models.hub(kind, head, num_labels=1000, **settings)
-    return vision(f"timm {name}", make, side, batch)
+    return vision(f"timm {name} {len(settings)}", make, side, batch)
 
 
 def vision(

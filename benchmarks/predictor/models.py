@@ -207,15 +207,20 @@ class RelativeLayer(nn.Module):
 
 
 class TransformerXl(nn.Module):
-    """Transformer-XL with an adaptive softmax of 267,735 words (WikiText-103)."""
+    """Transformer-XL with an adaptive softmax of 267,735 words (WikiText-103).
+
+    The shares of tokens that fall into the rarer classes are assumed.
+    """
+
+    _TAILS = ((20000, 0.04), (160000, 0.05), (67735, 0.01))  # words, share of the tokens
 
     def __init__(self, layers: int, wide: int, heads: int, inner: int, memory: int) -> None:
         super().__init__()
         self.memory, self.wide = memory, wide
-        self.embed = nn.Embedding(20000, wide)
+        self.embed = nn.Embedding(267735, wide)
         self.layers = nn.ModuleList(RelativeLayer(wide, heads, inner) for _ in range(layers))
         self.head = nn.Linear(wide, 20003)
-        self.tail = nn.Sequential(nn.Linear(wide, wide // 4), nn.Linear(wide // 4, 20000))
+        self.tails = nn.ModuleList(nn.Linear(wide, words) for words, _ in self._TAILS)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embed(ids)
@@ -223,8 +228,11 @@ class TransformerXl(nn.Module):
         pos = torch.zeros(t + self.memory, wide)
         for layer in self.layers:
             x = layer(x, x.new_zeros(b, self.memory, wide), pos)
-        few = x.reshape(-1, wide)[: b * t // 4]
-        return self.head(x).log_softmax(-1).mean() + self.tail(few).log_softmax(-1).mean()
+        loss = self.head(x).log_softmax(-1).mean()
+        for tail, (_, share) in zip(self.tails, self._TAILS, strict=True):
+            few = x.reshape(-1, wide)[: int(b * t * share)]
+            loss = loss + tail(few).log_softmax(-1).mean()
+        return loss
 
 
 class Gnmt(nn.Module):
@@ -247,6 +255,73 @@ class Gnmt(nn.Module):
         context = scores.softmax(-1) @ states
         y, _ = self.decoder(torch.cat([y, context], -1))
         return self.words(y).log_softmax(-1).mean()
+
+
+class MaskedBert(nn.Module):
+    """BERT that guesses the words at its masked places only, and whether sentences follow."""
+
+    def __init__(self, inner: nn.Module, masked: int, wide: int = 1024, words: int = 30528) -> None:
+        super().__init__()
+        self.inner, self.masked = inner, masked
+        self.change = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
+        self.words, self.follows = nn.Linear(wide, words), nn.Linear(wide, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out = self.inner(input_ids=ids)
+        few = self.change(out.last_hidden_state[:, : self.masked].flatten(0, 1))
+        follows = self.follows(out.pooler_output).log_softmax(-1).mean()
+        return self.words(few).log_softmax(-1).mean() + follows
+
+
+class Tacotron2(nn.Module):
+    """Tacotron 2 as NVIDIA trains it: text and frames in, every frame a step of the decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(148, 512)
+        self.convs = nn.Sequential(*(self._layer(512, 512, nn.ReLU()) for _ in range(3)))
+        self.encoder = nn.LSTM(512, 256, bidirectional=True, batch_first=True)
+        self.prenet = nn.Sequential(
+            nn.Linear(80, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 256), nn.ReLU(),
+            nn.Dropout(),
+        )  # fmt: skip
+        self.attention, self.decoder = nn.LSTMCell(768, 1024), nn.LSTMCell(1536, 1024)
+        self.query, self.memory = nn.Linear(1024, 128), nn.Linear(512, 128)
+        self.places = nn.Conv1d(2, 32, 31, padding=15)
+        self.place, self.energy = nn.Linear(32, 128), nn.Linear(128, 1)
+        self.frame, self.stop = nn.Linear(1536, 80), nn.Linear(1536, 1)
+        sizes = itertools.pairwise((80, 512, 512, 512, 512, 80))
+        self.postnet = nn.Sequential(*(self._layer(a, b, nn.Tanh()) for a, b in sizes))
+
+    @staticmethod
+    def _layer(wide: int, out: int, bend: nn.Module) -> nn.Sequential:
+        conv = nn.Conv1d(wide, out, 5, padding=2)
+        return nn.Sequential(conv, nn.BatchNorm1d(out), bend, nn.Dropout())
+
+    def forward(self, ids: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        x = self.convs(self.embed(ids).transpose(1, 2)).transpose(1, 2)
+        memory, _ = self.encoder(x)  # [B, T, 512]
+        keys = self.memory(memory)
+        b, t, _ = memory.shape
+        h, c, hidden, cell = (memory.new_zeros(b, 1024) for _ in range(4))
+        context, weights, total = memory.new_zeros(b, 512), *memory.new_zeros(2, b, t).unbind()
+        made, stops = [], []
+        for frame in self.prenet(frames).unbind(1):
+            h, c = self.attention(torch.cat((frame, context), -1), (h, c))
+            h = functional.dropout(h, 0.1)
+            both = self.places(torch.stack((weights, total), 1)).transpose(1, 2)
+            scores = torch.tanh(self.query(h).unsqueeze(1) + self.place(both) + keys)
+            weights = self.energy(scores).squeeze(-1).softmax(1)
+            context = torch.bmm(weights.unsqueeze(1), memory).squeeze(1)
+            total = total + weights
+            hidden, cell = self.decoder(torch.cat((h, context), -1), (hidden, cell))
+            hidden = functional.dropout(hidden, 0.1)
+            last = torch.cat((hidden, context), 1)
+            made.append(self.frame(last))
+            stops.append(self.stop(last))
+        out = torch.stack(made, 2)
+        after = out + self.postnet(out)
+        return out.square().mean() + after.square().mean() + torch.cat(stops, 1).sigmoid().mean()
 
 
 class Ncf(nn.Module):

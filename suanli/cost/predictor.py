@@ -35,7 +35,7 @@ def predict_operators(
     dtype: str,
     plan_kind: PlanKind = "eager",
     autocast: bool | None = None,
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     constants: Parameters | None = None,
 ) -> StepPrediction:
     """Predict one step on one card.
@@ -47,7 +47,8 @@ def predict_operators(
         plan_kind: Operator by operator as PyTorch does, or compiled and fused.
         autocast: Mixed precision, with weights kept in fp32 and narrowed in every step. None is
             yes for training in a type narrower than fp32 and no for inference.
-        channels_last: Whether images lie channels last.
+        channels_last: Whether images lie channels last. None is yes in types narrower than fp32,
+            as published recipes have it for tensor units, and no in others, as PyTorch does.
         constants: Other parameters than those that ship, for fits and tests.
 
     Returns:
@@ -62,11 +63,13 @@ def predict_operators(
     training = any(op.phase == "backward" for op in work.operators)
     if autocast is None:
         autocast = training and dtype not in ("fp32", "tf32")
+    if channels_last is None:
+        channels_last = dtype not in ("fp32", "tf32")
     how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=channels_last)
     kernels = kernels_of(work, how)
     terms = kernel_terms(kernels, gpu, p, dtype)
     operators = _by_operator(work, kernels, terms, p)
-    device_s, idle_s = step_seconds(kernels, terms, p)
+    device_s, idle_s = step_seconds(kernels, terms, gpu, p)
     compute_ms = sum(o.ms for o in operators if o.bound_by == "compute")
     memory_ms = sum(o.ms for o in operators if o.bound_by == "memory")
     starts_ms = sum(o.ms for o in operators if o.bound_by == "overhead")
@@ -245,8 +248,16 @@ def moved_bytes(kernels: Kernels, p: Parameters) -> float:
 
 def _shares(p: Parameters, unit: Unit) -> Number:
     """In the order of `SHARES`."""
+    convolution = p.convolution_fraction[unit]
     return np.array(
-        [1.0, p.convolution_fraction[unit], p.grouped_fraction, p.attention_fraction[unit]]
+        [
+            1.0,
+            convolution,
+            p.grouped_fraction,
+            p.attention_fraction[unit],
+            convolution * (p.winograd_gain if unit == "vector" else 1.0),
+            p.grouped_gradient_fraction,
+        ]
     )
 
 
@@ -263,25 +274,28 @@ def _starts(p: Parameters) -> Number:
     return np.array([1.0, p.fused_launches, 1.0 / 30.0, 1.0])
 
 
-def host_seconds(kernels: Kernels, p: Parameters) -> float:
-    """Seconds that the host takes to call all operators of a step."""
-    each = p.host_backward_s if kernels.training else p.host_forward_s
-    return kernels.calls * each * (p.fused_launches if kernels.compiled else 1.0)
+def host_seconds(kernels: Kernels, gpu: GpuSheet, p: Parameters) -> float:
+    """Seconds that the usual host of such a card takes to call all operators of a step."""
+    calls_s = kernels.calls * p.host_forward_s + kernels.backward_calls * p.host_backward_s
+    calls_s = calls_s * (p.fused_launches if kernels.compiled else 1.0)
+    older = 8.0 - float(gpu.compute_capability)
+    return float((calls_s + kernels.updates * p.host_update_s) * p.host_generation**older)
 
 
 def step_seconds(
-    kernels: Kernels, terms: tuple[Number, Number, Number], p: Parameters
+    kernels: Kernels, terms: tuple[Number, Number, Number], gpu: GpuSheet, p: Parameters
 ) -> tuple[float, float]:
     """Seconds in which the device works, and those in which it waits for the host.
 
     Args:
         kernels: Of the step.
+        gpu: The card.
         terms: As `kernel_terms` gives them.
         p: The constants.
     """
     compute_s, memory_s, start_s = terms
     device_s = float(np.sum(joined(p.products["vector"], compute_s, memory_s) + start_s))
-    return device_s, waiting_s(device_s, host_seconds(kernels, p))
+    return device_s, waiting_s(device_s, host_seconds(kernels, gpu, p))
 
 
 def waiting_s(device_s: float, host_s: float) -> float:

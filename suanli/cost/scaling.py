@@ -165,7 +165,8 @@ def _parts(
     training = any(op.phase == "backward" for op in work.operators)
     # Sharded replicas gather weights that are narrow already.
     autocast = training and dtype not in ("fp32", "tf32") and not layout.sharded
-    how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=True)
+    last = dtype not in ("fp32", "tf32")
+    how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=last)
     kernels = _split(kernels_of(work, how), layout.tp)
     compute_s, memory_s, start_s = kernel_terms(kernels, gpu, p, dtype)
     seconds = joined(p.products["vector"], compute_s, memory_s) + start_s
@@ -180,7 +181,7 @@ def _parts(
         backward_s=sums[1],
         ends_s=float(np.sum(seconds[(phases < 2) & outside])),
         update_s=sums[2] / (layout.tp * layout.pp),
-        host_s=host_seconds(kernels, p),
+        host_s=host_seconds(kernels, gpu, p),
         compute_s=float(np.sum(compute_s)),
         memory_s=float(np.sum(memory_s)),
         moved_bytes=moved_bytes(kernels, p),

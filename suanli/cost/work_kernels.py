@@ -4,6 +4,7 @@ The kernels of a step are kept as arrays, so that a model of thousands of operat
 go, on one card or, in the fit, on many.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ from math import prod
 import numpy as np
 
 from suanli.base.prediction import KernelKind, PlanKind
-from suanli.base.work import Operator, Work
+from suanli.base.work import Operator, Phase, Work
 from suanli.cost.rates import element_bytes, narrowed
 
 KINDS: tuple[KernelKind, ...] = (
@@ -36,7 +37,7 @@ ROW_READS = {"softmax": (1.0, 2.0), "norm": (0.5, 8.0)}
 
 # Factors that depend on the fitted parameters are named here and looked up when time is worked
 # out, so that the kernels of a work are found once and priced often.
-SHARES = ("whole", "convolution", "grouped", "attention")
+SHARES = ("whole", "convolution", "grouped", "attention", "winograd", "grouped gradient")
 TRAFFIC = ("once", "autocast", "layout", "fused", "fused autocast", "update")
 STARTS = ("each", "fused", "list", "step")
 
@@ -86,15 +87,17 @@ class Kernels:
 
     Attributes:
         columns: Name -> one number per kernel.
-        calls: Operators that the host calls.
-        training: Whether it records and runs autograd meanwhile.
+        calls: Operators that the host calls forward.
+        backward_calls: The same backward.
+        updates: Tensors that the optimiser updates.
         compiled: Whether calls are fused.
     """
 
     columns: dict[str, "np.ndarray[tuple[int], np.dtype[np.float64]]"]
-    calls: int
-    training: bool
-    compiled: bool
+    calls: int = 0
+    backward_calls: int = 0
+    updates: int = 0
+    compiled: bool = False
 
     def __getitem__(self, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
         return self.columns[name]
@@ -127,18 +130,19 @@ def kernels_of(work: Work, how: How) -> Kernels:
         BadInputError: The type is unknown.
     """
     found: list[Kernel] = []
-    calls = 0
+    calls: Counter[Phase] = Counter()
     how = replace(how, training=any(op.phase == "backward" for op in work.operators))
     for index, op in enumerate(work.operators):
         made = list(_of_operator(index, op, how))
         found += made
-        calls += int(bool(made) and op.phase != "optimizer")
+        calls[op.phase] += int(bool(made))
     names = [f.name for f in fields(Kernel)]
     columns = {name: np.array([getattr(k, name) for k in found], dtype=float) for name in names}
     return Kernels(
         columns=columns,
-        calls=calls,
-        training=how.training,
+        calls=calls["forward"],
+        backward_calls=calls["backward"],
+        updates=calls["optimizer"],
         compiled=how.plan_kind == "compiled",
     )
 
@@ -161,17 +165,19 @@ def _of_operator(index: int, op: Operator, how: How) -> Iterator[Kernel]:
     kind = kind_of(op)
     if kind == "free" or prod(op.output_shapes[0] if op.output_shapes else (2,)) == 1 == op.flops:
         return
-    moved = _moved(op, how.dtype)
+    moved = _moved(op, how)
     if how.autocast and op.parameter_bytes and op.phase == "forward" and op.matmul:
         cast = op.parameter_bytes * (1.0 + element_bytes(how.dtype) / 4.0)
         yield Kernel(operator=index, kind=KINDS.index("pointwise"), moved=cast)
     yield from _MAKERS[kind](index, op, moved, how)
 
 
-def _moved(op: Operator, dtype: str) -> float:
-    if op.phase == "optimizer":
-        return float(op.bytes_read + op.bytes_written)
-    return narrowed(op.bytes_read + op.bytes_written, op.dtype, dtype)
+def _moved(op: Operator, how: How) -> float:
+    """Bytes; the optimiser keeps its own type, and autocast leaves tables of rows as they are."""
+    size = float(op.bytes_read + op.bytes_written)
+    if op.phase == "optimizer" or (how.autocast and op.name.startswith("embedding")):
+        return size
+    return narrowed(size, op.dtype, how.dtype)
 
 
 def _product(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
@@ -221,8 +227,12 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
         sides = [(filters // groups, per_group * taps, positions)]
         if op.flops > 1.5 * per:
             sides.append((inputs, per_group, (filters // groups) * taps))
+    share = "convolution"
     if few:  # each channel by itself: no tiles of channels to fill, the sum is the taps
         sides, groups = [(positions, filters, per_group * taps)] * len(sides), 1
+        share = "grouped gradient" if backward else "grouped"
+    elif groups == 1 and weight[2:] == (3, 3) and prod(x[-2:]) == prod(out[-2:]):
+        share = "winograd"
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
     scale = op.flops / total if total else 1.0
     for m, n, k in sides:
@@ -231,7 +241,7 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
             kind=KINDS.index("convolution"),
             moved=moved / len(sides),
             vector=float(few),
-            share=SHARES.index("grouped" if few else "convolution"),
+            share=SHARES.index(share),
             traffic=TRAFFIC.index("layout" if turned else "once"),
             batch=groups,
             m=m,
