@@ -420,7 +420,8 @@ def power_by_graph(say: Callable[[str], None]) -> Iterable[Line]:
     """Power and time by batch from the graph alone, the card left out of the operators' fit."""
     rows = zeus.free_rows()
     for card in sorted({r.gpu.name for r in rows}):
-        p = as_parameters(fits.fit_operators(stored_without(card), without=(card,)))
+        start = fits.fit_operators(stored_without(card), without=(card,))
+        p = as_parameters(fits.fit_steps(start, without=(card,)))
         mine = [r for r in rows if r.gpu.name == card]
         answers = [predict_operators(r.work, r.gpu, dtype="fp32", constants=p) for r in mine]
         pairs = list(zip(mine, answers, strict=True))

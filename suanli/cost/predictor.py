@@ -271,7 +271,7 @@ def _traffic(p: Parameters) -> Number:
 
 def _starts(p: Parameters) -> Number:
     """In the order of `STARTS`; libraries update about thirty tensors of a list in one kernel."""
-    return np.array([1.0, p.fused_launches, 1.0 / 30.0, 1.0])
+    return np.array([1.0, p.fused_launches, 1.0 / 30.0, 1.0, 0.0])
 
 
 def host_seconds(kernels: Kernels, gpu: GpuSheet, p: Parameters) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from suanli.base.prediction import KernelKind, PlanKind
 from suanli.base.work import Operator, Phase, Work
 from suanli.cost.rates import element_bytes, narrowed
+from suanli.cost.whole_kernels import Part, parts
 
 KINDS: tuple[KernelKind, ...] = (
     "product",
@@ -39,7 +40,7 @@ ROW_READS = {"softmax": (1.0, 2.0), "norm": (0.5, 8.0)}
 # out, so that the kernels of a work are found once and priced often.
 SHARES = ("whole", "convolution", "grouped", "attention", "winograd", "grouped gradient")
 TRAFFIC = ("once", "autocast", "layout", "fused", "fused autocast", "update")
-STARTS = ("each", "fused", "list", "step")
+STARTS = ("each", "fused", "list", "step", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +133,12 @@ def kernels_of(work: Work, how: How) -> Kernels:
     found: list[Kernel] = []
     calls: Counter[Phase] = Counter()
     how = replace(how, training=any(op.phase == "backward" for op in work.operators))
+    shared = parts(work.operators)
     for index, op in enumerate(work.operators):
-        made = list(_of_operator(index, op, how))
+        part = shared.get(index)
+        made = [_part(index, op, part, how)] if part else list(_of_operator(index, op, how))
         found += made
-        calls[op.phase] += int(bool(made))
+        calls[op.phase] += int(bool(made) and (part is None or part.first))
     names = [f.name for f in fields(Kernel)]
     columns = {name: np.array([getattr(k, name) for k in found], dtype=float) for name in names}
     return Kernels(
@@ -340,6 +343,19 @@ def _sweep(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]
         moved=moved,
         traffic=TRAFFIC.index("fused" if fused else "once"),
         starts=STARTS.index("fused" if fused else "each"),
+    )
+
+
+def _part(index: int, op: Operator, part: Part, how: How) -> Kernel:
+    """An operator's share of a kernel that does several."""
+    fused = how.plan_kind == "compiled"
+    each = "fused" if fused else "each"
+    return Kernel(
+        operator=index,
+        kind=KINDS.index("pointwise"),
+        moved=_moved(op, how) * part.share,
+        traffic=TRAFFIC.index("fused" if fused else "once"),
+        starts=STARTS.index(each if part.first else "none"),
     )
 
 
