@@ -42,7 +42,7 @@ def _knob(*path: str, prior: float, width: float = 0.5) -> Knob:
 OPERATOR_KNOBS: tuple[Knob, ...] = (
     *(
         _knob("products", unit, name, prior=prior)
-        for unit, sizes in (("vector", (10.0, 40.0)), ("tensor", (20.0, 100.0)))
+        for unit, sizes in (("vector", (10.0, 8.0)), ("tensor", (20.0, 100.0)))
         for name, prior in (
             ("tile_half", sizes[0]),
             ("sum_fill", sizes[1]),

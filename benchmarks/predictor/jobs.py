@@ -151,8 +151,10 @@ def with_clearing(work: Work) -> Work:
     for op in work.operators:
         if op.phase == "optimizer":
             size = op.parameter_bytes
-            op = replace(op, name="clear_gradient", bytes_read=2 * size, bytes_written=2 * size)
-        operators.append(op)
+            traffic = {"bytes_read": 2 * size, "bytes_written": 2 * size}
+            operators.append(replace(op, name="clear_gradient", **traffic))
+        else:
+            operators.append(op)
     return replace(work, operators=tuple(operators))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.predictor import models
+from benchmarks.predictor import models, sequences
 from benchmarks.predictor.data import gpu, rows
 from benchmarks.predictor.jobs import Step, efficient_net, ids, vision, without_update
 from benchmarks.predictor.works import captured
@@ -91,7 +91,7 @@ def _masked(batch: int) -> Work:
 
     def build() -> dict[str, Any]:
         with torch.device("meta"):
-            model = models.MaskedBert(models.hub("BertConfig", "BertModel", **_LARGE)(), 20)
+            model = sequences.MaskedBert(models.hub("BertConfig", "BertModel", **_LARGE)(), 20)
         return {"model": model, "args": (ids(batch, 128),), "batch": batch, "training": True}
 
     return without_update(captured(f"bert masked 128 {batch}", build))
@@ -112,10 +112,14 @@ def _same(a100: tuple[int, int], v100: tuple[int, int]) -> dict[tuple[str, bool]
 
 
 _xl_base = _plain(
-    "xl base", lambda: models.TransformerXl(16, 512, 8, 2048, 192), lambda b: (ids(b, 192),)
+    "xl base",
+    lambda: sequences.TransformerXl(16, 512, 8, 2048, 192),
+    lambda b: (ids(b, 192),),
 )
 _xl_large = _plain(
-    "xl large", lambda: models.TransformerXl(18, 1024, 16, 4096, 384), lambda b: (ids(b, 384),)
+    "xl large",
+    lambda: sequences.TransformerXl(18, 1024, 16, 4096, 384),
+    lambda b: (ids(b, 384),),
 )
 # An eighth of a sentence stands for the whole: its steps are all alike.
 _FRAMES = 100
@@ -177,26 +181,28 @@ JOBS: dict[str, Published] = {
     ),
     "GNMT": Published(
         folder="/GNMT",
-        work=_plain("gnmt", models.Gnmt, lambda b: (ids(b, 26), ids(b, 26))),
+        work=_plain("gnmt", sequences.Gnmt, lambda b: (ids(b, 26), ids(b, 26))),
         units=52.0,
         batch=_same((128, 128), (128, 128)),
     ),
     "Transformer": Published(
         folder="Translation/Transformer",
-        work=_plain("transformer", models.Seq2Seq, lambda b: (ids(b, 28), ids(b, 28))),
+        work=_plain("transformer", sequences.Seq2Seq, lambda b: (ids(b, 28), ids(b, 28))),
         units=28.0,
         batch=_same((366, 366), (91, 183)),
     ),
     "NCF": Published(
         folder="/NCF",
-        work=_plain("ncf", models.Ncf, lambda b: (ids(b), ids(b))),
+        work=_plain("ncf", sequences.Ncf, lambda b: (ids(b), ids(b))),
         batch=_same((1048576, 1048576), (1048576, 1048576)),
     ),
     "Jasper 32": Published(
         folder="/Jasper",
         fields=('"Batch size / GPU": "32"',),
         work=_plain(
-            "jasper1500", models.Jasper, lambda b: (torch.empty(b, 64, 1500, device="meta"),)
+            "jasper1500",
+            sequences.Jasper,
+            lambda b: (torch.empty(b, 64, 1500, device="meta"),),
         ),
         batch=_same((32, 32), (32, 32)),
         channels_last=False,
@@ -260,10 +266,10 @@ JOBS: dict[str, Published] = {
         fields=("Number of mels",),
         work=_plain(
             "tacotron2",
-            models.Tacotron2,
+            sequences.Tacotron2,
             lambda b: (ids(b, 20), torch.empty(b, _FRAMES, 80, device="meta")),
         ),
-        # A batch is as long as its longest sentence, about 860 frames of 566 on average in LJSpeech.
+        # A batch is as long as its longest sentence: about 860 frames, 566 on average (LJSpeech).
         units=_FRAMES * 566 / 860,
         batch=_same((128, 128), (48, 104)),
     ),

@@ -19,13 +19,16 @@ from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import OperatorTime, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Work
-from suanli.cost.gpu_rates import peak_flops, rates
+from suanli.cost.gpu_rates import peak_flops, rates, unit_of
 from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_traffic
 from suanli.cost.parameters import Parameters, Unit, parameters
 from suanli.cost.power_draw import mean_power_w
 from suanli.cost.rates import narrowed
-from suanli.cost.work_kernels import KINDS, STARTS, How, Kernels, kernels_of
+from suanli.cost.work_kernels import KINDS, STARTS, How, Kernels, is_winograd, kernels_of
+
+# Multiplications that the fast algorithms leave of a 3 x 3 convolution: F(4 x 4, 3 x 3).
+_FEWEST = 4.0
 
 
 def predict_operators(
@@ -174,7 +177,13 @@ def least_ms(work: Work, gpu: GpuSheet, *, dtype: str) -> float:
     Raises:
         BadInputError: The card has no units for the type.
     """
-    compute_s = work.least_matmul_flops / peak_flops(gpu, dtype)
+    fewer = unit_of(gpu, dtype) == "vector"
+    flops = sum(
+        op.least_flops / (_FEWEST if fewer and is_winograd(op) else 1.0)
+        for op in work.operators
+        if op.matmul
+    )
+    compute_s = flops / peak_flops(gpu, dtype)
     states = sum(op.bytes_read + op.bytes_written for op in work.operators if _updates(op.phase))
     weights = narrowed(work.parameter_bytes, "fp32", dtype)
     moved = weights + work.input_bytes + work.output_bytes + states
@@ -210,11 +219,12 @@ def kernel_terms(
     shape = p.products[known.unit]
     has = kernels["batch"] > 0
     moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
+    slices = np.where(kernels["kind"] == KINDS.index("product"), shape.sum_slice, 1.0)
     compute_s, memory_s = product_terms(
         machine,
         shape,
         batch=np.maximum(kernels["batch"], 1.0),
-        sizes=(kernels["m"], kernels["n"], kernels["k"]),
+        sizes=(kernels["m"], kernels["n"], np.ceil(kernels["k"] / slices) * slices),
         moved=moved,
     )
     compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else p.sustained[known.unit])

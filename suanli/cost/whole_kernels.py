@@ -33,7 +33,9 @@ class Part:
 def parts(operators: Sequence[Operator]) -> dict[int, Part]:
     """Operators by index that are parts of such kernels; all others are kernels of their own."""
     found: dict[int, Part] = {}
-    for _, run in groupby(enumerate(operators), key=lambda entry: (entry[1].module, entry[1].phase)):
+    for _, run in groupby(
+        enumerate(operators), key=lambda entry: (entry[1].module, entry[1].phase)
+    ):
         mine = list(run)
         found |= _gates(mine)
         found |= dict(_dropouts(mine))

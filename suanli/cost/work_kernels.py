@@ -234,7 +234,7 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     if few:  # each channel by itself: no tiles of channels to fill, the sum is the taps
         sides, groups = [(positions, filters, per_group * taps)] * len(sides), 1
         share = "grouped gradient" if backward else "grouped"
-    elif groups == 1 and weight[2:] == (3, 3) and prod(x[-2:]) == prod(out[-2:]):
+    elif is_winograd(op):
         share = "winograd"
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
     scale = op.flops / total if total else 1.0
@@ -251,6 +251,17 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
             n=n,
             k=max(1.0, k * scale),
         )
+
+
+def is_winograd(op: Operator) -> bool:
+    """Whether libraries do a convolution with fewer multiplications: 3 x 3, stride 1, dense."""
+    backward = op.name.endswith("_backward")
+    if "convolution" not in op.name or len(op.input_shapes) < (3 if backward else 2):
+        return False
+    x, weight = op.input_shapes[1:3] if backward else op.input_shapes[:2]
+    out = op.input_shapes[0] if backward else op.output_shapes[0]
+    dense = len(weight) == 4 and x[-3] == weight[1]
+    return dense and weight[2:] == (3, 3) and x[-2:] == out[-2:]
 
 
 def _attention(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
