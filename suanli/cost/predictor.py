@@ -63,12 +63,7 @@ def predict_operators(
     """
     p = constants or parameters()
     known = rates(gpu, p, dtype)
-    training = any(op.phase == "backward" for op in work.operators)
-    if autocast is None:
-        autocast = training and dtype not in ("fp32", "tf32")
-    if channels_last is None:
-        channels_last = dtype not in ("fp32", "tf32")
-    how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=channels_last)
+    how = how_of(work, dtype, plan_kind, autocast=autocast, channels_last=channels_last)
     kernels = kernels_of(work, how)
     terms = kernel_terms(kernels, gpu, p, dtype)
     operators = _by_operator(work, kernels, terms, p)
@@ -104,6 +99,25 @@ def predict_operators(
         power_w=watts,
         energy_j=None if watts is None else watts * step_ms / 1e3,
         idle_share=idle_s / max(device_s + idle_s, 1e-12),
+    )
+
+
+def how_of(
+    work: Work,
+    dtype: str,
+    plan_kind: PlanKind,
+    *,
+    autocast: bool | None,
+    channels_last: bool | None,
+) -> How:
+    """How the operators run; what is None as `predict_operators` says."""
+    narrow = dtype not in ("fp32", "tf32")
+    training = any(op.phase == "backward" for op in work.operators)
+    return How(
+        dtype=dtype,
+        plan_kind=plan_kind,
+        autocast=training and narrow if autocast is None else autocast,
+        channels_last=narrow if channels_last is None else channels_last,
     )
 
 
