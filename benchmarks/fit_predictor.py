@@ -75,9 +75,11 @@ OPERATOR_KNOBS: tuple[Knob, ...] = (
 STEP_KNOBS: tuple[Knob, ...] = (
     _knob("convolution_fraction", "vector", prior=0.95, width=0.3),
     _knob("convolution_fraction", "tensor", prior=0.75, width=0.3),
+    _knob("gradient_fraction", prior=0.85, width=0.2),
     _knob("grouped_fraction", prior=0.25),
     _knob("autocast_traffic", prior=1.3, width=0.3),
     _knob("layout_traffic", prior=2.0, width=0.3),
+    _knob("layout_gradient_traffic", prior=3.0, width=0.3),
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
     _knob("sustained", "vector", prior=0.97, width=0.05),
@@ -201,6 +203,7 @@ def fit_steps(start: File, without: Collection[str] = (), most: int = 60) -> Fil
         for rows in (
             training_jobs.published_steps(),
             jobs.timm_steps(),
+            jobs.timm_training_steps(),
             jobs.torchvision_steps(),
             zeus_steps(),
         )

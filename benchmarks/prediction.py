@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,11 @@ def timm(say: Callable[[str], None]) -> Iterable[Line]:
         yield from _transfers(
             jobs.timm_steps(), "timm graphs", 0.12, data.gpu(source).name, card, p
         )
+        trained = [s for s in jobs.timm_training_steps() if s.gpu.name == card]
+        if trained:
+            errors = [fits.step_error(s, p) for s in trained]
+            name = "timm training, from the graph alone"
+            yield line(name, 0.15, card, errors, _spread(trained[0].gpu, p), {}, "base")
 
 
 def _timm_table(layout: str, source: str, target: str, tables: dict[str, Any]) -> Line:
@@ -212,9 +217,9 @@ def _transfers(
 ) -> Iterable[Line]:
     """Steps on `card` from the same job on `source`; batches may differ, samples are compared."""
     steps = list(steps)
-    here = {s.job: s for s in steps if s.gpu.name == source}
+    here = {s.job: s for s in steps if chip_of(s) == source}
     errors, rate, absolute = [], [], []
-    for there in (s for s in steps if s.gpu.name == card):
+    for there in (s for s in steps if chip_of(s) == card):
         known = here.get(there.job)
         absolute.append(fits.step_error(there, p))
         if known is None:
@@ -246,17 +251,24 @@ def published(say: Callable[[str], None]) -> Iterable[Line]:
         yield from _transfers(steps, "DeepLearningExamples", 0.15, source, card, p)
 
 
+# Cards that differ in memory alone stand for one chip; each is predicted by its own sheet.
+_CHIPS = {"Tesla V100 SXM2 16GB": "Tesla V100 SXM2 32GB", "A100 SXM4 40GB": "A100 SXM4 80GB"}
+
+
+def chip_of(step: jobs.Step) -> str:
+    """The card whose chip ran the step."""
+    return _CHIPS.get(step.gpu.name, step.gpu.name)
+
+
 def one_per_kind(steps: Iterable[jobs.Step]) -> list[jobs.Step]:
     """Each job once per kind of chip, whatever its memory; of two figures the faster.
 
     What slowed the slower one is no property of the chip (tables of equal chips differ up to two
     times).
     """
-    stands = {"Tesla V100 SXM2 16GB": "Tesla V100 SXM2 32GB", "A100 SXM4 40GB": "A100 SXM4 80GB"}
     found: dict[tuple[str, str], jobs.Step] = {}
     for step in sorted(steps, key=lambda s: s.seconds / s.work.batch):
-        kind = stands.get(step.gpu.name, step.gpu.name)
-        found.setdefault((step.job, kind), replace(step, gpu=data.sheets()[kind]))
+        found.setdefault((step.job, chip_of(step)), step)
     return list(found.values())
 
 
@@ -422,21 +434,28 @@ def main() -> None:
         sets[name] = [asdict(x) for x in SETS[name](lambda text: print(f"  {text}", flush=True))]
         print(markdown([Line(**x) for x in sets[name]]))
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    sets = {name: sets[name] for name in SETS if name in sets}
-    lines = [Line(**x) for rows in sets.values() for x in rows]
+        _write(options.out, sets)
     if options.calibrate:
         parameters = stored()
+        lines = [Line(**x) for rows in sets.values() for x in rows]
         spreads = calibrated(lines, parameters["spread"])
-        lines = [judged_anew(x, parameters["spread"], spreads) for x in lines]
+        for name, rows in sets.items():
+            judged = [judged_anew(Line(**x), parameters["spread"], spreads) for x in rows]
+            sets[name] = [asdict(x) for x in judged]
         parameters["spread"] = spreads
         fits.FILE.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
-        counts = iter(lines)
-        sets = {name: [asdict(next(counts)) for _ in rows] for name, rows in sets.items()}
+        _write(options.out, sets)
+
+
+def _write(folder: Path, sets: dict[str, Any]) -> None:
+    """The table so far, so that what was worked out is kept whatever comes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {name: sets[name] for name in SETS if name in sets}
     text = json.dumps({"schema": "suanli.prediction-errors/1", "sets": sets}, indent=1)
-    file.write_text(text + "\n", encoding="utf-8")
+    (folder / "prediction.json").write_text(text + "\n", encoding="utf-8")
+    lines = [Line(**x) for rows in sets.values() for x in rows]
     text = summary(lines) + "\n" + markdown(lines)
-    (options.out / "prediction.md").write_text(text, encoding="utf-8")
+    (folder / "prediction.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class CpuParameters:
     Attributes:
         share: Part of the best library rate, by kind of operator.
         grouped_share: The same for convolutions of one channel per group.
-        traffic: Bytes moved over those counted, by kind: a store of new data also reads it.
+        traffic: Bytes moved over those counted, by kind, where data are passed over again.
         fused_traffic: Part of the bytes left where a compiler fuses.
         call_s: Seconds of one operator call.
         backward_call_s: The same in the backward pass.
@@ -176,6 +176,7 @@ class Parameters:
         host_generation: How many times slower the hosts of cards one major compute capability
             older are: servers and frameworks age with their cards.
         convolution_fraction: Of a product of the same size, for convolutions.
+        gradient_fraction: Part of that which their backward pass reaches.
         grouped_fraction: The same for convolutions of few channels per group.
         grouped_gradient_fraction: The same for their backward pass.
         winograd_gain: How many times faster vector units do dense convolutions of 3 x 3 at stride
@@ -185,6 +186,7 @@ class Parameters:
         recurrent_step_s: Seconds that one step of a recurrent layer takes at least.
         layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those
             of channels last, which the tensor units need.
+        layout_gradient_traffic: The same for their backward pass.
         fused_traffic: Part of the bytes between operators that is left after compilation.
         fused_launches: Part of the kernels left.
         autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
@@ -211,12 +213,14 @@ class Parameters:
     host_update_s: float
     host_generation: float
     convolution_fraction: dict[Unit, float]
+    gradient_fraction: float
     grouped_fraction: float
     grouped_gradient_fraction: float
     winograd_gain: float
     attention_fraction: dict[Unit, float]
     recurrent_step_s: float
     layout_traffic: float
+    layout_gradient_traffic: float
     fused_traffic: float
     fused_launches: float
     autocast_traffic: float

@@ -273,14 +273,17 @@ def moved_bytes(kernels: Kernels, p: Parameters) -> float:
 def _shares(p: Parameters, unit: Unit) -> Number:
     """In the order of `SHARES`."""
     convolution = p.convolution_fraction[unit]
+    fewer = p.winograd_gain if unit == "vector" else 1.0
     return np.array(
         [
             1.0,
             convolution,
             p.grouped_fraction,
             p.attention_fraction[unit],
-            convolution * (p.winograd_gain if unit == "vector" else 1.0),
+            convolution * fewer,
+            convolution * p.gradient_fraction,
             p.grouped_gradient_fraction,
+            convolution * fewer * p.gradient_fraction,
         ]
     )
 
@@ -289,7 +292,15 @@ def _traffic(p: Parameters) -> Number:
     """In the order of `TRAFFIC`."""
     both = p.fused_traffic * p.autocast_traffic
     return np.array(
-        [1.0, p.autocast_traffic, p.layout_traffic, p.fused_traffic, both, p.update_traffic]
+        [
+            1.0,
+            p.autocast_traffic,
+            p.layout_traffic,
+            p.fused_traffic,
+            both,
+            p.update_traffic,
+            p.layout_gradient_traffic,
+        ]
     )
 
 

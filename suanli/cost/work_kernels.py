@@ -38,8 +38,25 @@ ROW_READS = {"softmax": (1.0, 2.0), "norm": (0.5, 8.0)}
 
 # Factors that depend on the fitted parameters are named here and looked up when time is worked
 # out, so that the kernels of a work are found once and priced often.
-SHARES = ("whole", "convolution", "grouped", "attention", "winograd", "grouped gradient")
-TRAFFIC = ("once", "autocast", "layout", "fused", "fused autocast", "update")
+SHARES = (
+    "whole",
+    "convolution",
+    "grouped",
+    "attention",
+    "winograd",
+    "convolution gradient",
+    "grouped gradient",
+    "winograd gradient",
+)
+TRAFFIC = (
+    "once",
+    "autocast",
+    "layout",
+    "fused",
+    "fused autocast",
+    "update",
+    "layout gradient",
+)
 STARTS = ("each", "fused", "list", "step", "none")
 
 
@@ -224,6 +241,7 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     inputs = prod(x) // max(1, x[-dims - 1])
     few = groups > 1 and per_group < _FEW_CHANNELS
     turned = not how.channels_last and not few and how.dtype != "fp32"
+    traffic = ("layout gradient" if backward else "layout") if turned else "once"
     sides = [(positions, filters // groups, per_group * taps)]
     if backward:
         per = 2.0 * groups * positions * (filters // groups) * per_group * taps
@@ -233,7 +251,7 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     share = "convolution"
     if few:  # each channel by itself: no tiles of channels to fill, the sum is the taps
         sides, groups = [(positions, filters, per_group * taps)] * len(sides), 1
-        share = "grouped gradient" if backward else "grouped"
+        share = "grouped"
     elif is_winograd(op):
         share = "winograd"
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
@@ -244,8 +262,8 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
             kind=KINDS.index("convolution"),
             moved=moved / len(sides),
             vector=float(few),
-            share=SHARES.index(share),
-            traffic=TRAFFIC.index("layout" if turned else "once"),
+            share=SHARES.index(share + (" gradient" if backward else "")),
+            traffic=TRAFFIC.index(traffic),
             batch=groups,
             m=m,
             n=n,
