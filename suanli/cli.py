@@ -9,10 +9,11 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from suanli import __version__, cli_kernel, cli_predict
+from suanli import __version__, cli_engines, cli_kernel, cli_predict
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
+from suanli.cli_output import EXIT_STOPPED as _EXIT_STOPPED
 from suanli.cli_output import WORKLOAD as _WORKLOAD
-from suanli.cli_output import Json
+from suanli.cli_output import Budget, Json
 from suanli.cli_output import examples as _examples
 from suanli.cli_output import print_result as _print
 from suanli.cli_output import write_json as _write_json
@@ -27,17 +28,11 @@ app = typer.Typer(
     "answer stayed right.",
 )
 
-_EXIT_STOPPED = 130  # what a shell gives for a command that Ctrl-C ended
 # typer brings its own copy of click since 0.26, so the base of its errors has no fixed home
 _UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
 
-Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="Folder of an engine.")]
-Budget = Annotated[float, typer.Option(metavar="SECONDS", help="Time for all of it.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0 and so on, or auto.")]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Run code of an engine made by somebody else.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -331,99 +326,6 @@ def train(  # noqa: PLR0913, PLR0917
         raise typer.Exit(_EXIT_STOPPED)
 
 
-@app.command(epilog=_examples("suanli run my-engine --input images.npy --output logits.npy"))
-def run(
-    engine: Engine,
-    input_: Annotated[
-        list[Path],
-        typer.Option(
-            "-i",
-            "--input",
-            metavar="FILE",
-            help=".npy of one input, or .npz of all; repeat in order.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help=".npy or .npz to write.", show_default=False
-        ),
-    ] = None,
-    trust: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Call an engine on a file."""
-    from suanli import api
-    from suanli.reports import text
-
-    result = api.run(engine, input_, output=output, trust=trust)
-    _print(result, as_json, text.run)
-
-
-@app.command(epilog=_examples("suanli rebuild my-engine"))
-def rebuild(
-    engine: Engine,
-    budget: Budget = 120.0,
-    trust: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Make an engine anew on this machine, from what it carries."""
-    from suanli import api
-    from suanli.reports import text
-
-    with text.Live(quiet=as_json) as live:
-        result = api.rebuild(engine, budget_s=budget, trust=trust, on_event=live.event)
-    _print(result, as_json, text.optimize)
-    if result.interrupted:
-        raise typer.Exit(_EXIT_STOPPED)
-
-
-@app.command(epilog=_examples("suanli export my-engine --onnx -o model.onnx"))
-def export(
-    engine: Engine,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="PATH", help="File or folder to write.")
-    ],
-    onnx: Annotated[bool, typer.Option("--onnx", help="As plain ONNX, in fp32.")] = False,
-    trust: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Give an engine out: plain ONNX, or safetensors and plan."""
-    from suanli import api
-    from suanli.reports import text
-
-    result = api.export(engine, out, kind="onnx" if onnx else "safetensors", trust=trust)
-    _print(result, as_json, text.export)
-
-
-@app.command(
-    epilog=_examples(
-        "suanli trust", "suanli trust colleague.pub", "suanli trust --remove 0123456789abcdef"
-    )
-)
-def trust(
-    key: Annotated[
-        str | None,
-        typer.Argument(metavar="[KEY]", help="A public key, or a file of one.", show_default=False),
-    ] = None,
-    remove: Annotated[
-        bool, typer.Option("--remove", help="Withdraw the trust in KEY, or its fingerprint.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Show your key, and whose engines may run code here.
-
-    With KEY its owner's engines open here from now on, and may run any code with your rights.
-    """
-    from suanli import api
-    from suanli.base.errors import BadInputError
-    from suanli.reports import text
-
-    if remove and key is None:
-        raise BadInputError("--remove needs a key", next_step="`suanli trust` lists them")
-    _print(api.trust(key, remove=remove), as_json, text.trust)
-
-
 @app.command(epilog=_examples("suanli workloads", "suanli workloads --json"))
 def workloads(as_json: Json = False) -> None:
     """List the built-in workloads."""
@@ -433,6 +335,7 @@ def workloads(as_json: Json = False) -> None:
     _print(api.workloads(), as_json, text.workloads)
 
 
+cli_engines.register(app)
 cli_predict.register(app)
 cli_kernel.register(app)
 

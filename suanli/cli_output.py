@@ -11,7 +11,10 @@ WORKLOAD = typer.Argument(
     help="A built-in name, file.py:name, model.onnx, model.keras, or hf:CONFIG.",
     show_default=False,
 )
+Budget = Annotated[float, typer.Option(metavar="SECONDS", help="Time for all of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+EXIT_STOPPED = 130  # what a shell gives for a command that Ctrl-C ended
 
 
 def examples(*lines: str) -> str:

@@ -23,7 +23,11 @@ def commands(path: Path) -> list[str]:
     return [line.partition("  #")[0] for line in lines if line.startswith("suanli ")]
 
 
-SNIPPETS = [(page, text) for page in PAGES for text in blocks(page, "python")]
+# what stands on two pages (the README in two languages) runs once
+SNIPPETS = [
+    (page, text)
+    for text, page in {t: page for page in PAGES for t in blocks(page, "python")}.items()
+]
 COMMANDS = [(page, line) for page in PAGES for line in commands(page)]
 
 

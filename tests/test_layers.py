@@ -28,6 +28,7 @@ LAYERS = {
     "api_predict": 7,
     "cli_output": 8,
     "cli_kernel": 9,
+    "cli_engines": 9,
     "cli_predict": 9,
     "cli": 10,
     "__main__": 11,
