@@ -71,10 +71,10 @@ def fake_module(module: nn.Module, mode: FakeTensorMode, memo: Fakes) -> nn.Modu
         fake_tensor(tensor, mode, memo)
     known: dict[int, Any] = dict(memo)
     try:
-        with mode, FakeCopyMode(mode):
-            with warnings.catch_warnings():  # torch, of its own class in an exported module
-                warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-                return copy.deepcopy(module, known)
+        with mode, FakeCopyMode(mode), warnings.catch_warnings():
+            # torch warns of its own class in an exported module
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            return copy.deepcopy(module, known)
     except Exception:  # attributes may refuse in any way they like
         return None
 
