@@ -58,6 +58,7 @@ class TrainOptions:
         prune: "2:4" or a fraction of the weights to drop and keep at zero; "" for none.
         teacher: A workload with trained weights to learn from as well; "" for none.
         tune: Trials of the hyper-parameters before the run; 0 for none.
+        sharded: Of several processes each keeps its share of the model only.
     """
 
     plan: "str | Path | TrainPlan" = "auto"
@@ -80,6 +81,7 @@ class TrainOptions:
     prune: str = ""
     teacher: str = ""
     tune: int = 0
+    sharded: bool = False
 
     def checked(self) -> "TrainOptions":
         """These options, texts that name a file or folder as paths.
@@ -302,6 +304,7 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
         fresh=options.fresh,
         prune=options.prune,
         teacher=options.teacher,
+        sharded=options.sharded,
         keeping=Keeping(
             every_s=options.checkpoint_s,
             keep=options.keep,

@@ -69,6 +69,7 @@ class TrainRequest:
         fresh: Whether to forget earlier trials.
         prune: Already in the recipe; written into the run's record.
         teacher: The same.
+        sharded: Of several processes each keeps its share of the model only.
     """
 
     plan: str | TrainPlan
@@ -87,6 +88,7 @@ class TrainRequest:
     fresh: bool = False
     prune: str = ""
     teacher: str = ""
+    sharded: bool = False
     keeping: Keeping = field(default_factory=Keeping)
 
 
@@ -101,6 +103,8 @@ class Trainer:
         self._folder = RunFolder(request.out, request.keeping)
         # the processes that torchrun starts again go on with what the first ones began
         self._resume = request.resume or (restarted() and self._folder.exists)
+        if request.sharded:
+            self._check_sharded()
         self._notes: list[str] = []
         self._chosen: Chosen | None = None
         self._limit: Limit | None = None
@@ -139,7 +143,7 @@ class Trainer:
             loop = self._loop(model, plan, record, train, held_out or data.search)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
             self._replicas.wait()  # before the first one writes again
-            if self._replicas.first:
+            if self._replicas.first or loop.stepper.sharded:
                 self._folder.follow(loop, self._note)
             try:
                 stopped = self._train(loop, stop)
@@ -151,6 +155,15 @@ class Trainer:
             return outcome
 
     # -- before the run -------------------------------------------------------------------------
+
+    def _check_sharded(self) -> None:
+        if self._replicas.world == 1 and not self._resume:
+            raise BadInputError(
+                "a sharded run needs several processes",
+                next_step="torchrun --nproc-per-node 4 -m suanli train ... --sharded",
+            )
+        if self._request.keeping.key is not None:
+            raise BadInputError("the checkpoints of a sharded run cannot be encrypted yet")
 
     def _record(self) -> RunRecord:
         """What the run is, from what was asked."""
@@ -197,15 +210,21 @@ class Trainer:
     def _plan(self, model: nn.Module, train: Samples) -> TrainPlan:
         """The plan that was asked for, or found."""
         request = self._request
+        sharded = {"sharded": True} if request.sharded else {}
         if isinstance(request.plan, TrainPlan):
-            return request.plan.checked()
-        if self._replicas.world > 1 and request.plan == "auto":
-            self._note("several processes take the default plan: search with one, then --plan FILE")
-            return default_plan(
-                self._recipe, request.device, images=any(x.dim() == 4 for x in train.inputs)
-            )
+            return request.plan.with_(**sharded).checked()
         images = any(part.dim() == 4 for part in train.inputs)
         plain = default_plan(self._recipe, request.device, images=images)
+        if self._replicas.world > 1:
+            if request.plan == "auto":
+                self._note(
+                    "several processes take the default plan: search with one, then --plan FILE"
+                )
+            if request.sharded:  # which wants tensors without gaps, and operators of torch's own
+                plain = plain.with_(
+                    sharded=True, memory_layout="contiguous", kernels=(), micro_batch=0
+                ).checked()
+            return plain
         if request.plan == "default":
             return plain
         eager_ms = quick_ms(model, self._recipe, train, request.device)
@@ -330,7 +349,7 @@ class Trainer:
             loop.averaging.finish()
         quality = None if asked else self._judged(loop, data)
         loop.stepper.close()
-        model = loop.stepper.model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model = loop.stepper.plain_model().eval()
         facts = {"workload": record.workload, "seed": str(record.seed), "steps": str(loop.step)}
         if quality is not None:
             facts[quality.metric] = f"{quality.value:.4f}"
@@ -356,7 +375,7 @@ class Trainer:
         assert loop.quality is not None
         value = (
             loop.quality
-            if not self._replicas.first
+            if not (self._replicas.first or loop.stepper.sharded)
             else judge(
                 loop.stepper.model,
                 data.acceptance,
@@ -422,7 +441,7 @@ class Trainer:
         )
 
     def _save(self, loop: Loop) -> None:
-        if self._replicas.first:
+        if self._replicas.first or loop.stepper.sharded:
             self._folder.save(loop, self._note)
         self._replicas.wait()
 
