@@ -86,7 +86,7 @@ class Checkpoints:
         return self.finish(target, state)
 
     def begin(self, step: int) -> Path:
-        """An empty folder for a checkpoint; what others write into it before `finish` belongs to it.
+        """An empty folder for a checkpoint; what is written there before `finish` belongs to it.
 
         Raises:
             OSError: It cannot be made.
@@ -142,9 +142,10 @@ class Checkpoints:
                     payload = content if cipher is None else cipher.encrypted(content, file)
                     _durable(target / file, payload)
                     sums[file] = {"bytes": len(payload), "sha256": _sha256(payload)}
-            for file in sorted(set(os.listdir(target)) - sums.keys()):  # what others wrote
-                payload = (target / file).read_bytes()
-                sums[file] = {"bytes": len(payload), "sha256": _sha256(payload)}
+            others = [file for file in target.iterdir() if file.name not in sums]
+            for written in others:
+                payload = written.read_bytes()
+                sums[written.name] = {"bytes": len(payload), "sha256": _sha256(payload)}
             marker = {
                 "format": _FORMAT,
                 "step": _step(target),
