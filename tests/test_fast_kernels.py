@@ -116,7 +116,7 @@ class Shortcut(nn.Module):
             return self.relu(y)
         if self.way == "values":  # cannot be traced
             y = self.bn1(self.conv1(x))
-            y = y.relu() if float(y.sum()) > -1e9 else y
+            y = y.relu() if float(y.detach().sum()) > -1e9 else y
             return self.bn2(self.conv2(y)) + x
         y = self.bn1(self.conv1(x))  # used twice: nothing may be joined with it
         return self.bn2(self.conv2(y.relu())).add(y)
@@ -143,16 +143,15 @@ def test_shortcuts_of_blocks_are_joined(way: str, joined: int) -> None:
         assert len(calls) == {2: 4, 1: 5}[joined]
     x = images(4, 32, 8, 8)
     outputs = []
-    for net, autocast in ((twin, True), (plain.double(), False)):
+    for net, autocast in ((twin, True), (copy.deepcopy(plain), True), (plain.double(), False)):
         given = (x if autocast else x.double()).clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = net(given)
         out.double().square().mean().backward()
-        gradients = [p.grad for p in net.parameters()]
-        outputs.append([out, given.grad, *gradients])
-    for found, exact in zip(*outputs, strict=True):
-        difference = (found.double() - exact.double()).norm() / exact.double().norm()
-        assert difference < 4 * ROUNDING
+        outputs.append([out, given.grad, *(p.grad for p in net.parameters())])
+    for found, eager, exact in zip(*outputs, strict=True):
+        off, allowed = ((t.double() - exact.double()).norm() for t in (found, eager))
+        assert off < 1.5 * allowed + 1e-3 * exact.double().norm()
     for name, buffer in model.named_buffers():  # the model's own statistics moved
         torch.testing.assert_close(
             buffer.double(), plain.get_buffer(name).double(), rtol=0.02, atol=0.02
@@ -214,7 +213,7 @@ def test_operators_keep_torchs_rules() -> None:
     x = images(2, 32, 6, 6)
     weight, bias = torch.randn(32), torch.randn(32)
     names = ("test_schema", "test_faketensor")
-    torch.library.opcheck(operators.norm_act, (x, weight, bias, True, 2, 1e-5), test_utils=names)
+    torch.library.opcheck(operators.norm_act, (x, weight, bias, None, True, 2, 1e-5), test_utils=names)
     torch.library.opcheck(operators.act, (x, 2), test_utils=names)
     filters = torch.randn(16, 32, 3, 3)
     torch.library.opcheck(convolution.conv2d, (x, filters, None, 1), test_utils=names)

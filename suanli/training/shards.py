@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from suanli.training.step import Stepper
 
@@ -49,7 +53,7 @@ def write_shards(folder: Path, stepper: Stepper) -> None:
     alone = stepper.replicas.world == 1
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(_tensors(stepper), storage_writer=writer, no_dist=alone)
+        save(_tensors(stepper), storage_writer=writer, no_dist=alone)
     except CheckpointException as error:
         raise OSError(0, f"a process could not write its share: {error}") from None
 
@@ -83,7 +87,7 @@ def read_shards(folder: Path, stepper: Stepper, run: dict[str, Any]) -> None:
     tensors = _tensors(stepper)
     reader = HuggingFaceStorageReader(str(folder))
     try:
-        dcp.load(tensors, storage_reader=reader, no_dist=stepper.replicas.world == 1)
+        load(tensors, storage_reader=reader, no_dist=stepper.replicas.world == 1)
     except CheckpointException as error:
         raise RuntimeError(f"the shares do not fit: {error}") from None
     with torch.no_grad():
