@@ -213,7 +213,9 @@ def test_operators_keep_torchs_rules() -> None:
     x = images(2, 32, 6, 6)
     weight, bias = torch.randn(32), torch.randn(32)
     names = ("test_schema", "test_faketensor")
-    torch.library.opcheck(operators.norm_act, (x, weight, bias, None, True, 2, 1e-5), test_utils=names)
+    torch.library.opcheck(
+        operators.norm_act, (x, weight, bias, None, True, 2, 1e-5), test_utils=names
+    )
     torch.library.opcheck(operators.act, (x, 2), test_utils=names)
     filters = torch.randn(16, 32, 3, 3)
     torch.library.opcheck(convolution.conv2d, (x, filters, None, 1), test_utils=names)

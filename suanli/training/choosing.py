@@ -19,6 +19,7 @@ from suanli.parallel.replicas import Replicas
 from suanli.plans.ranking import ranked
 from suanli.plans.store import TrialStore, store_key
 from suanli.training.exchange import Exchange, Facts
+from suanli.training.faster_device import step_flops
 from suanli.training.fit import default_plan
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
@@ -135,7 +136,12 @@ class PlanChoice:
         with tempfile.TemporaryDirectory(dir=scratch, prefix="train-") as folder:
             exchange = Exchange.write(Path(folder), model, self._recipe, train, facts)
             situation = situation_of(
-                self._recipe, request.device, images=images, blocks=_has_blocks(model)
+                self._recipe,
+                model,
+                request.device,
+                images=images,
+                blocks=_has_blocks(model),
+                flops=step_flops(model, self._recipe, train),
             )
             finder = PlanSearch(self._recipe, exchange, situation, self._listener)
             return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))

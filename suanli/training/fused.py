@@ -49,6 +49,11 @@ def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
     return twin
 
 
+def suits_fused_cnn(model: nn.Module) -> bool:
+    """Whether there is a batch norm in the model that the kernels compute."""
+    return any(map(_normalises, model.modules()))
+
+
 class FusedConv2d(nn.Module):
     """A convolution of stride 1 in bf16 with an fp32 weight gradient.
 
