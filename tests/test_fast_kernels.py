@@ -142,13 +142,16 @@ def test_shortcuts_of_blocks_are_joined(way: str, joined: int) -> None:
         # what is left: two convolutions, two norms, and what could not be joined
         assert len(calls) == {2: 4, 1: 5}[joined]
     x = images(4, 32, 8, 8)
+    eager_model, exact_model = copy.deepcopy(plain), plain.double()
     outputs = []
-    for net, autocast in ((twin, True), (copy.deepcopy(plain), True), (plain.double(), False)):
-        given = (x if autocast else x.double()).clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    # the twin's parameters are the model's own
+    for net, owner in ((twin, model), (eager_model, eager_model), (exact_model, exact_model)):
+        exactly = net is exact_model
+        given = (x.double() if exactly else x).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not exactly):
             out = net(given)
         out.double().square().mean().backward()
-        outputs.append([out, given.grad, *(p.grad for p in net.parameters())])
+        outputs.append([out, given.grad, *(p.grad for p in owner.parameters())])
     for found, eager, exact in zip(*outputs, strict=True):
         off, allowed = ((t.double() - exact.double()).norm() for t in (found, eager))
         assert off < 1.5 * allowed + 1e-3 * exact.double().norm()
@@ -213,9 +216,8 @@ def test_operators_keep_torchs_rules() -> None:
     x = images(2, 32, 6, 6)
     weight, bias = torch.randn(32), torch.randn(32)
     names = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        operators.norm_act, (x, weight, bias, None, True, 2, 1e-5), test_utils=names
-    )
+    for given in ((weight, bias, None, True), (weight, bias, images(2, 32, 6, 6), False)):
+        torch.library.opcheck(operators.norm_act, (x, *given, 2, 1e-5), test_utils=names)
     torch.library.opcheck(operators.act, (x, 2), test_utils=names)
     filters = torch.randn(16, 32, 3, 3)
     torch.library.opcheck(convolution.conv2d, (x, filters, None, 1), test_utils=names)

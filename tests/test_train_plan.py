@@ -78,9 +78,8 @@ def test_rows_of_kernels_come_once_and_as_they_need_it() -> None:
     rows = rows_for(wide, "cpu")
     assert rows_for(wide, "cuda:0") == rows_for(nn.Linear(2, 2), "cpu") == {}
     found = train_candidates(_situation(kernels=rows), eager_ms=50.0)
-    (plan,) = [
-        TrainPlan.from_plan(c.plan) for c in found if c.coarse and c.plan.backend == "native"
-    ]
+    native = [c.plan for c in found if c.coarse and c.plan.backend == "native"]
+    (plan,) = map(TrainPlan.from_plan, native)
     assert (plan.precision, plan.memory_layout) == ("bf16", "channels_last")
 
 

@@ -20,8 +20,8 @@ from suanli.plans.space import Candidate
 _PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4}
 _TUNED, _COMPILED, _NATIVE = 0.75, 0.85, 0.5
 # Under so much work the calls of operators take most of a step on a CPU: autocast and a change of
-# layout are more calls (LeNet at batch 4, 16 MFLOP: 1.48 ms plain, 1.75 ms with autocast). Where the
-# work is not known the time of a step tells, unless the machine is busy.
+# layout are more calls (LeNet at batch 4, 16 MFLOP: 1.48 ms plain, 1.75 ms with autocast). Where
+# the work is not known the time of a step tells, unless the machine is busy.
 _SMALL_FLOPS, _SMALL_MS = 5e8, 5.0
 _COMPILED_SMALL, _LOW_SMALL = 0.5, 1.15
 _COMPILE_S, _EAGER_S = 40.0, 3.0
