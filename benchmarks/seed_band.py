@@ -74,9 +74,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"# The articles' programs as written, on {here['cpu']}, {here['cores']} cores",
         "",
-        f"{here['date']}. Made by `python -m benchmarks.seed_band`. Accuracy on the acceptance part; "
-        "seconds of training. The plain loop here is Suanli's own in eager fp32, which streams "
-        "batches without a DataLoader: the articles' loops are slower (see training.md).",
+        f"{here['date']}. Made by `python -m benchmarks.seed_band`. Accuracy on the acceptance "
+        "part; seconds of training. The plain loop here is Suanli's own in eager fp32, which "
+        "streams batches without a DataLoader: the articles' loops are slower (see training.md).",
         "",
         "| program | seeds | plain: accuracy, seconds | plan: accuracy, seconds "
         "| difference (least with 95 %) | not worse by 0.5 points |",

@@ -13,7 +13,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from suanli.base import schema
@@ -326,6 +325,7 @@ def test_the_line_for_slurm() -> None:
 
 
 def test_the_lines_for_kubernetes() -> None:
+    yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
     need = Need(device="cpu", memory_bytes=2**30)
     made = job("train", "it's", "-o", "out", out="out", needs=(need,))
     data = yaml.safe_load(line_for("kubernetes", made))

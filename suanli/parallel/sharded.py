@@ -16,11 +16,15 @@ from suanli.parallel.replicas import Replicas
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The members of the model's module lists, or of its sequences, that have parameters."""
+    """The members of the model's module lists, or of its sequences, that have parameters.
+
+    A block that lies in another one comes after it.
+    """
     lists: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
         lists = [m for m in model.children() if isinstance(m, nn.Sequential)]
-    return [b for m in lists for b in m.children() if any(True for _ in b.parameters())]
+    found = [b for m in lists for b in m.children() if any(True for _ in b.parameters())]
+    return list(dict.fromkeys(found))
 
 
 def shard(model: nn.Module, replicas: Replicas) -> None:
@@ -37,7 +41,7 @@ def shard(model: nn.Module, replicas: Replicas) -> None:
         if parameter.dim() == 0:
             raise BadInputError(f"{name} is a single number and cannot be shared by processes")
     mesh = init_device_mesh(replicas.device.partition(":")[0], (replicas.world,))
-    for block in blocks_of(model):
+    for block in reversed(blocks_of(model)):  # what is inside of a block before the block
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
