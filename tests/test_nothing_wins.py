@@ -15,7 +15,7 @@ from suanli.base.timing import Estimate, Timing
 from suanli.base.trial import Trial
 from suanli.engines import confirm
 from suanli.engines.evaluate import Setting
-from suanli.engines.finalists import untried_baselines
+from suanli.engines.finalists import baseline_caveats
 from suanli.engines.unchanged import Unchanged
 from tests import planted_results as planted
 
@@ -120,7 +120,16 @@ def test_baselines_that_were_not_measured_are_named() -> None:
     missing = Trial(
         plan=planted.LONG, status="skipped", reason="about 25 s needed, 3 s left", baseline=True
     )
-    (line,) = untried_baselines([*planted.trials()[:1], missing])
+    (line,) = baseline_caveats([*planted.trials()[:1], missing])
     assert missing.plan.title in line
     assert "25 s needed" in line
-    assert untried_baselines(planted.trials()[:1]) == []
+    assert baseline_caveats(planted.trials()[:1]) == []
+
+
+def test_a_faster_baseline_that_was_wrong_is_named() -> None:
+    right = timed(planted.EAGER, {1: 9.0}, baseline=True)
+    wrong = replace(timed(planted.LONG, {1: 4.0}, baseline=True), status="rejected")
+    slower = replace(timed(planted.LONG, {1: 12.0}, baseline=True), status="rejected")
+    (line,) = baseline_caveats([right, wrong])
+    assert wrong.plan.title in line
+    assert baseline_caveats([right, slower]) == []

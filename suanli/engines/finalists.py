@@ -34,13 +34,23 @@ def shippable(trial: Trial) -> Trial:
     return replace(trial, plan=trial.plan.with_(options=options), build_dir="", baseline=False)
 
 
-def untried_baselines(trials: Sequence[Trial]) -> list[str]:
-    """One line on the baselines that nothing was measured of; the best one may be among them."""
-    missing = [t for t in trials if t.baseline and t.status in ("skipped", "failed")]
-    if not missing:
-        return []
-    named = "; ".join(f"{trial.plan.title}: {trial.reason}" for trial in missing)
-    return [f"the best baseline is the best of those measured; not among them {named}"]
+def baseline_caveats(trials: Sequence[Trial]) -> list[str]:
+    """What to know of the best baseline: those never measured, and faster ones that were wrong."""
+    notes = []
+    baselines = [trial for trial in trials if trial.baseline]
+    if missing := [t for t in baselines if t.status in ("skipped", "failed")]:
+        named = "; ".join(f"{trial.plan.title}: {trial.reason}" for trial in missing)
+        notes.append(f"the best baseline is the best of those measured; not among them {named}")
+    right = [t.step_ms.p50 for t in baselines if t.status == "verified" and t.step_ms]
+    for trial in baselines:
+        if trial.status != "rejected" or trial.step_ms is None:
+            continue
+        if right and trial.step_ms.p50 < min(right):
+            notes.append(
+                f"{trial.plan.title}, at {trial.step_ms.p50:.3g} ms faster than the best baseline, "
+                "was rejected for its values and is not compared with"
+            )
+    return notes
 
 
 def distinct_variants(serving: dict[int, Trial]) -> tuple[list[Trial], dict[int, int]]:

@@ -27,10 +27,10 @@ from suanli.engines.evaluate import (
     steps_per_check,
 )
 from suanli.engines.finalists import (
+    baseline_caveats,
     distinct_variants,
     finalists,
     refusal,
-    untried_baselines,
 )
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
@@ -447,7 +447,7 @@ class Optimizer:
             *self._notes,
             *found.notes,
             *(c.note for c in confirmed.confirmations if c.note),
-            *untried_baselines(trials),
+            *baseline_caveats(trials),
         ]
         here = environment()
         rough = confirming.rough(confirmed.confirmations, here)
@@ -481,8 +481,6 @@ class Optimizer:
             interrupted=found.interrupted,
             notes=(*notes, *([rough] if rough else [])),
         )
-
-    # -- small things ---------------------------------------------------------------------------
 
     def _search_event(self, event: Event) -> None:
         """Pass an event of the search on with the time of the whole."""

@@ -144,7 +144,7 @@ def make_step(workload: Workload, batch: int, *, training: bool, dtype: str) -> 
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             out = model(*args, **kwargs)
             loss = workload.loss(out, labels) if workload.loss else _sum(out)
-        loss.backward()  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
