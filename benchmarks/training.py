@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, moment
+from suanli.base import codec
 from suanli.base.lazy import present
+from suanli.base.train_plan import TrainPlan
 from suanli.measure.isolation import Worker
 from suanli.measure.timing import median_interval
 
@@ -155,7 +157,7 @@ def table(report: dict[str, Any]) -> str:
         sol = f"; {case['sol']:.0%} of the speed of light" if case.get("sol") else ""
         lines += [
             *("", f"## {name}, batch {case['batch']}", ""),
-            f"Suanli's plan: `{case['plan']}`{sol}; ended {case['measured']['date']}.",
+            f"Suanli's plan: `{case['title']}`{sol}; ended {case['measured']['date']}.",
             "",
             "| side | ms a step | samples/s | s an epoch | over the plain loop | Suanli over it |",
             "|---|---|---|---|---|---|",
@@ -207,12 +209,13 @@ def main() -> None:
                 plan = Path(folder) / "run" / "plan.json"
             print(f"{name}: racing", file=sys.stderr)
             sides = compare(name, args.data, plan, args.seconds)
-            title = json.loads(plan.read_text()) if plan else "the default"
+            used = codec.read(TrainPlan, plan) if plan else None
         data = str(args.data) if args.data else None
         recipe = recipe_of(name, data)
         assert recipe.workload.data is not None
         report["cases"][name] = {
-            "plan": title,
+            "plan": codec.to_json(used) if used else None,
+            "title": used.title if used else "the default",
             "search": {key: found.get(key) for key in ("speedup", "baseline", "trials")},
             "sol": _share(found, sides),
             "batch": recipe.settings.batch,
