@@ -142,7 +142,10 @@ def _gpt_mini(width: int = 384, heads: int = 6, context: int = 256) -> Any:
     from suanli.workloads.datasets.characters import VOCABULARY
 
     tokens = k.Input((context,), dtype="int32")
-    places = k.Embedding(context, width)(ops.arange(context))
+    # of the tokens' shape, so that the layer is a part of the model
+    places = k.Embedding(context, width)(
+        ops.zeros_like(tokens) + ops.arange(context, dtype="int32")
+    )
     x = k.Embedding(VOCABULARY, width)(tokens) + places
     for _ in range(6):
         y = k.LayerNormalization(epsilon=1e-6)(x)
