@@ -256,22 +256,16 @@ def rebuild(
     """Make an engine anew on this machine, from the program that it carries.
 
     Quantised plans are searched again where the workload's own labelled data can be loaded; else
-    floating-point plans only.
+    floating-point plans only. The older engine stays where the new one is slower, or where nothing
+    beats the baselines.
 
     Raises:
         ArtefactError: The engine is damaged.
         UntrustedError: It was made by somebody whose key is not trusted here.
     """
-    from suanli.engines.optimizer import Optimizer
-    from suanli.engines.request import workload_of_engine
+    from suanli.engines.rebuild import rebuild as rebuild_engine
 
-    target = Path(folder)
-    with load(target, trust=trust) as engine:
-        workload, module, request = workload_of_engine(engine, target, budget_s)
-        fresh = Optimizer(workload, module, request, on_event).run()
-        result = fresh.result
-        fresh.close()
-        return result
+    return rebuild_engine(Path(folder), budget_s=budget_s, trust=trust, on_event=on_event)
 
 
 def export(

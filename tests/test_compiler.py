@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from suanli.base import compiler as module
-from suanli.base.compiler import Compiler, CompilerError, find_compiler
+from suanli.base.compiler import Compiler, CompilerError, find_compiler, run_limited
 
 SOURCE = "int answer(void) { return NUMBER; }\n"
 
@@ -184,3 +184,10 @@ class TestFinding:
 def _forget() -> object:
     yield
     module._find.cache_clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of others are Linux's")
+def test_the_system_ends_what_outlives_this_process() -> None:
+    code, said = run_limited(["sh", "-c", "sleep 0.3; ulimit -t"], 5.0)
+    assert code == 0
+    assert said.strip() == "35"

@@ -6,6 +6,7 @@ it depends on, so a library from another processor or compiler is never loaded.
 """
 
 import atexit
+import contextlib
 import hashlib
 import os
 import platform
@@ -191,6 +192,7 @@ def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int | None, s
         )
     except OSError as error:
         return 127, str(error)
+    _bound(process.pid, timeout_s)
     with process:
         try:
             said, _ = process.communicate(timeout=timeout_s)
@@ -202,6 +204,18 @@ def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int | None, s
         except BaseException:
             _end(process)
             raise
+
+
+def _bound(pid: int, timeout_s: float) -> None:
+    """Let the system end it some time after its limit, should this process be killed meanwhile.
+
+    Whatever it starts from now on has the same limit, of processor time.
+    """
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource
+
+        seconds = int(timeout_s) + 30
+        resource.prlimit(pid, resource.RLIMIT_CPU, (seconds, seconds + 5))
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -120,7 +120,11 @@ class Program:
                 if weight is not None:
                     fresh = nn.Parameter(weight.detach(), requires_grad=False)
                     part._parameters[name] = own.setdefault(id(weight), fresh)
-        return module
+        # torch replaces `train` and `eval` of an exported module by methods that raise; it has one
+        # mode, so here they only set the flag
+        for name in ("train", "eval"):
+            vars(module).pop(name, None)
+        return module.eval()
 
     def source_module(self) -> nn.Module:
         """The user's own module with these weights, where it can be built here; else the exported.
