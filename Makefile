@@ -41,4 +41,4 @@ schemas: $(STAMP)
 	$(PY) -m suanli.base.schema
 
 clean:
-	rm -rf $(VENV) demo-engine build *.egg-info
+	rm -rf $(VENV) demo-engine demo-engine-weights.safetensors build *.egg-info

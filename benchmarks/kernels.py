@@ -1,10 +1,12 @@
 """Each shipped kernel on a GPU against eager, torch.compile and what is published.
 
-    python -m benchmarks.kernels [--kernels norm,gate] [--most 60] [--out benchmarks/results]
+    python -m benchmarks.kernels [--kernels norm,gate] [--most 60] [--budget 1200] [--append]
 
 Tunes every kernel at its bench shapes (verified winners only), races it with each rival on new
 timings, and gives the share of the card's ceiling: of the measured read bandwidth, or for matrix
-products of the measured FLOP/s. Writes kernels-<card>.json with the card's name.
+products of the measured FLOP/s. Writes kernels-<card>.json with the card's name after each kernel;
+with --append kernels that stand in it already are not tuned again, so that a run that was cut short
+goes on where it ended.
 
     python -m benchmarks.kernels --static
 
@@ -15,11 +17,11 @@ import argparse
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from suanli.base import codec
-from suanli.base.errors import SuanliError
 from suanli.base.hardware import Ceilings
 from suanli.devices import gpu_infos
 from suanli.kernels.declaration import Declaration, Sizes
@@ -120,6 +122,8 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=60, help="configurations compiled per shape")
     parser.add_argument("--shapes", type=int, default=2, help="bench shapes per kernel")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--budget", type=float, default=7200, help="begin no kernel after SECONDS")
+    parser.add_argument("--append", action="store_true", help="go on with what stands in --out")
     parser.add_argument("--static", action="store_true", help="compile only; needs no GPU")
     given = parser.parse_args()
     if given.static:
@@ -129,30 +133,72 @@ def main() -> int:
     if not cards:
         print("there is no GPU here", file=sys.stderr)
         return 2
-    limits, rows = ceilings("cuda:0"), []
     slug = re.sub(r"[^a-z0-9]+", "-", cards[0].name.lower()).strip("-")
-    path = given.out / f"kernels-{slug}.json"
-    given.out.mkdir(parents=True, exist_ok=True)
+    results = _Results(given.out / f"kernels-{slug}.json", cards[0].name, given.append)
+    end = time.monotonic() + given.budget
     for name in given.kernels.split(","):
-        kernel = shipped()[name]
-        for sizes in kernel.bench_sizes[: given.shapes]:
-            try:
-                result = tune_kernel(name, sizes, most=given.most)
-            except SuanliError as error:
-                rows.append({"kernel": name, "sizes": dict(sizes), "failed": str(error)})
-                print(f"{name} {dict(sizes)}: {error}")
+        for sizes in shipped()[name].bench_sizes[: given.shapes]:
+            if results.has(name, sizes):
                 continue
-            rows.append(_row(kernel, sizes, result, limits))
-            _print(rows[-1])
-            # after each, so that an interrupted run keeps what it has
-            made = {
-                "device": cards[0].name,
-                "environment": codec.to_json(environment()),
-                "ceilings": codec.to_json(limits),
-                "kernels": rows,
-            }
-            path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(row.get("verified") for row in rows) else 1
+            if time.monotonic() > end:
+                print(f"{name} {dict(sizes)}: not begun, the {given.budget:g} s are over")
+                continue
+            results.add(_measured(name, sizes, results.limits, given.most))
+    return 0 if results.all_verified(given.kernels.split(",")) else 1
+
+
+def _measured(name: str, sizes: Sizes, limits: Ceilings, most: int) -> dict[str, Any]:
+    """One kernel at one shape as a row; a failure is a row, too."""
+    begin, kernel = time.monotonic(), shipped()[name]
+    try:
+        row = _row(kernel, sizes, tune_kernel(name, sizes, most=most), limits)
+        _print(row)
+    except Exception as error:  # the other kernels are still to come
+        row = {"kernel": name, "sizes": dict(sizes), "failed": f"{type(error).__name__}: {error}"}
+        print(f"{name} {dict(sizes)}: {row['failed']}")
+    return {**row, "seconds_spent": round(time.monotonic() - begin, 1)}
+
+
+class _Results:
+    """The file of results, written anew after each row.
+
+    Args:
+        path: Where.
+        card: The card's name.
+        append: Whether to go on with what stands there.
+    """
+
+    def __init__(self, path: Path, card: str, append: bool) -> None:
+        self._path, self._card = path, card
+        self._rows: list[dict[str, Any]] = []
+        if append and path.is_file():
+            self._rows = json.loads(path.read_text(encoding="utf-8"))["kernels"]
+        self.limits = ceilings("cuda:0")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def has(self, name: str, sizes: Sizes) -> bool:
+        """Whether a measurement of it stands there."""
+        return any(
+            row["kernel"] == name and row["sizes"] == dict(sizes) and "failed" not in row
+            for row in self._rows
+        )
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, in place of an older one."""
+        key = (row["kernel"], row["sizes"])
+        self._rows = [old for old in self._rows if (old["kernel"], old["sizes"]) != key] + [row]
+        made = {
+            "device": self._card,
+            "environment": codec.to_json(environment()),
+            "ceilings": codec.to_json(self.limits),
+            "kernels": self._rows,
+        }
+        self._path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+    def all_verified(self, names: list[str]) -> bool:
+        """Whether each of them has a row, and all rows are verified."""
+        known = {row["kernel"] for row in self._rows}
+        return set(names) <= known and all(row.get("verified") for row in self._rows)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,9 @@ class OptimizeOptions:
             raise BadInputError(f"--max-drop must be from 0 to 100 points, not {self.max_drop:g}")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise BadInputError(f"--tolerance must be between 0 and 1, not {self.tolerance:g}")
-        if self.batch and self.max_batch and self.max_batch < self.batch:
-            raise BadInputError(f"--max-batch {self.max_batch} is less than --batch {self.batch}")
+        if self.max_batch and self.max_batch < self.step_batch:
+            asked = f"the batch of {self.step_batch}"
+            raise BadInputError(f"--max-batch {self.max_batch} is less than {asked}")
         if self.precision not in _PRECISIONS:
             raise BadInputError(
                 f"--precision takes {', '.join(_PRECISIONS)}, not {self.precision!r}"
@@ -135,14 +136,13 @@ def optimize(
         CaptureError: The model cannot be captured; the message names where it stopped.
     """
     from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.admission import admitted
     from suanli.workloads.module import of_module
     from suanli.workloads.record import Workload
 
     asked = OptimizeOptions(**options).checked()
-    if isinstance(model, Workload):
-        workload, module = model, model.make_model()
-    else:
-        workload, module = of_module(model, inputs), model
+    workload = model if isinstance(model, Workload) else of_module(model, inputs)
+    module = admitted(workload, asked.step_batch)
     return Optimizer(workload, module, _request(asked), on_event).run()
 
 
@@ -171,6 +171,7 @@ def optimize_workload(
         BadInputError: The workload is unknown or cannot be used, or an option makes no sense.
     """
     from suanli.engines.optimizer import Optimizer
+    from suanli.workloads.admission import admitted
     from suanli.workloads.reference import parse_shapes
     from suanli.workloads.resolve import resolve
 
@@ -183,8 +184,8 @@ def optimize_workload(
         input_shapes=parse_shapes(input_shapes),
         input_dtype=input_dtype,
     )
-    optimizer = Optimizer(workload, workload.make_model(), _request(asked), on_event)
-    engine = optimizer.run()
+    module = admitted(workload, asked.step_batch)
+    engine = Optimizer(workload, module, _request(asked), on_event).run()
     result = engine.result
     engine.close()
     return result
@@ -256,22 +257,16 @@ def rebuild(
     """Make an engine anew on this machine, from the program that it carries.
 
     Quantised plans are searched again where the workload's own labelled data can be loaded; else
-    floating-point plans only.
+    floating-point plans only. The older engine stays where the new one is slower, or where nothing
+    beats the baselines.
 
     Raises:
         ArtefactError: The engine is damaged.
         UntrustedError: It was made by somebody whose key is not trusted here.
     """
-    from suanli.engines.optimizer import Optimizer
-    from suanli.engines.request import workload_of_engine
+    from suanli.engines.rebuild import rebuild as rebuild_engine
 
-    target = Path(folder)
-    with load(target, trust=trust) as engine:
-        workload, module, request = workload_of_engine(engine, target, budget_s)
-        fresh = Optimizer(workload, module, request, on_event).run()
-        result = fresh.result
-        fresh.close()
-        return result
+    return rebuild_engine(Path(folder), budget_s=budget_s, trust=trust, on_event=on_event)
 
 
 def export(

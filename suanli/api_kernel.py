@@ -11,6 +11,7 @@ def kernel_explain(
     *,
     archs: Sequence[str] = (),
     gpu: str | None = None,
+    dtype: str | None = None,
     timeout_s: float = 60.0,
     on_event: Listener = ignore,
 ) -> KernelExplainResult:
@@ -20,16 +21,20 @@ def kernel_explain(
         ref: "file.py", "file.py:name", or a kernel that ships.
         archs: Such as ("sm_80", "sm_90"); sm_80, sm_90 and sm_100 where empty.
         gpu: The card for limiter and streams, such as "H100 SXM5 80GB".
+        dtype: Of the main input; by default the kernel's first, and bf16 for Triton that takes it.
         timeout_s: Limit of one compilation.
         on_event: Told what is going on.
 
     Raises:
-        BadInputError: Kernel, architecture or card is unknown, or the kernel does not compile.
+        BadInputError: Kernel, architecture, card or dtype is unknown, or the kernel does not
+            compile.
         MissingBackendError: No compiler for the kernel is installed.
     """
     from suanli.kernels import verbs
 
-    return verbs.kernel_explain(ref, archs=archs, gpu=gpu, timeout_s=timeout_s, listener=on_event)
+    return verbs.kernel_explain(
+        ref, archs=archs, gpu=gpu, dtype=dtype, timeout_s=timeout_s, listener=on_event
+    )
 
 
 def kernel_check(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from suanli import __version__, cli_engines, cli_kernel, cli_predict, cli_profile
+from suanli import __version__, cli_engines, cli_kernel, cli_predict, cli_profile, cli_queue
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
 from suanli.cli_output import EXIT_STOPPED as _EXIT_STOPPED
 from suanli.cli_output import WORKLOAD as _WORKLOAD
@@ -283,6 +283,9 @@ def train(  # noqa: PLR0913, PLR0917
             metavar="WORKLOAD", help="Trained one to learn from as well.", show_default=False
         ),
     ] = "",
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Each process of torchrun keeps a part of the model.")
+    ] = False,
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
     as_json: Json = False,
@@ -316,6 +319,7 @@ def train(  # noqa: PLR0913, PLR0917
         tune=tune,
         prune=prune,
         teacher=teacher,
+        sharded=sharded,
     )
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with text.Live(quiet=as_json or not first) as live:
@@ -339,6 +343,7 @@ cli_engines.register(app)
 cli_predict.register(app)
 cli_profile.register(app)
 cli_kernel.register(app)
+cli_queue.register(app)
 
 
 def main() -> None:

@@ -22,6 +22,10 @@ _Gpu = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="A card of the catalogue, such as H200.", show_default=False),
 ]
+_Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="Of the main input, such as bf16.", show_default=False),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,10 +42,10 @@ def register(app: typer.Typer) -> None:
         )
     )(explain)
     group.command(
-        epilog=examples("suanli kernel check matmul.py", "suanli kernel check rms_norm --json")
+        epilog=examples("suanli kernel check matmul.py", "suanli kernel check norm --json")
     )(check)
     group.command(
-        epilog=examples("suanli kernel tune matmul.py", "suanli kernel tune rms_norm --gpu H200")
+        epilog=examples("suanli kernel tune matmul.py", "suanli kernel tune norm --gpu H200")
     )(tune)
     app.add_typer(group, name="kernel")
 
@@ -52,6 +56,7 @@ def explain(
         str, typer.Option(metavar="NAMES", help="Architectures, with commas between.")
     ] = "sm_80,sm_90,sm_100",
     gpu: _Gpu = None,
+    dtype: _Dtype = None,
     timeout: _Timeout = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +71,7 @@ def explain(
     archs = tuple(name.strip() for name in arch.split(",") if name.strip())
     with kernel_text.Live(quiet=as_json) as live:
         result = api_kernel.kernel_explain(
-            kernel, archs=archs, gpu=gpu, timeout_s=timeout, on_event=live.event
+            kernel, archs=archs, gpu=gpu, dtype=dtype, timeout_s=timeout, on_event=live.event
         )
     print_result(result, as_json, kernel_text.explain)
 
@@ -100,10 +105,7 @@ def check(
 def tune(
     kernel: _Kernel,
     gpu: _Gpu = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="Of the main input, such as bf16.", show_default=False),
-    ] = None,
+    dtype: _Dtype = None,
     most: Annotated[
         int, typer.Option(metavar="N", help="Configurations that are compiled at most.")
     ] = 400,
@@ -122,3 +124,5 @@ def tune(
             kernel, gpu=gpu, dtype=dtype, most=most, on_event=live.event
         )
     print_result(result, as_json, kernel_text.tune)
+    if result.config is None:
+        raise typer.Exit(EXIT_FAILED)

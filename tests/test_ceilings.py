@@ -341,9 +341,11 @@ class TestCache:
         self.runs = 0
         self.mark = "measured"
         self.spreads: Iterator[float] = iter(())
+        self.took, self.asked = 10.0, list[object]()
 
-        def measure(target: CpuDevice, **_: object) -> Ceilings:
+        def measure(target: CpuDevice, *, seconds: float, **_: object) -> Ceilings:
             self.runs += 1
+            self.asked.append(seconds)
             item = Ceiling(
                 what="matmul",
                 unit="FLOP/s",
@@ -353,7 +355,13 @@ class TestCache:
                 mark=self.mark,
                 how="no C compiler" if self.mark == "derived" else "loop",
             )
-            return Ceilings(device=target.info, items=(item,), threads=2, measured_at="now")
+            return Ceilings(
+                device=target.info,
+                items=(item,),
+                threads=2,
+                measured_at="now",
+                seconds_spent=self.took,
+            )
 
         monkeypatch.setattr(module, "measure_device", measure)
 
@@ -372,6 +380,14 @@ class TestCache:
         assert (found.rounds, found.peak_flops("fp32"), found.items[0].spread) == (4, 4, 0.02)
         assert ceilings("cpu") == found
         assert self.runs == 4
+
+    def test_a_second_round_keeps_to_the_seconds_that_are_promised(self) -> None:
+        self.spreads = itertools.repeat(0.9)
+        ceilings("cpu")
+        assert self.asked == [25, 12.0]  # and three to end what has begun
+        self.took = 15.0
+        assert ceilings("cpu", refresh=True).rounds == 1
+        assert self.asked[2:] == [25]
 
     def test_a_machine_that_is_always_busy_is_not_measured_for_ever(self) -> None:
         self.spreads = itertools.repeat(0.9)

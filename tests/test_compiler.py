@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from suanli.base import compiler as module
-from suanli.base.compiler import Compiler, CompilerError, find_compiler
+from suanli.base.compiler import Compiler, CompilerError, find_compiler, run_limited
 
 SOURCE = "int answer(void) { return NUMBER; }\n"
 
@@ -85,6 +85,16 @@ def test_cache_that_cannot_be_written_falls_to_a_temporary_folder(
     library = compiler.build_shared(source(tmp_path), ["-DNUMBER=7"])
     assert answer(library) == 7
     assert blocked not in library.parents
+
+
+def test_no_temporary_folder_is_made_where_the_cache_can_be_written(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> Path:
+        raise AssertionError("a folder that nobody needs")
+
+    monkeypatch.setattr(module, "_temporary_folder", made)
+    assert answer(compiler.build_shared(source(tmp_path), ["-DNUMBER=8"])) == 8
 
 
 def test_error_names_the_file_and_the_first_error(compiler: Compiler, tmp_path: Path) -> None:
@@ -184,3 +194,10 @@ class TestFinding:
 def _forget() -> object:
     yield
     module._find.cache_clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of others are Linux's")
+def test_the_system_ends_what_outlives_this_process() -> None:
+    code, said = run_limited(["sh", "-c", "sleep 0.3; ulimit -t"], 5.0)
+    assert code == 0
+    assert said.strip() == "35"

@@ -17,6 +17,7 @@ def confirmation(batch: int, lo: float, hi: float, eager: Estimate | None = None
         samples_per_s=batch * 1e3,
         speedup_vs_eager=eager,
         speedup_vs_best_baseline=Estimate(p50=(lo + hi) / 2, lo95=lo, hi95=hi),
+        baseline_ms=planted.estimate((lo + hi) / 2),
         best_baseline=planted.EAGER,
     )
 

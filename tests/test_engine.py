@@ -1,6 +1,11 @@
 """An engine as its user meets it: called, saved, moved, interrupted, and given out."""
 
+import copy
 import logging
+import os
+import pickle
+import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -265,6 +270,62 @@ def test_closing_waits_for_calls_and_refuses_later_ones(folder: Path, quick: Qui
         call.join()
     with pytest.raises(SuanliError, match="closed"):
         engine(*example(1))
+
+
+def in_a_fork(job: Callable[[], str]) -> str:
+    """What `job` says in a forked child of this process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, job().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        assert select.select([reading], [], [], 30.0)[0], "the child hangs"
+        return os.read(reading, 4096).decode()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reading)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks there")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_is_told_and_takes_nothing_from_its_parent(
+    folder: Path, quick: QuickBackend
+) -> None:
+    engine = Engine.load(folder, temporary=True)
+    engine(*example(3))
+
+    def call_and_close() -> str:
+        try:
+            engine(*example(3))
+        except SuanliError as error:
+            engine.close()
+            return f"{error}; closed: {quick.runners[0].closed}"
+        return "it answered"
+
+    said = in_a_fork(call_and_close)
+    assert "does not survive a fork" in said
+    assert "suanli.load" in said
+    assert "closed: False" in said
+    assert folder.exists()
+    assert_same(engine(*example(3)), expected(3))
+    engine.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("copy_of", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_copies_are_refused_in_plain_words(
+    folder: Path, quick: QuickBackend, copy_of: Callable[[Engine], Any]
+) -> None:
+    with (
+        Engine.load(folder) as engine,
+        pytest.raises(SuanliError, match="neither pickled nor copied"),
+    ):
+        copy_of(engine)
 
 
 # -- other machines -------------------------------------------------------------------------------

@@ -80,6 +80,11 @@ def test_nvrtc_gives_the_same_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled(simple("    y[i] = d;"))
     half = simple("    y[i] = __half2float(__float2half(x[i]));", head="#include <cuda_fp16.h>")
     assert compiled(half).record.registers > 0
+    head = "#include <stdint.h>\n#include <cmath>\n#include <float.h>"
+    body = (
+        "    uint32_t u = INT32_MAX;\n    y[i] = fminf(x[i] * u, FLT_MAX) < INFINITY ? M_PI : NAN;"
+    )
+    assert compiled(simple(body, head=head)).record.registers > 0
 
 
 @needs_nvrtc

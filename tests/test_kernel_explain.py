@@ -13,6 +13,7 @@ from suanli.devices import catalogue
 from suanli.kernels import explain as explaining
 from suanli.kernels.compiled import CompiledKernel
 from suanli.kernels.cuda.compile import CudaCode
+from suanli.kernels.declaration import KernelWork
 from suanli.kernels.explain import explain
 from suanli.kernels.overlap import pcie_bytes_per_s, simulate
 from tests.kernel_parts import ref
@@ -93,9 +94,30 @@ def _with_shared(row: Any, size: int, function: CompiledKernel, *rest: Any) -> A
     return row(replace(function, dynamic_shared_bytes=size), *rest)
 
 
+@pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.usefixtures("no_compiler")
+def test_the_default_card_has_the_figures_that_are_needed() -> None:
+    made = explain(ref("vector_add"))
+    assert made.limiter is not None and made.limiter.name == "memory bandwidth"
+    assert [overlap.streams for overlap in made.overlap] == [1, 2, 4]
+    lacking = explain(ref("vector_add"), gpu="GB200 186GB")
+    assert lacking.limiter is None
+    assert any("GB200 186GB is not whole" in note for note in lacking.notes)
+
+
+def test_the_roofline_names_both_ceilings() -> None:
+    work = KernelWork(flops=10**9, bytes_read=10**6, bytes_written=0)
+    roof = explaining._roofline("sm_90", work, "fp32")
+    assert roof is not None
+    assert roof.ridge == pytest.approx(roof.flops_per_s / roof.bytes_per_s)
+    assert roof.sol_ms == pytest.approx(1e3 * max(1e9 / roof.flops_per_s, 1e6 / roof.bytes_per_s))
+
+
 def test_unknown_card_and_architecture() -> None:
     with pytest.raises(BadInputError, match="no GPU 'GTX 1'"):
         explain(ref("matmul"), gpu="GTX 1")
+    with pytest.raises(BadInputError, match="matmul does not take fp8"):
+        explain(ref("matmul"), dtype="fp8")
     with pytest.raises(BadInputError, match="unknown architecture 'sm_1'"):
         explain(ref("matmul"), archs=("sm_1",))
 

@@ -157,7 +157,7 @@ def test_reading_what_nobody_wrote() -> None:
 
 
 def test_races_between_blocks_and_the_fence_that_orders_them() -> None:
-    plain = "    y[i] = x[i];\n    y[0] = x[0];"
+    plain = "    y[i] = x[i];\n    y[0] = x[i];"
     assert "race" in kinds(only_case(simple(plain, blocks=2)))
     # the last block to arrive, by an atomic ticket behind a fence, may read what all others wrote
     last = """
@@ -319,7 +319,7 @@ def test_other_matrix_instructions_are_refused_with_a_reason() -> None:
     [
         ("other<<<1, 32>>>(x);", "launches kernels"),
         ("float v = tex1D<float>(0, 1.0f);", "texture"),
-        ("__pipeline_memcpy_async(y, x, 4);", "async copies"),
+        ("__pipeline_memcpy_async(y, x, 4);", "asynchronous copies"),
     ],
 )
 def test_what_has_no_equal_is_refused(line: str, reason: str) -> None:

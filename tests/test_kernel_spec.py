@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from suanli.base.errors import BadInputError
 from suanli.kernels.cuda.declared import declaration
 from suanli.kernels.declaration import Declaration
-from suanli.kernels.spec import CudaKernel, Launch, load, scalar
+from suanli.kernels.spec import CudaKernel, Launch, calling, load, scalar
 from tests.kernel_parts import ref, simple
 
 
@@ -139,3 +140,35 @@ def test_becomes_a_declaration() -> None:
     assert isinstance(made, Declaration)
     assert made.writes == ("total",)
     assert made.source_hash == declaration(kernel).source_hash
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('given["a"]', 'given["z"]', "KeyError: 'z'"),
+        ("block=(", "block=1 / 0, other=(", "ZeroDivisionError"),
+        ("return {name:", "return {none:", "NameError"),
+    ],
+)
+def test_functions_of_the_file_that_fail_are_named(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    text = Path(ref("vector_add")).read_text()
+    assert old in text
+    file = tmp_path / "mine.py"
+    file.write_text(text.replace(old, new, 1))
+
+    def use() -> None:
+        kernel = load(str(file))
+        assert isinstance(kernel, CudaKernel)
+        given = calling(kernel, lambda: kernel.make_inputs({"n": 4}, torch.float32, "cpu", 0))
+        calling(kernel, lambda: kernel.launch_at({"n": 4}, {"BLOCK": 32}))
+        calling(kernel, lambda: kernel.need_reference()(given))
+
+    with pytest.raises(BadInputError, match=rf"mine\.py:\d+: {said}"):
+        use()
+
+
+def test_a_launch_must_be_one() -> None:
+    with pytest.raises(BadInputError, match="launch gave a tuple"):
+        simple("", launch=lambda sizes, config: (1, 2)).launch_at({"n": 4}, {})

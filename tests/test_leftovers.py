@@ -110,6 +110,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
             "",
         ),
         ("from suanli.engines.staging import temporary_engine; temporary_engine()", "engine-"),
+        ("from suanli.base.compiler import _temporary_folder as f; f()", "suanli-native-"),
     ],
 )
 def test_each_kind_of_leftover_is_known(

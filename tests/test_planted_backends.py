@@ -9,6 +9,7 @@ from torch import nn
 import suanli
 from suanli.base.results import OptimizeResult
 
+pytestmark = pytest.mark.timeout(900)  # one search for all of them, hanging plans included
 NAMES = ("wrong", "slow", "crashing", "hanging", "greedy", "unwritten", "nan")
 
 

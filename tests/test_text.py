@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,28 @@ def test_all_is_said_of_the_chosen_plan() -> None:
         "3 verified, 1 rejected, 1 failed, 67 skipped in 118 s; 1 from an earlier search",
     ):
         assert said in shown, said
+
+
+def test_a_gain_over_the_same_rival_is_said_once() -> None:
+    base = planted.optimize_result()
+    same = planted.estimate(5.5)
+    races = tuple(replace(race, speedup_vs_eager=same) for race in base.confirmations)
+    result = replace(base, speedup_vs_eager=same, confirmations=races)
+    shown = words(rendered(text.optimize, result))
+    assert "5.50x (5.39 to 5.61) over eager fp32, the best baseline" in shown
+    assert "at batch 32: 5.50x (5.39 to 5.61) over eager fp32 source" in shown
+    assert shown.count("5.50x (5.39 to 5.61)") == 2
+
+
+@pytest.mark.parametrize(
+    ("show", "result"),
+    [(text.optimize, planted.optimize_result()), (text.doctor, planted.doctor_result())],
+)
+def test_no_line_ends_in_blanks(show: Callable[..., None], result: Any) -> None:
+    shown = rendered(show, result)
+    assert all(line == line.rstrip() for line in shown.splitlines())
+    assert len(shown.splitlines()) > 20
+    assert shown.endswith("\n")
 
 
 def test_what_is_absent_is_not_made_up() -> None:
@@ -339,6 +362,13 @@ def test_quiet_leaves_no_trace_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None
     with live.Live(quiet=True, console=Console(file=file)) as view:
         show_search(view)
     assert file.getvalue() == ""
+
+
+def test_what_a_person_prints_meanwhile_is_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    with live.Live(quiet=True, console=Console(file=io.StringIO())):
+        print("from forward")
+    print("the answer")
+    assert capsys.readouterr() == ("the answer\n", "from forward\n")
 
 
 def test_forced_colour_does_not_animate_a_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.train_results import TrainProgress
 from suanli.training._allocator import kept_memory
 from suanli.training.augment import augment
-from suanli.training.fit import accuracy, fit, fit_and_keep
+from suanli.training.fit import FitResult, accuracy, fit, fit_and_keep
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
 from suanli.workloads.seeding import seeded
@@ -235,6 +235,29 @@ def test_demo_reaches_its_target() -> None:
     result = fit(workload)
     assert workload.target is not None
     assert result.acceptance_accuracy >= workload.target
+
+
+def test_demo_says_why_its_network_is_weaker_than_meant() -> None:
+    script = Path(__file__).parent.parent / "examples" / "demo.py"
+    shortfall = runpy.run_path(str(script))["_shortfall"]
+    workload = resolve("digits-resnet", weights="none")
+    assert workload.training is not None
+    done = workload.training.epochs
+    result = FitResult(
+        model=nn.Identity(),
+        search_accuracy=0.8,
+        acceptance_accuracy=0.8333,
+        validation_accuracy=None,
+        epochs=1.5,
+        epoch_losses=(),
+        seconds=70.0,
+        samples_per_s=20.0,
+        precision="fp32",
+    )
+    assert f"time ran out after 1.5 of {done} epochs" in shortfall(workload, result)
+    assert "98 % was meant" in shortfall(workload, result)
+    assert "time ran out" not in shortfall(workload, replace(result, epochs=float(done)))
+    assert not shortfall(workload, replace(result, acceptance_accuracy=0.99))
 
 
 def test_cifar_example_runs_on_official_binaries(

@@ -255,3 +255,73 @@ def test_filters_do_what_their_names_say() -> None:
     assert float(wide.std()) == pytest.approx(1.2 * float(noisy.std()), rel=1e-3)
     still = images.diffuse(clean[0], rate=0.25, steps=3)
     assert torch.allclose(still, clean[0], atol=1e-6)  # linear: already in balance
+
+
+def test_muon_is_torchs() -> None:
+    torch.manual_seed(0)
+    theirs = [nn.Parameter(torch.randn(12, 30)), nn.Parameter(torch.randn(40, 8))]
+    ours = [p.detach().clone() for p in theirs]
+    averages = [torch.zeros_like(p) for p in ours]
+    optimizer = torch.optim.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True)
+    for _ in range(3):
+        for p in theirs:
+            p.grad = torch.randn_like(p)
+        grads = [p.grad.clone() for p in theirs if p.grad is not None]
+        optimizer.step()
+        optimizers.muon_(ours, grads, averages, lr=0.1, beta=0.9, weight_decay=0.1)
+    # the Newton-Schulz steps work in bf16, whose roundings differ with the order of the products
+    for a, b in zip(ours, theirs, strict=True):
+        step = 0.1 * max(1.0, a.shape[0] / a.shape[1]) ** 0.5
+        assert float((a - b.detach()).abs().max()) < 3 * step * 2**-5
+
+
+EDGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rms_norm": lambda x: norms.rms_norm(x, torch.ones(8)),
+    "layer_norm": lambda x: norms.layer_norm(x, torch.ones(8), torch.zeros(8)),
+    "add_rms_norm": lambda x: sum(norms.add_rms_norm(x, x, torch.ones(8))),  # type: ignore[return-value]
+    "gate": lambda x: gates.gate(x, x),
+    "cross_entropy": lambda x: cross_entropy.cross_entropy(
+        x, torch.zeros(x.shape[0], dtype=torch.long)
+    ),
+    "linear_cross_entropy": lambda x: fused.linear_cross_entropy(
+        x, torch.ones(5, 8), torch.zeros(x.shape[0], dtype=torch.long)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_no_rows_and_rows_with_gaps(name: str) -> None:
+    operator = EDGES[name]
+    none = torch.empty(0, 8, requires_grad=True)
+    made = operator(none)
+    made.sum().backward()
+    assert none.grad is not None and none.grad.shape == (0, 8)
+    torch.manual_seed(0)
+    wide = torch.randn(6, 16, requires_grad=True)
+    tall = torch.randn(8, 6, requires_grad=True)
+    for parent, view in ((wide, wide[:, ::2]), (tall, tall.t())):
+        plain = view.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        right = operator(plain)
+        assert torch.allclose(operator(view), right)
+        (mine,) = torch.autograd.grad(operator(view).sum(), view)
+        (wanted,) = torch.autograd.grad(right.sum(), plain)
+        assert torch.allclose(mine, wanted, atol=1e-6)
+        assert parent.grad is None
+
+
+def test_torch_compile_takes_shapes_that_change() -> None:
+    torch.manual_seed(0)
+    block = Block()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (3, 10, 17):
+        x, target = torch.randn(rows, 16), _target(rows, 23)
+        assert torch.allclose(compiled(x, target), block(x, target), atol=1e-6)
+
+
+def test_rows_that_are_all_ignored_give_what_torch_gives() -> None:
+    x, target = _gen(4, 11), torch.full((4,), -100)
+    ours, theirs = cross_entropy.cross_entropy(x, target), F.cross_entropy(x, target)
+    assert torch.allclose(ours, theirs, equal_nan=True)
+    (grad,) = torch.autograd.grad(ours, x)
+    (wanted,) = torch.autograd.grad(theirs, x)
+    assert torch.allclose(grad, wanted, equal_nan=True)

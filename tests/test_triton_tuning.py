@@ -181,10 +181,11 @@ def test_no_candidates_is_bad_input() -> None:
 def test_defaults_are_legal_and_spaces_not_empty(name: str) -> None:
     kernel = shipped_kernel(name)
     for sizes in (*kernel.bench_sizes, *kernel.check_sizes):
-        default = kernel.default(sizes)
-        assert default.keys() == kernel.tunables.keys()
+        for dtype in ("bf16", "fp32"):
+            assert kernel.default_for(sizes, dtype).keys() == kernel.tunables.keys()
     for sizes in kernel.bench_sizes:
-        checked_config(kernel, kernel.default(sizes), sizes)
+        for dtype in ("bf16", "fp32"):
+            checked_config(kernel, kernel.default_for(sizes, dtype), sizes)
         found = configurations(
             kernel.tunables, lambda c, s=sizes: kernel.legal(c, s), kernel.default(sizes)
         )

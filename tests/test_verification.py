@@ -8,7 +8,7 @@ from torch import nn
 
 from suanli.engines import session as sessions
 from suanli.engines.session import Session, Wish
-from suanli.engines.verification import VerificationSet, how_many
+from suanli.engines.verification import ReferenceHost, VerificationSet, how_many, write_inputs
 from suanli.workloads.record import Inputs, Workload
 from tests import small_programs as small
 
@@ -48,3 +48,28 @@ def test_a_slow_machine_verifies_the_same_samples(
         session.close()
     assert torch.equal(*found)
     assert len(found[0]) == 128
+
+
+class Rotated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.complex(self.linear(x), x)
+
+
+def test_complex_outputs_have_a_reference(tmp_path: Path) -> None:
+    model, inputs = Rotated(), torch.randn(4, 8)
+    program = small.program_of(model, tmp_path / "program", inputs[:2])
+    folder = tmp_path / "verification"
+    write_inputs(folder, [inputs])
+    host = ReferenceHost(str(program.folder), str(folder))
+    assert host.reference()["dtype"] == "float64"
+    assert not host.eager("fp32")
+    found = VerificationSet(folder, program)
+    (reference,), (eager,) = found.reference(), found.eager("fp32")
+    assert (reference.dtype, eager.dtype) == (torch.complex128, torch.complex64)
+    with torch.no_grad():
+        torch.testing.assert_close(eager, model(inputs))
+    torch.testing.assert_close(reference.to(torch.complex64), eager)

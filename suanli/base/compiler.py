@@ -6,6 +6,7 @@ it depends on, so a library from another processor or compiler is never loaded.
 """
 
 import atexit
+import contextlib
 import hashlib
 import os
 import platform
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from pathlib import Path
 from suanli.base.errors import SuanliError
 from suanli.base.files import cache_dir
 from suanli.base.lazy import present
+from suanli.base.leftovers import temporary_folder
 
 INSTALL = "pip install 'suanli[compiler]'"
 _PROBE = '#include <string.h>\nint suanli_probe(void) { return (int)strlen(""); }\n'
@@ -77,7 +79,7 @@ class Compiler:
         except OSError as error:
             raise CompilerError(f"cannot read {source}: {error.strerror}") from None
         name = f"{source.stem}-{self._key(text, flags)}{_SUFFIX}"
-        for folder in (cache_dir() / "native", _temporary_folder()):
+        for folder in _native_folders():
             library = folder / name
             if library.is_file():
                 return library
@@ -191,6 +193,7 @@ def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int | None, s
         )
     except OSError as error:
         return 127, str(error)
+    _bound(process.pid, timeout_s)
     with process:
         try:
             said, _ = process.communicate(timeout=timeout_s)
@@ -202,6 +205,18 @@ def run_limited(command: Sequence[str], timeout_s: float) -> tuple[int | None, s
         except BaseException:
             _end(process)
             raise
+
+
+def _bound(pid: int, timeout_s: float) -> None:
+    """Let the system end it some time after its limit, should this process be killed meanwhile.
+
+    Whatever it starts from now on has the same limit, of processor time.
+    """
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource
+
+        seconds = int(timeout_s) + 30
+        resource.prlimit(pid, resource.RLIMIT_CPU, (seconds, seconds + 5))
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -233,12 +248,18 @@ def _zig_cache() -> Path:
     return folder if os.access(folder, os.W_OK) else _temporary_folder() / "zig"
 
 
+def _native_folders() -> Iterator[Path]:
+    """Where libraries are kept; the second is made only where the first cannot be written."""
+    yield cache_dir() / "native"
+    yield _temporary_folder()
+
+
 @cache
 def _temporary_folder() -> Path:
-    """A private folder that goes when the process ends."""
-    folder = tempfile.mkdtemp(prefix="suanli-native-")
+    """A private folder that goes when the process ends, or at a later run if it is killed."""
+    folder = temporary_folder(None, "suanli-native-")
     atexit.register(shutil.rmtree, folder, True)
-    return Path(folder)
+    return folder
 
 
 @cache

@@ -132,7 +132,9 @@ class KernelRoofline:
         gpu: The card.
         dtype: Whose rate is used; "tf32" for fp32 products on tensor cores.
         arithmetic_intensity: Operations per byte.
-        ridge: Operations per byte at which the card's two ceilings meet.
+        flops_per_s: The card's rate.
+        bytes_per_s: The card's memory bandwidth.
+        ridge: Operations per byte at which these two ceilings meet.
         bound_by: "compute" or "memory".
         sol_ms: Least time that the ceilings allow.
     """
@@ -142,6 +144,8 @@ class KernelRoofline:
     flops: int
     bytes: int
     arithmetic_intensity: float
+    flops_per_s: float
+    bytes_per_s: float
     ridge: float
     bound_by: str
     sol_ms: float

@@ -177,6 +177,7 @@ def confirm(
                     samples_per_s=batch / best.b_ms.p50 * 1e3,
                     speedup_vs_eager=versus_eager,
                     speedup_vs_best_baseline=_UNITY if itself else best.ratio,
+                    baseline_ms=best.b_ms if itself else best.a_ms,
                     best_baseline=rival.plan,
                     variant=variant_of.get(batch, 0),
                     note=_note(best.ratio, rival.plan, batch) if not itself else "",
@@ -292,6 +293,7 @@ def baseline_wins(result: OptimizeResult, trials: Sequence[Trial]) -> OptimizeRe
         sol=None,
         engine_dir=None,
         relative_error=None,
+        confirmations=(first,),  # of other batch sizes only the engine's races are known
         notes=(lost, *notes),
     )
 

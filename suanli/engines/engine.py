@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from suanli.base.signature import Signature
 from suanli.engines import signing
 from suanli.engines._convention import Convention
 from suanli.engines._fit import Here, differences, here, misfit
+from suanli.engines._gate import ForkedGate, Gate, watch_forks
 from suanli.engines.assembly import BuiltVariant, copy_engine, write_engine
 from suanli.engines.backend import Backend, LayerTime, Runner
 from suanli.engines.exchange import export, run_file
@@ -58,7 +59,7 @@ class Engine:
         self.differences = tuple(differences)
         self._served = tuple(served)
         self._convention = Convention(manifest.signature)
-        self._gate = _Gate(manifest.name)
+        self._gate: Gate | ForkedGate = Gate(manifest.name)
         self._device = manifest.device.name.partition(":")[0]
         self._on_cuda = self._device == "cuda"
         self._max_batch = manifest.max_batch
@@ -67,6 +68,7 @@ class Engine:
         self._temporary = temporary
         self._result: OptimizeResult | None = None
         self._release = weakref.finalize(self, _release, folder if temporary else None, served)
+        watch_forks(self)
 
     @classmethod
     def load(
@@ -237,6 +239,19 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse `pickle` and `copy` in plain words."""
+        raise SuanliError(
+            f"the engine {self.name} can be neither pickled nor copied",
+            next_step="save(folder), and suanli.load(folder) where it is needed",
+        )
+
+    def forked(self) -> None:
+        """Refuse every call: this is a child of the process that opened the engine."""
+        self._release.detach()  # threads and folder are the parent's
+        self._checked = {}
+        self._gate = ForkedGate(self.manifest.name)
+
     def __repr__(self) -> str:
         titles = ", ".join(plan.title for plan in self.plans)
         return f"Engine({self.name}: {titles}{', portable' if self.portable else ''})"
@@ -405,34 +420,6 @@ class _PortableRunner:
 
     def close(self) -> None:
         self._module = nn.Identity()
-
-
-class _Gate:
-    """Lets calls in until it is closed; closing waits for those inside."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._inside = 0
-        self._closed = False
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise SuanliError(f"the engine {self._name} is closed")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._closed:  # only then can anybody wait
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self._inside == 0)
 
 
 def _key(inputs: Sequence[Any]) -> _Key:

@@ -299,13 +299,13 @@ def build_call(plan: Plan, setting: Setting) -> dict[str, Any]:
 def steps_per_check(batches: Sequence[int], labelled: int = 0) -> float:
     """About how many steps of the asked batch the checks of one trial cost.
 
-    Each batch size gets two passes over at most some 32 calls; larger batches cost more per call.
+    Each batch size gets two passes over at most some 64 calls; larger batches cost more per call.
 
     Args:
         batches: The asked one first.
         labelled: Samples of the search part that each plan is run on.
     """
-    samples = {batch: max(2 * batch, min(32 * batch, 64)) for batch in batches}
+    samples = {batch: max(2 * batch, min(64 * batch, 128)) for batch in batches}
     return (2 * sum(samples.values()) + labelled) / batches[0]
 
 

@@ -26,7 +26,9 @@ from suanli.measure.values import check_runner, compare, relative_rms
 
 Flat = Sequence[torch.Tensor]
 
-_MOST_CALLS = 32
+# Calls of a check. Of torch.compile's bf16 answers of a trained network 0.7 % of the checks with 32
+# samples were refused for the gain of a channel, of 300 with 64 samples none.
+_MOST_CALLS = 64
 
 
 class _Host:

@@ -34,6 +34,7 @@ from suanli.engines.finalists import (
 )
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
+from suanli.engines.own_module import over_own_module, speed_over_graph
 from suanli.engines.prospects import situation, usable
 from suanli.engines.request import Request
 from suanli.engines.session import Session, Wish, evaluation_mode, scratch_folder
@@ -280,6 +281,11 @@ class Optimizer:
             if not replaced or attempt:
                 break
             serving |= replaced
+        if not self._workload.ref:  # else the baselines' processes built the module itself
+            self._say("timing your own module")
+            with self._spending.part("race"):
+                speed = speed_over_graph(self._model, session)
+            confirmations = over_own_module(confirmations, trials, speed)
         return Confirmed(
             winner=serving[session.batches[0]],
             variants=tuple(variants),
@@ -357,26 +363,15 @@ class Optimizer:
         with self._spending.part("writing"):
             for trial in variants:
                 confirming.ensure_built(trial, session.setting)
-            self._write_folder(session, folder, variants, variant_of, Numbers())
+            write_variants(
+                session,
+                folder,
+                variants,
+                variant_of,
+                numbers=Numbers(),
+                temporary=self._request.out is None,
+            )
         return folder
-
-    def _write_folder(
-        self,
-        session: Session,
-        folder: Path,
-        variants: Sequence[Trial],
-        variant_of: dict[int, int],
-        numbers: Numbers,
-    ) -> None:
-        write_variants(
-            session,
-            folder,
-            variants,
-            variant_of,
-            numbers=numbers,
-            notes=self._notes,
-            temporary=self._request.out is None,
-        )
 
     def _write(
         self,
@@ -390,26 +385,29 @@ class Optimizer:
         target = self._request.out or temporary_engine()
         self._say(f"writing {target}")
         with self._spending.part("writing"):
-            self._write_folder(
+            write_variants(
                 session,
                 target,
                 confirmed.variants,
                 confirmed.variant_of,
-                numbers_of(result, self._request),
+                numbers=numbers_of(result, self._request),
+                notes=result.notes,
+                temporary=self._request.out is None,
             )
             engine = Engine.load(
                 target,
                 backends_extra=self._request.backend_modules,
                 temporary=self._request.out is None,
             )
-        overrun = self._spending.overrun()
-        engine.result = replace(
-            result,
-            engine_dir=str(target) if self._request.out else None,
-            seconds_spent=self._spending.spent_s,
-            notes=(*result.notes, *([overrun] if overrun else [])),
-        )
+        folder = str(target) if self._request.out else None
+        engine.result = self._ended(replace(result, engine_dir=folder))
         return engine
+
+    def _ended(self, result: OptimizeResult) -> OptimizeResult:
+        """With the time that all of it took, and a note where that is more than was given."""
+        overrun = self._spending.overrun()
+        notes = (*result.notes, *([overrun] if overrun else []))
+        return replace(result, seconds_spent=self._spending.spent_s, notes=notes)
 
     def _unchanged(
         self,
@@ -426,7 +424,7 @@ class Optimizer:
             session.program,
             backends(self._request.backend_modules)[rival.plan.backend],
             confirming.build_folder(rival, session.setting),
-            result,
+            self._ended(result),
         )
 
     def _result(
@@ -438,11 +436,7 @@ class Optimizer:
     ) -> OptimizeResult:
         first = confirmed.confirmations[0]
         batch, plan = first.batch, confirmed.winner.plan
-        rival_ms = first.step_ms.p50 * first.speedup_vs_best_baseline.p50
-        rival = next(t for t in trials if t.plan == first.best_baseline)
-        assert rival.step_ms is not None
         assert first.speedup_vs_eager is not None
-        baseline_step = rival.step_ms.scaled(rival_ms / rival.step_ms.p50)
         notes = [
             *self._notes,
             *found.notes,
@@ -462,7 +456,9 @@ class Optimizer:
             max_batch=session.program.signature.max_batch,
             untrained=self._workload.untrained,
             baseline=TimedPlan(
-                plan=rival.plan, step_ms=baseline_step, samples_per_s=batch / rival_ms * 1e3
+                plan=first.best_baseline,
+                step_ms=first.baseline_ms,
+                samples_per_s=batch / first.baseline_ms.p50 * 1e3,
             ),
             chosen=TimedPlan(plan=plan, step_ms=first.step_ms, samples_per_s=first.samples_per_s),
             speedup_vs_eager=first.speedup_vs_eager,

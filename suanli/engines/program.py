@@ -120,7 +120,11 @@ class Program:
                 if weight is not None:
                     fresh = nn.Parameter(weight.detach(), requires_grad=False)
                     part._parameters[name] = own.setdefault(id(weight), fresh)
-        return module
+        # torch replaces `train` and `eval` of an exported module by methods that raise; it has one
+        # mode, so here they only set the flag
+        for name in ("train", "eval"):
+            vars(module).pop(name, None)
+        return module.eval()
 
     def source_module(self) -> nn.Module:
         """The user's own module with these weights, where it can be built here; else the exported.
@@ -436,10 +440,20 @@ def _signature(
 
 
 def input_names(model: nn.Module, inputs: Inputs) -> list[str]:
-    """One name per leaf of `(args, kwargs)`, from the signature of `forward`."""
+    """One name per leaf of `(args, kwargs)`, from the signature of `forward`.
+
+    Raises:
+        CaptureError: `forward` is no Python function, such as TorchScript's.
+    """
     import inspect
 
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (ValueError, TypeError) as error:
+        raise CaptureError(
+            f"a {type(model).__name__} cannot be captured: {_first_line(error)}",
+            next_step="give an nn.Module whose forward is a Python function",
+        ) from None
     named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     names: list[str] = []
     for i, value in enumerate(inputs.args):

@@ -51,9 +51,7 @@ class Request:
     keep: bool = False
 
 
-def workload_of_engine(
-    engine: Engine, target: Path, budget_s: float
-) -> tuple[Workload, nn.Module, Request]:
+def workload_of_engine(engine: Engine, budget_s: float) -> tuple[Workload, nn.Module, Request]:
     """What is needed to make an engine anew from the program that it carries.
 
     The weights are the engine's. Labelled data comes from the workload that it was made of, where
@@ -80,7 +78,11 @@ def workload_of_engine(
             origin = None
         if origin is not None:
             workload = replace(
-                workload, data=origin.data, metric=origin.metric, make_inputs=origin.make_inputs
+                workload,
+                data=origin.data,
+                metric=origin.metric,
+                make_inputs=origin.make_inputs,
+                ref=engine.manifest.workload if _same_model(origin, engine) else "",
             )
     kind = engine.manifest.device.name.partition(":")[0]
     objective: Objective = "throughput" if numbers.objective == "throughput" else "latency"
@@ -91,13 +93,21 @@ def workload_of_engine(
         budget=numbers.max_drop,
         tolerance=numbers.tolerance,
         budget_s=budget_s,
-        out=target,
+        out=None,
         device=engine.manifest.device.name if kind in ("cpu", "cuda") else "cpu",
         backends=numbers.backends,
         precision=numbers.precision,
-        keep=True,  # there is an engine already, and its person wants one for this machine
     )
     return workload, module, request
+
+
+def _same_model(origin: Workload, engine: Engine) -> bool:
+    """Whether a workload's module still takes the weights that an engine carries."""
+    try:
+        origin.make_model().load_state_dict(engine.program.weights, strict=True)
+    except (SuanliError, RuntimeError):
+        return False
+    return True
 
 
 def check_target(out: Path) -> None:

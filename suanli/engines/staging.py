@@ -44,8 +44,8 @@ def write_variants(
     variant_of: dict[int, int],
     *,
     numbers: Numbers,
-    notes: Sequence[str],
     temporary: bool,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write an engine of the plans that serve.
 
@@ -55,8 +55,8 @@ def write_variants(
         variants: The plans' trials, each built.
         variant_of: Batch size -> index among them.
         numbers: What was measured.
-        notes: What the engine's user should know.
         temporary: See `write_engine`.
+        notes: What the engine's user should know.
 
     Raises:
         SuanliError: It cannot be written.

@@ -234,11 +234,15 @@ class VerificationSet:
 
     def _read(self, file: str, batch: int | None, call: int) -> list[torch.Tensor]:
         stored = load_file(self.folder / file)
-        outputs = [stored[str(i)] for i in range(len(self.program.signature.outputs))]
+        specs = self.program.signature.outputs
+        outputs = [stored[str(i)] for i in range(len(specs))]
         if batch is not None:
             for index in self.whole:
                 outputs[index] = stored[_whole_key(batch, call, index)]
-        return outputs
+        return [
+            torch.view_as_complex(t) if spec.dtype.startswith("complex") else t
+            for t, spec in zip(outputs, specs, strict=True)
+        ]
 
     @property
     def info(self) -> ReferenceInfo:
@@ -280,7 +284,7 @@ class ReferenceHost:
             note = f"no float64 reference: {str(error).strip().splitlines()[0][:120]}"
             module, dtype = self._program.source_module(), torch.float32
             outputs = self._run(module, dtype, "cpu")
-        if not all(torch.isfinite(t).all() for t in outputs if t.is_floating_point()):
+        if not all(torch.isfinite(t).all() for t in outputs):
             raise BadInputError(
                 "the model's own fp32 answer holds NaN or Inf on its example inputs",
                 next_step="give inputs on which the model works",
@@ -379,7 +383,7 @@ class ReferenceHost:
         self, file: str, outputs: Sequence[torch.Tensor], whole: dict[str, torch.Tensor]
     ) -> None:
         tensors = {str(i): t for i, t in enumerate(outputs)} | whole
-        save_file({key: t.contiguous().clone() for key, t in tensors.items()}, self._folder / file)
+        save_file({key: _storable(t) for key, t in tensors.items()}, self._folder / file)
 
     @property
     def _step(self) -> int:
@@ -431,6 +435,12 @@ def predict(run: Any, samples: Samples, out: Path, batch: int, most: int | None 
 def read_outputs(path: Path) -> torch.Tensor:
     """What `predict` kept, [N, ...]."""
     return load_file(path)["0"]
+
+
+def _storable(tensor: torch.Tensor) -> torch.Tensor:
+    """As safetensors takes it: complex numbers, of which it has one size only, as pairs."""
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return tensor.contiguous().clone()
 
 
 def _whole_key(batch: int, call: int, index: int) -> str:

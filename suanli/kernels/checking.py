@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from suanli.base.errors import BadInputError, SuanliError
+from suanli.base.lazy import version
 from suanli.kernels.declaration import (
     DTYPES,
     Config,
@@ -41,6 +42,8 @@ _TINY = {
     torch.float16: 2.0**-24,
     torch.bfloat16: 2.0**-126,
 }
+# What NumPy 2.4 and newer say to the interpreter of Triton 3.6 at a loop with run-time bounds.
+_OLD_INTERPRETER = "only 0-dimensional arrays can be converted"
 # Whole numbers that come from rounding may fall on the other side of a half this often.
 _WHOLE_SHARE = 1e-3
 
@@ -117,7 +120,7 @@ def check_here(
         raise BadInputError(
             f"{kernel.name} does not take {dtype}", next_step=f"it takes {', '.join(kernel.dtypes)}"
         )
-    chosen = dict(config or kernel.default(sizes))
+    chosen = dict(config or kernel.default_for(sizes, dtype))
     where = "interpreter on CPU" if device == "cpu" else device
     made = {
         **{"kernel": kernel.name, "sizes": dict(sizes), "dtype": dtype},
@@ -133,6 +136,11 @@ def check_here(
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if device == "cpu" and _OLD_INTERPRETER in str(error):
+            reason = (
+                f"the interpreter of Triton {version('triton')} cannot work with NumPy "
+                f"{version('numpy')}: install a newer Triton, or numpy<2.4"
+            )
         return CaseCheck(**made, status="failed", reason=reason[:300])  # type: ignore[arg-type]
     finally:
         torch.set_float32_matmul_precision(before)

@@ -134,12 +134,11 @@ def choose(kernel: Declaration, inputs: Inputs, example: torch.Tensor) -> Config
 
     A winner that was only ranked is used as well: it is a guess, but no worse one than the default.
     """
-    sizes = kernel.sizes(inputs)
+    sizes, dtype = kernel.sizes(inputs), short(example)
     _KERNELS.setdefault(kernel.name, kernel)
-    winner = tuned(
-        kernel.name, json.dumps(dict(sorted(sizes.items()))), short(example), str(example.device)
-    )
-    return kernel.default(sizes) if winner is None else winner.config
+    key = json.dumps(dict(sorted(sizes.items())))
+    winner = tuned(kernel.name, key, dtype, str(example.device))
+    return kernel.default_for(sizes, dtype) if winner is None else winner.config
 
 
 def short(tensor: torch.Tensor) -> str:

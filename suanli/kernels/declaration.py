@@ -68,6 +68,8 @@ class Declaration:
         work: (sizes, bytes per element) -> what has to be done.
         tunables: Values to choose from, by name; `num_warps` and `num_stages` among them.
         default: Sizes -> the configuration where nothing has been tuned.
+        default_fp32: The same for fp32, whose exact products take more registers; by default
+            `default`.
         legal: Whether a configuration makes sense for these sizes.
         check_sizes: Small, odd ones among them.
         bench_sizes: What it is timed at.
@@ -109,11 +111,17 @@ class Declaration:
     fallback: Callable[[Inputs], Outputs] | None = None
     traffic: Callable[[Config, Sizes, int], int] | None = None
     libraries: Mapping[str, Callable[[Inputs], Outputs]] | None = None
+    default_fp32: Callable[[Sizes], Config] | None = None
     files: tuple[Path, ...] = ()
 
     def elsewhere(self, inputs: Inputs) -> Outputs:
         """The outputs without Triton."""
         return (self.fallback or self.reference)(inputs)
+
+    def default_for(self, sizes: Sizes, dtype: str) -> Config:
+        """The configuration where nothing has been tuned."""
+        chosen = self.default_fp32 if dtype == "fp32" else None
+        return (chosen or self.default)(sizes)
 
     @property
     def source_hash(self) -> str:

@@ -41,10 +41,12 @@ from suanli.kernels.limiter import limiter
 from suanli.kernels.occupancy import lift, occupancy
 from suanli.kernels.overlap import pcie_bytes_per_s, simulate
 from suanli.kernels.shipped import shipped_kernel
-from suanli.kernels.spec import CudaKernel, Kernel, load
+from suanli.kernels.spec import CudaKernel, Kernel, calling, load
+from suanli.kernels.static_model import clock_hz
 
 DEFAULT_ARCHS = ("sm_80", "sm_90", "sm_100")
-_TRACED_BLOCKS = 6
+# So many threads, in three to six blocks, are executed to see what warps ask of memory.
+_TRACED_THREADS, _TRACED_BLOCKS = 2048, (3, 6)
 _STREAMS = (1, 2, 4)
 
 
@@ -82,6 +84,7 @@ def explain(
     *,
     archs: Sequence[str] = DEFAULT_ARCHS,
     gpu: str | None = None,
+    dtype: str | None = None,
     timeout_s: float = 60.0,
     listener: Listener = ignore,
 ) -> Explained:
@@ -92,21 +95,30 @@ def explain(
         archs: Such as ("sm_80", "sm_90").
         gpu: The card for limiter and streams; by default the fastest catalogued card of the last
             architecture that has one.
+        dtype: Of the main input; by default the kernel's first, and bf16 for Triton that takes it.
         timeout_s: Limit of one compilation.
         listener: Told of progress.
 
     Raises:
-        BadInputError: The kernel, an architecture or the card is unknown, the kernel does not
-            compile, or its launch is over a limit.
+        BadInputError: The kernel, an architecture, the card or the dtype is unknown, the kernel
+            does not compile, or its launch is over a limit.
         MissingBackendError: No compiler for the kernel is installed.
     """
     for arch in archs:
         check_arch(arch)
     kernel = find(ref)
     chosen = find_sheet(gpu) if gpu else _card(archs)
+    if dtype is not None and dtype not in kernel.dtypes:
+        raise BadInputError(
+            f"{kernel.name} does not take {dtype}", next_step=f"it takes {', '.join(kernel.dtypes)}"
+        )
     if isinstance(kernel, CudaKernel):
-        return _Cuda(kernel, chosen, timeout_s, listener).explained(archs)
-    sizes, dtype = dict(kernel.bench_sizes[0]), kernel.dtypes[0]
+        cuda = kernel
+        return calling(
+            cuda, lambda: _Cuda(cuda, chosen, dtype, timeout_s, listener).explained(archs)
+        )
+    sizes = dict(kernel.bench_sizes[0])
+    dtype = dtype or ("bf16" if "bf16" in kernel.dtypes else kernel.dtypes[0])
     work = kernel.work(sizes, item_bytes(dtype))
     rows: list[KernelArch] = []
     with (
@@ -131,7 +143,7 @@ def explain(
         language="Triton",
         sizes=sizes,
         dtype=dtype,
-        config=dict(kernel.default(sizes)),
+        config=dict(kernel.default_for(sizes, dtype)),
         grid=(),
         block=(),
         archs=tuple(rows),
@@ -149,12 +161,17 @@ class _Cuda:
     """One explanation of a CUDA kernel."""
 
     def __init__(
-        self, kernel: CudaKernel, card: GpuSheet | None, timeout_s: float, listener: Listener
+        self,
+        kernel: CudaKernel,
+        card: GpuSheet | None,
+        dtype: str | None,
+        timeout_s: float,
+        listener: Listener,
     ) -> None:
         self._kernel, self._card = kernel, card
         self._timeout_s, self._listener = timeout_s, listener
         self._sizes = dict(kernel.bench_sizes[0])
-        self._dtype = kernel.dtypes[0]
+        self._dtype = dtype or kernel.dtypes[0]
         self._config = kernel.default_config(self._sizes)
         self._launch = kernel.launch_at(self._sizes, self._config)
         work = kernel.work
@@ -210,15 +227,19 @@ class _Cuda:
         """Some blocks of the real launch, executed on the CPU; None with a note where not."""
         self._listener(Event(kind="step", text=f"tracing {self._kernel.name} on the CPU"))
         try:
-            built = build(self._kernel, self._sizes, self._config, self._dtype)
+            built = build(
+                self._kernel, self._sizes, self._config, self._dtype, timeout_s=self._timeout_s
+            )
             dtype = torch_dtype(self._dtype)
+            least, most = _TRACED_BLOCKS
+            blocks = max(least, min(most, _TRACED_THREADS // self._launch.threads))
             return run(
                 self._kernel,
                 built,
                 self._kernel.make_inputs(self._sizes, dtype, "cpu", 0),
                 config=self._config,
                 dtype=dtype,
-                only_blocks=_TRACED_BLOCKS,
+                only_blocks=blocks,
                 timeout_s=self._timeout_s,
             )
         except (Refusal, TrialFailedError, MissingBackendError) as reason:
@@ -233,7 +254,7 @@ class _Cuda:
             return None
         mixes = [row.instructions for row in rows if row.instructions is not None]
         matrix = any(mix.tensor_core for mix in mixes) if mixes else self._work.matmul
-        return limiter(
+        found = limiter(
             self._card,
             work=self._work,
             rate_dtype=_rate(self._dtype, matrix),
@@ -241,6 +262,11 @@ class _Cuda:
             accesses=seen,
             scale=self._launch.blocks / max(1, traced.blocks),
         )
+        if found is None:
+            self._notes.append(
+                f"the limiter is not known: the sheet of {self._card.name} is not whole"
+            )
+        return found
 
     def _streams(self, bound: KernelLimiter | None) -> tuple[CopyOverlap, ...]:
         if self._work is None or self._card is None:
@@ -349,6 +375,8 @@ def _roofline(arch: str, work: KernelWork | None, dtype: str) -> KernelRoofline 
         flops=work.flops,
         bytes=work.bytes,
         arithmetic_intensity=intensity,
+        flops_per_s=flops,
+        bytes_per_s=gpu.memory_bytes_per_s,
         ridge=ridge,
         bound_by="compute" if intensity > ridge else "memory",
         sol_ms=_sol_ms(work, gpu, dtype),
@@ -378,11 +406,19 @@ def _overlap(
 
 
 def _card(archs: Sequence[str]) -> GpuSheet | None:
-    """The card with the fastest memory of the last architecture that has a catalogued one."""
+    """A card of the last architecture that has a catalogued one.
+
+    Those whose sheet has what limiter and streams need come first, then the fastest memory.
+    """
     for arch in reversed(archs):
         capability = f"{arch[3:-1]}.{arch[-1]}"
         cards = [s for s in catalogue() if s.compute_capability == capability]
         known = [s for s in cards if s.memory_bytes_per_s]
         if known:
-            return max(known, key=lambda s: (s.memory_bytes_per_s or 0, s.name))
+            return max(known, key=_figures)
     return None
+
+
+def _figures(gpu: GpuSheet) -> tuple[bool, bool, float, str]:
+    known = clock_hz(gpu) is not None, pcie_bytes_per_s(gpu) is not None
+    return *known, gpu.memory_bytes_per_s or 0.0, gpu.name

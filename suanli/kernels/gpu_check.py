@@ -78,7 +78,7 @@ def _failed(kernel: Declaration, sizes: Sizes, dtype: str, device: str, reason: 
     return KernelCase(
         sizes=dict(sizes),
         dtype=dtype,
-        config=dict(kernel.default(sizes)),
+        config=dict(kernel.default_for(sizes, dtype)),
         where=device,
         status="failed",
         reason=reason,

@@ -118,6 +118,10 @@ class Compilation:
             made = self._pool.call("compile", self._timeout_s, arguments)
         except (BadInputError, MissingBackendError):
             raise
+        except TrialFailedError as failure:
+            long = f"compiling for {request.arch} took too long and was ended: {failure}"
+            reason = long if failure.kind == "timeout" else str(failure)
+            return CompileResult(request=request, reason=reason)
         except SuanliError as failure:
             return CompileResult(request=request, reason=str(failure))
         functions = tuple(codec.from_json(CompiledKernel, item) for item in made)
@@ -190,7 +194,7 @@ def _failed(kernel: Declaration, request: CheckRequest, status: str, reason: str
         kernel=kernel.name,
         sizes=dict(request.sizes),
         dtype=request.dtype,
-        config=dict(request.config or kernel.default(request.sizes)),
+        config=dict(request.config or kernel.default_for(request.sizes, request.dtype)),
         status=status,
         where="interpreter on CPU",
         reason=reason,

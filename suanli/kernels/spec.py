@@ -8,16 +8,17 @@ person's and is run as one.
 import ctypes
 import hashlib
 import itertools
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from suanli.base.errors import BadInputError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.kernels.declaration import Config, Declaration, Inputs, KernelWork, Outputs, Sizes
-from suanli.workloads.userfile import load_module
+from suanli.workloads.userfile import guarded, load_module
 
 MOST_THREADS = 1024  # per block, on every architecture (CUDA C++ Programming Guide, table 30)
 _MOST_GRID = (2**31 - 1, 65535, 65535)
@@ -31,6 +32,7 @@ _ELEMENTS = {
     "int8": "signed char",
 }
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +240,12 @@ class CudaKernel:
         Raises:
             BadInputError: It is over one of them.
         """
-        return self.launch(sizes, config).checked(self.name)
+        launch = self.launch(sizes, config)
+        if not isinstance(launch, Launch):
+            raise BadInputError(
+                f"{self.name}: launch gave a {type(launch).__name__}", next_step="it gives a Launch"
+            )
+        return launch.checked(self.name)
 
     def macros(self, sizes: Sizes, config: Config, dtype: str) -> dict[str, str]:
         """What the compiler is told with -D.
@@ -326,8 +333,32 @@ def load(ref: str) -> Kernel:
     kernel = found[chosen[0]]
     if isinstance(kernel, CudaKernel):
         object.__setattr__(kernel, "file", path)
-        _check(kernel)
+        calling(kernel, lambda: _check(kernel))
     return kernel
+
+
+def calling(kernel: Kernel, work: Callable[[], T]) -> T:
+    """Do what calls the functions of a kernel file.
+
+    Raises:
+        BadInputError: One of them fails; the message names its line.
+    """
+    try:
+        return work()
+    except SuanliError:
+        raise
+    except Exception as error:
+        file = kernel.file if isinstance(kernel, CudaKernel) else None
+        frames = traceback.extract_tb(error.__traceback__)
+        if file is None or all(Path(frame.filename) != file for frame in frames):
+            raise
+        cause = error
+
+    def again() -> T:
+        raise cause
+
+    made: T = guarded(file, again)
+    return made
 
 
 def _check(kernel: CudaKernel) -> None:

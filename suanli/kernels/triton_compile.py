@@ -74,7 +74,7 @@ def compile_here(
         raise BadInputError(
             f"{kernel.name} does not take {dtype}", next_step=f"it takes {', '.join(kernel.dtypes)}"
         )
-    chosen = config or kernel.default(sizes)
+    chosen = config or kernel.default_for(sizes, dtype)
     with recording() as launches:
         kernel.run(kernel.inputs(sizes, DTYPES[dtype], "meta", 0), chosen)
     made: dict[str, CompiledKernel] = {}

@@ -44,9 +44,8 @@ def tune_kernel(
     kernel = find_kernel(ref)
     shape = dict(sizes or kernel.bench_sizes[0])
     chosen = dtype or ("bf16" if "bf16" in kernel.dtypes else kernel.dtypes[0])
-    candidates = configurations(
-        kernel.tunables, lambda config: kernel.legal(config, shape), kernel.default(shape)
-    )
+    first = kernel.default_for(shape, chosen)
+    candidates = configurations(kernel.tunables, lambda config: kernel.legal(config, shape), first)
     with open_bench(ref, kernel, shape, chosen, gpu=gpu) as bench:
         result = tune(kernel.name, shape, chosen, candidates, bench, most=most, listener=listener)
         if keep and isinstance(bench, GpuBench) and result.config is not None:

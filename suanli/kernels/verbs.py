@@ -27,7 +27,7 @@ from suanli.kernels.declaration import Declaration, Sizes
 from suanli.kernels.explain import DEFAULT_ARCHS, explain, find
 from suanli.kernels.gpu_check import as_case, check_on_gpu
 from suanli.kernels.isolated import CheckRequest, check_isolated
-from suanli.kernels.spec import CudaKernel
+from suanli.kernels.spec import CudaKernel, calling
 from suanli.kernels.tune_kernel import tune_kernel, winner_of
 from suanli.kernels.tuning import Bench, TuneResult, configurations, tune
 from suanli.measure.environment import environment
@@ -45,6 +45,7 @@ def kernel_explain(
     *,
     archs: Sequence[str] = (),
     gpu: str | None = None,
+    dtype: str | None = None,
     timeout_s: float = 60.0,
     listener: Listener = ignore,
 ) -> KernelExplainResult:
@@ -54,16 +55,23 @@ def kernel_explain(
         ref: "file.py", "file.py:name", or a kernel that ships.
         archs: Architectures; sm_80, sm_90 and sm_100 where empty.
         gpu: The card for limiter and streams.
+        dtype: Of the main input; by default the kernel's first, and bf16 for Triton that takes it.
         timeout_s: Limit of one compilation.
         listener: Told of progress.
 
     Raises:
-        BadInputError: Kernel, architecture or card is unknown, or the kernel does not compile.
+        BadInputError: Kernel, architecture, card or dtype is unknown, or the kernel does not
+            compile.
         MissingBackendError: No compiler for the kernel is installed.
     """
     begin = time.perf_counter()
     made = explain(
-        ref, archs=archs or DEFAULT_ARCHS, gpu=gpu, timeout_s=timeout_s, listener=listener
+        ref,
+        archs=archs or DEFAULT_ARCHS,
+        gpu=gpu,
+        dtype=dtype,
+        timeout_s=timeout_s,
+        listener=listener,
     )
     fields = {name: getattr(made, name) for name in made.__dataclass_fields__}
     return KernelExplainResult(
@@ -104,8 +112,10 @@ def kernel_check(
     name = _chosen(device)
     notes: list[str] = []
     if isinstance(kernel, CudaKernel):
-        kernel.need_reference()
-        cases = check_cuda(kernel, seed=seed, timeout_s=timeout_s, listener=listener)
+        cuda = kernel
+        cases = calling(
+            cuda, lambda: check_cuda(cuda, seed=seed, timeout_s=timeout_s, listener=listener)
+        )
         notes.append(_HOST_NOTE)
         if name != "cpu":
             cases += check_on_gpu(ref, declaration(kernel), name, seed=seed, listener=listener)
@@ -147,7 +157,7 @@ def _interpreted(
         KernelCase(
             sizes=dict(request.sizes),
             dtype="bf16",
-            config=dict(kernel.default(request.sizes)),
+            config=dict(kernel.default_for(request.sizes, "bf16")),
             where="interpreter on CPU",
             status="refused",
             reason=BF16,
@@ -178,7 +188,8 @@ def kernel_tune(
         listener: Told of progress.
 
     Raises:
-        BadInputError: Kernel or card is unknown, or the kernel has nothing to tune.
+        BadInputError: Kernel, dtype or card is unknown, the kernel has nothing to tune, or none of
+            its configurations compiles.
         MissingBackendError: No compiler for the kernel is installed.
     """
     begin = time.perf_counter()
@@ -186,12 +197,21 @@ def kernel_tune(
     cards = [name for name in device_names() if name.startswith("cuda")]
     if gpu is None and not cards:
         gpu = DEFAULT_CARD
+    if dtype is not None and dtype not in kernel.dtypes:
+        raise BadInputError(
+            f"{kernel.name} does not take {dtype}", next_step=f"it takes {', '.join(kernel.dtypes)}"
+        )
+    if most < 1:
+        raise BadInputError("--most must be at least 1")
     if not kernel.tunables:
         raise BadInputError(f"{kernel.name} names no tunables, so there is nothing to tune")
     if isinstance(kernel, CudaKernel):
-        found = _tuned_cuda(ref, kernel, dtype, gpu, cards, most, listener)
+        cuda = kernel
+        found = calling(cuda, lambda: _tuned_cuda(ref, cuda, dtype, gpu, cards, most, listener))
     else:
         found = tune_kernel(ref, dtype=dtype, gpu=gpu, most=most, listener=listener)
+    if found.trials and all(trial.status == "failed" for trial in found.trials):
+        raise BadInputError(found.trials[0].reason)
     return _tune_record(ref, found, cards[0] if cards and gpu is None else "cpu", begin)
 
 

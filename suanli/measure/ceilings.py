@@ -29,7 +29,8 @@ Progress = Callable[[str], None]
 # the arithmetic had 0.02 and the reads of all caches 0.2 at most.
 _WIDE = 0.5
 _SECONDS = 25  # for all rounds of one call together
-_LEAST_SECONDS = 8
+_LATE_SECONDS = 3  # by which a round overruns on a busy machine: what is begun is ended
+_LEAST_SECONDS = 8  # a shorter round says nothing; the next call has one
 _AGAIN = 12  # for the round of a later call
 _MOST_ROUNDS = 4  # a machine that is always busy is not measured for ever
 _BOUNDING = ("matmul", "read")  # what a bound is made of
@@ -56,8 +57,8 @@ def ceilings(
     found = measure_device(target, seconds=_AGAIN if kept else _SECONDS, progress=progress)
     if kept is not None:
         found = better_of(kept, found)
-    elif rough(found):
-        left = max(_LEAST_SECONDS, _SECONDS - found.seconds_spent)
+    elif rough(found) and found.seconds_spent <= _SECONDS - _LATE_SECONDS - _LEAST_SECONDS:
+        left = _SECONDS - _LATE_SECONDS - found.seconds_spent
         found = better_of(found, measure_device(target, seconds=left, progress=progress))
     try:
         write_atomic(path, codec.dumps(found))

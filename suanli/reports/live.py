@@ -1,5 +1,7 @@
 """The live view of long work, on standard error."""
 
+import contextlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +31,9 @@ class Live:
     standard error is no terminal, a step gets a line only once it has lasted for five seconds, so
     that a log shows what takes long and little else.
 
+    While it is shown, what Python prints goes to standard error as well: a person's own file and
+    model may print, and standard output belongs to the answer.
+
     Args:
         quiet: Show nothing but the step on a terminal, which leaves no trace.
         console: Where to; standard error by default.
@@ -43,6 +48,7 @@ class Live:
         self._ended = threading.Event()
         self._animation: Animation | None = None
         self._watch: threading.Thread | None = None
+        self._prints = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         if _animated(self._console):
@@ -57,6 +63,8 @@ class Live:
         elif not self._quiet:
             self._watch = threading.Thread(target=self._watch_steps, daemon=True)
             self._watch.start()
+        # after the animation, which puts lines of standard error above itself
+        self._prints.enter_context(contextlib.redirect_stdout(sys.stderr))
         return self
 
     def __exit__(
@@ -65,6 +73,7 @@ class Live:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._prints.close()
         self._ended.set()
         if self._animation is not None:
             self._animation.stop()

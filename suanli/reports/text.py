@@ -142,13 +142,14 @@ def _findings(result: OptimizeResult) -> list[Line]:
             f"{units.milliseconds(chosen.step_ms.p50)}, {units.rate(chosen.samples_per_s)} "
             f"samples/s; {best} {units.milliseconds(result.baseline.step_ms.p50)}",
         ),
-        ("speed-up", Text.assemble((ratio(result.speedup_vs_eager), "bold"), " over eager fp32")),
-        ("", f"{ratio(result.speedup_vs_best_baseline)} over the best baseline, {best}"),
+        *_gain(result),
     ]
     for other in result.confirmations[1:]:
         over = [f"{ratio(other.speedup_vs_best_baseline)} over {other.best_baseline.title}"]
-        if other.speedup_vs_eager is not None:
-            over.insert(0, f"{ratio(other.speedup_vs_eager)} over eager fp32")
+        versus_eager = other.speedup_vs_eager
+        same = _is_eager(other.best_baseline) and versus_eager == other.speedup_vs_best_baseline
+        if versus_eager is not None and not same:
+            over.insert(0, f"{ratio(versus_eager)} over eager fp32")
         found.append(("", f"at batch {other.batch}: {', '.join(over)}"))
     found += _limit(result.sol)
     found += _values(result.values)
@@ -161,6 +162,20 @@ def _findings(result: OptimizeResult) -> list[Line]:
     if result.interrupted:
         found.append(("note", Text("stopped early: this is the best so far", "yellow")))
     return [*found, ("search", _tally(result))]
+
+
+def _gain(result: OptimizeResult) -> list[Line]:
+    """Over eager fp32 and over the best baseline; once where that is the same one."""
+    best = result.baseline.plan
+    eager = Text.assemble((ratio(result.speedup_vs_eager), "bold"), " over eager fp32")
+    if _is_eager(best) and result.speedup_vs_eager == result.speedup_vs_best_baseline:
+        return [("speed-up", eager.append(", the best baseline"))]
+    over = f"{ratio(result.speedup_vs_best_baseline)} over the best baseline, {best.title}"
+    return [("speed-up", eager), ("", over)]
+
+
+def _is_eager(plan: Plan) -> bool:
+    return (plan.backend, plan.precision) == ("eager", "fp32")
 
 
 def _kept(plan: Plan) -> list[Line]:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from suanli.base.errors import BadInputError
+from suanli.workloads.admission import check_inputs, unwrapped
 from suanli.workloads.record import Inputs, Workload
 
 
@@ -15,13 +16,14 @@ def of_module(model: nn.Module, inputs: Any) -> Workload:
     """A workload around a module that lives only in this process.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; taken out of `torch.compile` or `DataParallel` around it.
         inputs: One tensor, a tuple of positional arguments, a dictionary of keyword arguments, or
             `Inputs`.
 
     Raises:
-        BadInputError: There are no inputs, or of another kind.
+        BadInputError: There are no inputs, or of another kind, or they hold no sample.
     """
+    model = unwrapped(model)
     if isinstance(inputs, Inputs):
         given = inputs
     elif isinstance(inputs, torch.Tensor):
@@ -35,6 +37,7 @@ def of_module(model: nn.Module, inputs: Any) -> Workload:
             "optimize(model, inputs) needs example inputs",
             next_step="a tensor, a tuple of arguments or a dictionary of keyword arguments",
         )
+    check_inputs(given)
     return Workload(
         name=type(model).__name__,
         make_model=lambda: model,

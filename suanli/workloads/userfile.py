@@ -6,6 +6,7 @@
 the person's and is run as one.
 """
 
+import contextlib
 import copy
 import difflib
 import hashlib
@@ -24,6 +25,13 @@ from torch.utils import _pytree as pytree
 
 from suanli.base.errors import BadInputError, SuanliError
 from suanli.workloads import reference
+from suanli.workloads.admission import (
+    check_inputs,
+    in_fp32,
+    other_precision,
+    tensors_in,
+    unwrapped,
+)
 from suanli.workloads.examples import from_shapes
 from suanli.workloads.record import Inputs, Workload
 from suanli.workloads.reference import Options
@@ -57,6 +65,9 @@ def from_file(path: Path, name: str, options: Options) -> Workload:
         return replace(made, ref=ref)
     model, inputs = _model_and_inputs(made, source)
     make_inputs, batched = _input_maker(module, model, inputs, options, source)
+    precision = other_precision(model, make_inputs(2))
+    if precision is not None:  # the model is made in fp32
+        make_inputs = in_fp32(make_inputs, precision)
     return Workload(
         name=f"{path.stem}:{name}",
         ref=ref,
@@ -98,7 +109,7 @@ class _Source:
         """A fresh model, in evaluation mode, on the CPU, in fp32."""
         made = self.make()
         model, _ = _model_and_inputs(made, self)
-        if model is self.value:
+        if made is self.value:
             model = copy.deepcopy(model)
         return model.to("cpu").float().eval()
 
@@ -136,13 +147,16 @@ def load_module(path: Path) -> ModuleType:
 
 
 def guarded(path: Path, call: Callable[[], Any]) -> Any:
-    """Call into the person's code.
+    """Call into the person's code; what it prints goes to standard error.
+
+    Standard output belongs to the verb's own answer, which may be one JSON object.
 
     Raises:
         BadInputError: It failed; the message names the last line of theirs.
     """
     try:
-        return call()
+        with contextlib.redirect_stdout(sys.stderr):
+            return call()
     except SuanliError:
         raise
     except (Exception, SystemExit) as error:
@@ -161,18 +175,19 @@ def _near(module: ModuleType, name: str) -> str:
         key
         for key, value in vars(module).items()
         if not key.startswith("_")
-        and (isinstance(value, nn.Module | Workload) or callable(value))
-        and getattr(value, "__module__", module.__name__) == module.__name__
+        and (
+            isinstance(value, nn.Module | Workload)  # also of a class from elsewhere
+            or (callable(value) and getattr(value, "__module__", "") == module.__name__)
+        )
     ]
     near = difflib.get_close_matches(name, own, n=3, cutoff=0.5) or own[:5]
     return f"it has {', '.join(near)}" if near else "it defines no model"
 
 
 def _model_and_inputs(made: Any, source: _Source) -> tuple[nn.Module, Any]:
-    if isinstance(made, nn.Module):
-        return made, None
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        return made[0], made[1]
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if isinstance(model, nn.Module):
+        return unwrapped(model), inputs
     raise BadInputError(
         f"{source} gives a {type(made).__name__}, not a model",
         next_step="it should be or return a torch.nn.Module, (module, inputs) or a suanli.Workload",
@@ -202,7 +217,7 @@ def _input_maker(
             made = guarded(source.path, lambda: maker(batch))
         return _as_inputs(made, f"{source.path.name}:example_inputs")
 
-    sizes = {leaf.shape[0] for leaf in _tensors(make(2)) if leaf.dim()}
+    sizes = {leaf.shape[0] for leaf in tensors_in(make(2)) if leaf.dim()}
     return make, sizes == {2}
 
 
@@ -215,21 +230,17 @@ def _as_inputs(value: Any, origin: str) -> Inputs:
         made = Inputs(args=tuple(value))
     else:
         made = Inputs(args=(value,))
-    if not _tensors(made):
+    if not tensors_in(made):
         raise BadInputError(
             f"{origin}: the example inputs hold no tensor",
             next_step="give a tensor, a tuple of arguments or a dictionary of keyword arguments",
         )
+    check_inputs(made, f"{origin}: the example inputs")
     return made
 
 
-def _tensors(inputs: Inputs) -> list[torch.Tensor]:
-    leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
 def _repeated(example: Inputs) -> tuple[Callable[[int], Inputs], bool]:
-    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in _tensors(example)}
+    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in tensors_in(example)}
     if len(sizes) != 1 or sizes == {0}:
         return lambda _batch: example, False
     known = sizes.pop()

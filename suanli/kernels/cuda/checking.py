@@ -101,7 +101,7 @@ def _case(
         )
 
     try:
-        built = build(kernel, sizes, config, dtype)
+        built = build(kernel, sizes, config, dtype, timeout_s=timeout_s)
         inputs = kernel.make_inputs(sizes, torch_dtype(dtype), "cpu", seed)
         runs = [
             run(
@@ -122,7 +122,8 @@ def _case(
         return made("failed", str(failure))
     found = [*errors(kernel, runs), *costs(kernel, runs[0].places)]
     refused = [finding for finding in found if finding.kind == "refused"]
-    if refused:
+    wrong = [f for f in found if f.severity == "error" and f.kind not in ("refused", "unwritten")]
+    if refused and not wrong:
         return made("refused", _words(refused[0]), found)
     return _judged(kernel, inputs, runs, made("verified", "", found))
 

@@ -20,6 +20,7 @@ ARCHITECTURES = (
     *("sm_90", "sm_100", "sm_103", "sm_120", "sm_121"),
 )
 _CHILD = Path(__file__).with_name("nvrtc_child.py")
+_RTC_HEADERS = Path(__file__).with_name("rtc")
 _HEADERS = {"__half": "cuda_fp16.h", "__nv_bfloat16": "cuda_bf16.h"}
 _ERROR = re.compile(
     r"^(?P<file>[^\s(][^(]*)\((?P<line>\d+)\): (?:catastrophic |fatal )?error(?: #[\w-]+)?: "
@@ -171,7 +172,8 @@ def _nvrtc(
 ) -> tuple[str, str]:
     out = folder / "kernel.cubin"
     options = [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v"]
-    includes = (kernel.source_path().resolve().parent, *toolkit.include_folders())
+    options.append("--pre-include=suanli_rtc.h")
+    includes = (kernel.source_path().resolve().parent, _RTC_HEADERS, *toolkit.include_folders())
     options += [f"--include-path={path}" for path in includes]
     command = [sys.executable, "-S", "-E", str(_CHILD), str(library)]
     command += [str(folder / "kernel.cu"), str(out), *options]

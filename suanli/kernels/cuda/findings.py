@@ -1,5 +1,6 @@
 """What the host execution saw, in words with the line of the person's file."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from suanli.base.kernel_results import KernelAccess, KernelFinding
@@ -16,13 +17,13 @@ def errors(kernel: CudaKernel, runs: Sequence[HostRun]) -> list[KernelFinding]:
     found: dict[tuple[str, str, str], KernelFinding] = {}
     raw = sorted((f for r in runs for f in r.findings), key=lambda f: _order(f.kind))
     for finding in raw:
-        made = KernelFinding(
-            kind=_kind(finding.kind),
-            severity="error",
-            where=_where(kernel, finding.line),
-            text=_text(kernel, finding),
-        )
-        found.setdefault((made.kind, made.where, finding.buffer), made)
+        made = _index(kernel, finding) if finding.kind == "array-index" else _error(kernel, finding)
+        if made is None:
+            continue
+        key = (made.kind, made.where, finding.buffer)
+        known = found.get(key)
+        if known is None or (known.severity == "warning" and made.severity == "error"):
+            found[key] = made
     for r in runs[:1]:
         for name, (count, first) in r.unwritten.items():
             text = f"{count} elements of {name} are never written, the first at index {first}"
@@ -30,6 +31,58 @@ def errors(kernel: CudaKernel, runs: Sequence[HostRun]) -> list[KernelFinding]:
                 kind="unwritten", severity="error", where="", text=text
             )
     return list(found.values())
+
+
+def _error(kernel: CudaKernel, f: RawFinding) -> KernelFinding:
+    # a store that changes nothing, such as a flag that many threads set, does no harm
+    harmless = f.kind == "race-write-write" and not f.differs
+    return KernelFinding(
+        kind=_kind(f.kind),
+        severity="warning" if harmless else "error",
+        where=_where(kernel, f.line),
+        text=_text(f) + (", the same value in this run" if harmless else ""),
+    )
+
+
+def _index(kernel: CudaKernel, f: RawFinding) -> KernelFinding | None:
+    """An index beyond an array's declared extent; None for shared memory.
+
+    Of shared memory the runtime knows where each variable ends. Elsewhere one index of several
+    may run into the next row on purpose, which is a warning; by itself it leaves the array.
+    """
+    lines = kernel.text().splitlines()
+    place = f.line - kernel.first_line()
+    line = lines[place] if 0 <= place < len(lines) else ""
+    name, several = _indexed(line, f.other_thread)
+    if name and re.search(rf"__shared__[^;]*\b{name}\s*[\[,;]", kernel.text()):
+        return None
+    declared = f.text.strip("'")
+    return KernelFinding(
+        kind="out-of-bounds",
+        severity="warning" if several else "error",
+        where=_where(kernel, f.line),
+        text=(
+            f"thread {f.thread} of block {f.block} takes index {f.element} of "
+            f"{name or 'an array'}, declared as {declared}"
+        ),
+    )
+
+
+def _indexed(line: str, column: int) -> tuple[str, bool]:
+    """(the array, whether it has several indices) where `column` is that of the closing bracket."""
+    if line[column - 1 : column] != "]":
+        return "", True  # inside a macro
+    several = line[column:].lstrip().startswith("[")
+    end = column
+    while line[:end].rstrip().endswith("]"):
+        end = len(line[:end].rstrip()) - 1
+        depth = 1
+        while depth and end > 0:
+            end -= 1
+            depth += {"]": 1, "[": -1}.get(line[end], 0)
+        several |= line[:end].rstrip().endswith("]")
+    name = re.search(r"(\w+)\s*$", line[:end])
+    return (name[1], several) if name else ("", several)
 
 
 def costs(kernel: CudaKernel, places: Iterable[Place]) -> list[KernelFinding]:
@@ -119,10 +172,14 @@ def _line(where: str) -> int:
 
 _ORDER = (
     "refused",
+    "waits-for-block",
+    "trap",
     "wild-write",
     "wild-read",
     "out-of-bounds-write",
     "out-of-bounds-read",
+    "misaligned",
+    "waits-in-loop",
     "deadlock",
     "divergent-barrier",
     "barrier-after-exit",
@@ -130,6 +187,12 @@ _ORDER = (
     "race-write-after-read",
     "race-write-write",
 )
+
+_NAMES = {
+    "waits-for-block": "refused",
+    "too-long": "refused",
+    "waits-in-loop": "deadlock",
+}
 
 
 def _order(kind: str) -> int:
@@ -140,22 +203,22 @@ def _kind(kind: str) -> str:
     for short in ("race", "out-of-bounds", "wild"):
         if kind.startswith(short):
             return "out-of-bounds" if short == "wild" else short
-    return kind
+    return _NAMES.get(kind, kind)
 
 
-def _text(kernel: CudaKernel, f: RawFinding) -> str:
+def _text(f: RawFinding) -> str:
     who = f"thread {f.thread} of block {f.block}"
-    other = f"thread {f.other_thread}"
+    other = f"thread {f.other_thread}" if f.other_thread >= 0 else "no other"
     if f.other_block not in (-1, f.block):
         other += f" of block {f.other_block}"
     at = f" (line {f.other_line})" if f.other_line and f.other_line != f.line else ""
-    what = f"{f.buffer}[{f.element}]" if f.buffer != "shared memory" else "shared memory"
+    what = f"{f.buffer}[{f.element}]"
     between = _between(f)
     texts = {
         "race-read-after-write": f"{who} reads {what} that {other} wrote{at} with no {between}",
         "race-write-after-read": f"{who} writes {what} that {other} reads{at} with no {between}",
         "race-write-write": f"{who} and {other} both write {what}{at} with no {between}",
-        "uninitialised-shared": f"{who} reads shared memory that no thread of the block wrote",
+        "uninitialised-shared": f"{who} reads {what}, which no thread of the block wrote",
         "uninitialised-output": f"{who} reads {what}, an output, before anything is written there",
         "out-of-bounds-write": f"{who} writes {what}, outside of {f.buffer}",
         "out-of-bounds-read": f"{who} reads {what}, outside of {f.buffer}",
@@ -165,6 +228,13 @@ def _text(kernel: CudaKernel, f: RawFinding) -> str:
         "input-written": f"{who} writes {f.buffer}, an input that is not among `writes`",
         "divergent-barrier": f"{who} waits at this __syncthreads() and {other} at another one{at}",
         "barrier-after-exit": f"{who} waits at __syncthreads() and {other} has left the kernel",
+        "trap": f"{f.text} in {who}",
+        "waits-in-loop": f"{who} waits in a loop for what no other thread will do any more",
+        "waits-for-block": (
+            f"{who} waits in a loop for another block, and blocks are executed one after another "
+            "on the CPU, in their order and in the opposite one (a block that takes its number "
+            "from an atomic counter waits only for earlier ones)"
+        ),
         "deadlock": f"{who} waits for threads that never come; {other} waits elsewhere{at}",
         "lane-outside-mask": f"{who} takes part in a warp operation whose mask leaves it out",
         "too-long": "the launch makes more accesses than a check can follow; take smaller sizes",

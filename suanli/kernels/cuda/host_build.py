@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from suanli.base.compiler import INSTALL as INSTALL_COMPILER
-from suanli.base.compiler import CompilerError, find_compiler
+from suanli.base.compiler import Compiler, CompilerError, find_compiler
 from suanli.base.errors import BadInputError, MissingBackendError, SuanliError
 from suanli.base.files import cache_dir, write_atomic
-from suanli.kernels.cuda.source import for_host
+from suanli.kernels.cuda.compile import compile_cuda
+from suanli.kernels.cuda.source import Refusal, for_host
 from suanli.kernels.declaration import Config, Sizes
 from suanli.kernels.spec import CudaKernel
 
@@ -19,12 +20,13 @@ _HOST = Path(__file__).parent.parent / "host"
 _BUILD_S = 60.0
 # -O0 keeps one access in the code for one access in the text.
 _KERNEL_FLAGS = (
-    *("-x", "c++", "-std=gnu++17", "-O0", "-g1", "-w", "-fsanitize=thread", "-nodefaultlibs"),
+    *("-x", "c++", "-std=gnu++17", "-O0", "-g1", "-w", "-nodefaultlibs"),
+    *("-fsanitize=thread", "-fsanitize=bounds"),
     *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off"),
 )
 _OWN_FLAGS = {
     "gcc": ("-fmax-errors=3",),
-    "clang": ("-ferror-limit=3",),
+    "clang": ("-ferror-limit=3", "-mllvm", "-tsan-distinguish-volatile=1"),
     "zig": ("-ferror-limit=3", "-fno-sanitize=undefined"),
 }
 _RUNTIME_FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-lstdc++", "-lm")
@@ -48,12 +50,21 @@ class HostBuild:
     compiler: str
 
 
-def build(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> HostBuild:
+def build(
+    kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str, *, timeout_s: float = _BUILD_S
+) -> HostBuild:
     """Build a kernel, or find what was built before.
+
+    Args:
+        kernel: What to build.
+        sizes: Shape, for macros.
+        config: The configuration.
+        dtype: Of the main input.
+        timeout_s: Limit of the compiler; a minute at most is given to it.
 
     Raises:
         MissingBackendError: There is no C++ compiler.
-        BadInputError: The kernel does not compile; its own line is named.
+        BadInputError: The kernel does not compile, where its own line is named, or takes too long.
         Refusal: It uses what cannot be executed on the CPU.
         SuanliError: This operating system cannot do it.
     """
@@ -77,11 +88,38 @@ def build(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> HostB
             f"a C++ compiler that works ({error})", INSTALL_COMPILER
         ) from None
     try:
-        flags = (*_KERNEL_FLAGS, *_OWN_FLAGS[compiler.kind], include, stamp, "-lm", "-lc")
-        library = compiler.build_shared(path, flags, timeout_s=_BUILD_S)
+        own = (*_OWN_FLAGS[compiler.kind], *_volatile(compiler))
+        flags = (*_KERNEL_FLAGS, *own, include, stamp, "-lm", "-lc")
+        library = compiler.build_shared(path, flags, timeout_s=min(_BUILD_S, timeout_s))
     except CompilerError as error:
-        raise BadInputError(first_error(error.output, kernel) or str(error)) from None
+        said = first_error(error.output, kernel)
+        if not said:  # it took too long, or broke
+            raise BadInputError(f"{kernel.name}: {error}") from None
+        # that the arguments differ in number is seen by this build only
+        differ = f"{kernel.function} does not take the" in said
+        if differ or not _compiles_for_a_gpu(kernel, sizes, config, dtype):
+            raise BadInputError(said) from None
+        place = re.match(r"[^:]*:(\d+): ", said)
+        line = int(place[1]) - kernel.first_line() + 1 if place else 1
+        what = said[place.end() :] if place else said
+        raise Refusal(reason=f"not known to the execution on the CPU: {what}", line=line) from None
     return HostBuild(kernel=library, runtime=runtime, compiler=str(compiler))
+
+
+def _volatile(compiler: Compiler) -> tuple[str, ...]:
+    """What makes gcc tell volatile accesses apart; it knows it from version 11 on."""
+    version = re.search(r" (\d+)\.\d+\.\d+", compiler.version)
+    known = compiler.kind == "gcc" and version is not None and int(version[1]) >= 11
+    return ("--param", "tsan-distinguish-volatile=1") if known else ()
+
+
+def _compiles_for_a_gpu(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> bool:
+    """Whether NVIDIA's compiler takes what the CPU's does not; False where there is none here."""
+    try:
+        compile_cuda(kernel, "sm_90", sizes=sizes, config=config, dtype=dtype, timeout_s=_BUILD_S)
+    except SuanliError:
+        return False
+    return True
 
 
 def program(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> str:

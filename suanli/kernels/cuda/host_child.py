@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     runtime.suanli_begin()
     addresses = [_buffer(runtime, folder, buffer) for buffer in job["buffers"]]
     begin, end = _extent(job["kernel"])
-    _module(runtime, kernel, (begin, end), job["dynamic_shared"])
+    _module(runtime, kernel, job, (begin, end))
     slots = (_Slot * max(1, len(job["arguments"])))()
     for slot, argument in zip(slots, job["arguments"], strict=False):
         slot.kind = argument["kind"]
@@ -97,13 +97,14 @@ def _extent(library: str) -> tuple[int, int]:
     return min(pages), max(pages) + 65536  # zero-initialised data follows without a name
 
 
-def _module(runtime: Any, kernel: Any, extent: tuple[int, int], dynamic_shared: int) -> None:
-    kernel.suanli_shared_begin.restype = ctypes.c_void_p
-    kernel.suanli_shared_end.restype = ctypes.c_void_p
-    begin = kernel.suanli_shared_begin() or 0
-    size = (kernel.suanli_shared_end() or 0) - begin
-    pointers = map(ctypes.c_void_p, (*extent, begin))
-    runtime.suanli_module(*pointers, _LONG(size), _LONG(dynamic_shared))
+def _module(runtime: Any, kernel: Any, job: dict[str, Any], extent: tuple[int, int]) -> None:
+    """Tell the runtime where the kernel's own data and its shared variables lie."""
+    for name, begin, size in job["shared"]:
+        runtime.suanli_variable(name.encode(), _LONG(begin), _LONG(size))
+    kernel.suanli_anchor_address.restype = ctypes.c_void_p
+    shared = (kernel.suanli_anchor_address() or 0) - job["anchor"]
+    pointers = map(ctypes.c_void_p, (*extent, shared))
+    runtime.suanli_module(*pointers, _LONG(job["dynamic_shared"]))
 
 
 if __name__ == "__main__":

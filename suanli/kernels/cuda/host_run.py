@@ -3,6 +3,7 @@
 import ctypes
 import json
 import math
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,11 +17,16 @@ from suanli.base.compiler import run_limited
 from suanli.base.errors import BadInputError, TrialFailedError
 from suanli.kernels.cuda.host_build import HostBuild
 from suanli.kernels.cuda.lines import source_lines
+from suanli.kernels.cuda.shared_variables import shared_variables
 from suanli.kernels.declaration import Config, Inputs, Outputs, Sizes
 from suanli.kernels.spec import CudaKernel, Launch, scalar
 
 _CHILD = Path(__file__).with_name("host_child.py")
 _GUARD_BYTES = 65536
+_SIGNALS = {
+    signal.SIGFPE: "a whole number was divided by zero",
+    signal.SIGSEGV: "a thread needs more stack than the 256 KB it has here",
+}
 _DYNAMIC_MOST = 2**18
 _ACCESSES = 300_000_000
 
@@ -33,7 +39,9 @@ class RawFinding:
         kind: Such as "race-read-after-write" or "out-of-bounds-write".
         line: Line in the kernel's source; 0 where unknown.
         other_line: Line of the other access of a race, or of the other barrier.
-        element: Index in the buffer (bytes in shared memory); -1 where there is none.
+        element: Index in the buffer; in shared memory in units of the access; -1 where there is
+            none.
+        differs: For two stores with no order between, whether they stored different values.
     """
 
     kind: str
@@ -46,6 +54,7 @@ class RawFinding:
     thread: int
     other_block: int
     other_thread: int
+    differs: int
     text: str
 
 
@@ -93,7 +102,7 @@ class HostRun:
         places: Memory accesses by place.
         unwritten: Output -> how many elements nobody wrote, and the first of them.
         blocks: How many blocks ran.
-        static_shared_bytes: Shared memory that the code declares.
+        barriers: How often a block passed a barrier.
     """
 
     outputs: Outputs
@@ -138,6 +147,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="suanli-cuda-") as name:
         folder = Path(name)
         buffers, tensors = _buffers(kernel, inputs, dtype, folder, watched=only_blocks == 0)
+        anchor, variables = shared_variables(built.kernel)
         job = {
             "runtime": str(built.runtime),
             "kernel": str(built.kernel),
@@ -146,6 +156,8 @@ def run(
             "grid": launch.grid,
             "block": launch.block,
             "dynamic_shared": launch.shared_bytes,
+            "shared": [(v.name, v.begin, v.size) for v in variables],
+            "anchor": anchor,
             "reversed": backwards,
             "traced_blocks": only_blocks or 4,
             "only_traced": only_blocks > 0,
@@ -167,7 +179,8 @@ def _execute(kernel: CudaKernel, folder: Path, launch: Launch, timeout_s: float)
         )
     if code != 0 or not (folder / "report.json").is_file():
         last = (said.strip().splitlines() or ["it said nothing"])[-1]
-        how = f"signal {-code}" if code < 0 else last
+        ended = signal.Signals(-code) if code < 0 else None
+        how = _SIGNALS.get(ended, ended.name) if ended else last
         raise TrialFailedError(
             f"{kernel.name} crashed on the CPU with {launch.blocks} blocks: {how}", kind="crash"
         )
@@ -233,6 +246,8 @@ def _result(
     lines = {offset + base: line for offset, line in found.items()}
     findings = tuple(_finding(entry, lines) for entry in report["findings"])
     places = tuple(_place(entry, lines, buffers) for entry in report["places"])
+    # a launch that was ended has written nothing to the end
+    unwritten = [] if report["stopped"] else report["unwritten"]
     outputs = []
     for buffer in buffers:
         tensor = tensors.get(buffer["name"])
@@ -243,7 +258,7 @@ def _result(
         outputs=tuple(outputs),
         findings=findings,
         places=places,
-        unwritten={name: (count, first) for name, count, first in report["unwritten"] if count},
+        unwritten={name: (count, first) for name, count, first in unwritten if count},
         blocks=report["blocks"],
         barriers=report["barriers"],
     )

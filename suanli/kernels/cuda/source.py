@@ -15,13 +15,22 @@ _COMMENT_OR_STRING = re.compile(
     r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.DOTALL
 )
 _ASM = re.compile(r"\b(?:asm|__asm__)\b\s*(?:volatile|__volatile__)?\s*\(")
+# What may stand before `__shared__` and must stand behind it for the host headers.
+_BEFORE_SHARED = re.compile(
+    r"\b(?P<before>(?:(?:static|volatile|const|__align__\s*\(\s*\d+\s*\)|"
+    r"alignas\s*\(\s*\w+\s*\))\s+)+)__shared__\b"
+)
+_ALIGNAS = re.compile(r"\b__shared__\s+alignas\s*\(")
 # What the host execution has no equal for; each with what to do instead.
 _REFUSED = {
     r"<<<": "a kernel that launches kernels",
     r"\bcudaLaunchKernel\b|\bcudaMalloc\b|\bcudaMemcpy\w*\b": "host code (give device code only)",
     r"\btex(?:1D|2D|3D)(?:fetch|Lod|Layered)?\s*[<(]|\bsurf2D\w+": "texture and surface fetches",
-    r"\b__pipeline_memcpy_async\b|\bcuda::(?:memcpy_async|barrier|pipeline)\b": "async copies",
+    r"\b__pipeline_\w+|\bmemcpy_async\b|\bcuda::(?:barrier|pipeline)\b|<cuda/(?:barrier|pipeline)>"
+    r"|<cuda_pipeline\w*\.h>": "asynchronous copies",
     r"\bcub::|#\s*include\s*<(?:cub|thrust|cutlass|cute)/": "CUB, Thrust and CUTLASS",
+    r"\b(?:malloc|free)\s*\(|\bnew\s+\w+\s*[\[({]": "memory that the kernel allocates itself",
+    r"\bthis_cluster\s*\(|\bmap_shared_rank\b": "clusters of blocks",
 }
 
 
@@ -63,7 +72,16 @@ def for_host(text: str) -> str:
     return _shared(_inline_ptx(text, bare))
 
 
+def _behind(match: re.Match[str]) -> str:
+    """Qualifiers behind `__shared__`, where they belong to the variable; lines stay."""
+    kept = re.sub(r"\bstatic\b", "", match["before"]).strip()
+    kept = kept.replace("alignas", "__align__")
+    return f"__shared__ {kept}" + "\n" * match.group().count("\n")
+
+
 def _shared(text: str) -> str:
+    text = _ALIGNAS.sub("__shared__ __align__(", _BEFORE_SHARED.sub(_behind, text))
+
     def pointer(match: re.Match[str]) -> str:
         kind = match["type"].strip()
         made = f"{kind}* const {match['name']} = reinterpret_cast<{kind}*>(suanli_dynamic_shared);"

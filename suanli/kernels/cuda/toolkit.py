@@ -45,9 +45,9 @@ def include_folders() -> tuple[Path, ...]:
     for root in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
         if root and (Path(root) / "include" / "cuda_fp16.h").is_file():
             found.append(Path(root) / "include")
-    return tuple(
-        path for path in found if (path / "cuda_fp16.h").is_file() or (path / "crt").is_dir()
-    )
+    found += [path / "cccl" for path in found]  # where CUDA 13 keeps libcu++
+    marks = ("cuda_fp16.h", "crt", "cuda/std")
+    return tuple(path for path in found if any((path / mark).exists() for mark in marks))
 
 
 @cache

@@ -31,29 +31,56 @@ const uint64_t *suanli_meet(int operation, unsigned mask, uint64_t value, void *
 unsigned suanli_present(void) { return run->fibres.current->present; }
 int suanli_lane(void) { return run->fibres.current->lane; }
 
-unsigned suanli_active(void) {
+unsigned suanli_active(void *site) {
     Fibre *f = run->fibres.current;
-    unsigned mask = 0;
-    for (Fibre &g : run->fibres.all)
-        if (g.warp == f->warp && g.state != DONE) mask |= 1u << g.lane;
-    return mask;
+    f->site = site, f->state = AT_ACTIVE;
+    run->fibres.leave();
+    return f->present;
 }
 
-void suanli_fence(void) { run->fenced = true; }
+void suanli_fence(int of_block) {
+    run->fenced |= !of_block;
+    run->fibres.current->fenced = true;
+}
 
-void suanli_atomic(void *address, int bytes, void *site) {
-    access(address, (size_t)bytes, true, true, site);
-    run->acquired = true;
-    if (run->fenced) run->released[run->block] = ++run->step;
+// Whoever loaded this place before by a plain load made sure by this operation.
+static void made_good(const unsigned char *p) {
+    Fibre *f = run->fibres.current;
+    auto note = [f](const Cell &cell) {
+        for (const Stamp *s : {&cell.reader, &cell.other_reader})
+            if (s->block == run->block && s->thread == f->number && !s->atomic)
+                run->optimistic.insert(s->site);
+    };
+    size_t offset = (size_t)(p - run->static_shared);
+    if (p >= run->static_shared && offset < run->static_bytes) note(run->shared[offset]);
+    offset = (size_t)(p - suanli_dynamic_shared);
+    if (p >= suanli_dynamic_shared && offset < run->dynamic_bytes)
+        note(run->shared[run->static_bytes + offset]);
+    for (Buffer &buffer : run->buffers) {
+        offset = (size_t)(p - buffer.data());
+        if (p >= buffer.data() && offset < buffer.bytes && !buffer.cells.empty())
+            note(buffer.cells[offset / buffer.element]);
+    }
+}
+
+void suanli_atomic(void *address, int bytes, int settles, void *site) {
+    if (settles) made_good((unsigned char *)address);
+    access({(unsigned char *)address, (size_t)bytes, true, ATOMIC, site});
 }
 
 void suanli_touch(const void *address, int bytes, int is_write, void *site) {
-    access(address, (size_t)bytes, is_write != 0, false, site);
+    access({(unsigned char *)address, (size_t)bytes, is_write != 0, PLAIN, site});
 }
 
 void suanli_complain(const char *text, void *site) {
     Finding &entry = complain("intrinsic", site, nullptr, text);
     entry.text = text;
+}
+
+void suanli_trapped(const char *text, void *site) {
+    Finding &entry = complain("trap", site, nullptr, "");
+    entry.text = text;
+    stop_all();
 }
 
 void suanli_refuse(const char *text, void *site) {
@@ -66,23 +93,27 @@ long long suanli_ticks(void) { return (long long)run->step; }
 
 // -- hooks of -fsanitize=thread ------------------------------------------------------------------
 
-#define HOOKS(n)                                                                                 \
-    void __tsan_read##n(void *p) { access(p, n, false, false, SITE); }                           \
-    void __tsan_write##n(void *p) { access(p, n, true, false, SITE); }                           \
-    void __tsan_unaligned_read##n(void *p) { access(p, n, false, false, SITE); }                 \
-    void __tsan_unaligned_write##n(void *p) { access(p, n, true, false, SITE); }                 \
-    void __tsan_volatile_read##n(void *p) { access(p, n, false, false, SITE); }                  \
-    void __tsan_volatile_write##n(void *p) { access(p, n, true, false, SITE); }                  \
-    void __tsan_unaligned_volatile_read##n(void *p) { access(p, n, false, false, SITE); }        \
-    void __tsan_unaligned_volatile_write##n(void *p) { access(p, n, true, false, SITE); }
+static void touched(const void *p, size_t bytes, bool write, Kind kind, void *site) {
+    if (bytes) access({(unsigned char *)p, bytes, write, kind, site});
+}
+
+#define HOOKS(n)                                                                                  \
+    void __tsan_read##n(void *p) { touched(p, n, false, PLAIN, SITE); }                           \
+    void __tsan_write##n(void *p) { touched(p, n, true, PLAIN, SITE); }                           \
+    void __tsan_unaligned_read##n(void *p) { touched(p, n, false, PIECES, SITE); }                \
+    void __tsan_unaligned_write##n(void *p) { touched(p, n, true, PIECES, SITE); }                \
+    void __tsan_volatile_read##n(void *p) { touched(p, n, false, VOLATILE, SITE); }               \
+    void __tsan_volatile_write##n(void *p) { touched(p, n, true, VOLATILE, SITE); }               \
+    void __tsan_unaligned_volatile_read##n(void *p) { touched(p, n, false, VOLATILE, SITE); }     \
+    void __tsan_unaligned_volatile_write##n(void *p) { touched(p, n, true, VOLATILE, SITE); }
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
 
-void __tsan_read_range(void *p, unsigned long n) { access(p, n, false, false, SITE); }
-void __tsan_write_range(void *p, unsigned long n) { access(p, n, true, false, SITE); }
+void __tsan_read_range(void *p, unsigned long n) { touched(p, n, false, PIECES, SITE); }
+void __tsan_write_range(void *p, unsigned long n) { touched(p, n, true, PIECES, SITE); }
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit(void) {}
 void __tsan_init(void) {}
@@ -90,18 +121,41 @@ void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 
 void *__tsan_memcpy(void *to, const void *from, unsigned long n) {
-    access(from, n, false, false, SITE);
-    access(to, n, true, false, SITE);
+    touched(from, n, false, PIECES, SITE);
+    touched(to, n, true, PIECES, SITE);
     return memcpy(to, from, n);
 }
 void *__tsan_memset(void *to, int value, unsigned long n) {
-    access(to, n, true, false, SITE);
+    touched(to, n, true, PIECES, SITE);
     return memset(to, value, n);
 }
 void *__tsan_memmove(void *to, const void *from, unsigned long n) {
-    access(from, n, false, false, SITE);
-    access(to, n, true, false, SITE);
+    touched(from, n, false, PIECES, SITE);
+    touched(to, n, true, PIECES, SITE);
     return memmove(to, from, n);
+}
+
+// -- hook of -fsanitize=bounds: an index beyond an array whose extent the compiler knows ----------
+
+struct suanli_type_name {
+    uint16_t kind, info;  // of a whole number: bit 0 signed, the others the logarithm of its bits
+    char name[1];
+};
+struct suanli_index {
+    const char *file;
+    uint32_t line, column;
+    const suanli_type_name *array, *index;
+};
+
+void __ubsan_handle_out_of_bounds(const suanli_index *at, uintptr_t index) {
+    if (!run || !run->fibres.current) return;
+    Finding &entry = complain("array-index", SITE, nullptr, "");
+    if (entry.count > 1) return;
+    int bits = 1 << (at->index->info >> 1), spare = 64 - std::min(bits, 64);
+    bool negative = at->index->info & 1;
+    entry.element = negative ? (long long)(index << spare) >> spare : (long long)index;
+    entry.text = at->array->name;
+    entry.other_thread = (int)at->column;
 }
 
 // -- what the process outside calls --------------------------------------------------------------
@@ -139,11 +193,16 @@ long long suanli_unwritten(int index, long long *first) {
     return count;
 }
 
-void suanli_module(void *begin, void *end, void *shared, unsigned long shared_bytes,
-                   unsigned long dynamic_bytes) {
+// A variable in static shared memory; tell of all before suanli_module.
+void suanli_variable(const char *name, unsigned long begin, unsigned long bytes) {
+    run->variables.push_back({name, begin, bytes});
+    run->static_bytes = std::max(run->static_bytes, (size_t)(begin + bytes));
+}
+
+void suanli_module(void *begin, void *end, void *shared, unsigned long dynamic_bytes) {
     run->module_begin = (unsigned char *)begin, run->module_end = (unsigned char *)end;
-    run->static_shared = (unsigned char *)shared, run->static_bytes = shared_bytes;
-    run->dynamic_bytes = dynamic_bytes;
+    run->static_shared = (unsigned char *)shared, run->dynamic_bytes = dynamic_bytes;
+    size_t shared_bytes = run->static_bytes;
     run->shared.resize(shared_bytes + dynamic_bytes);
 }
 
@@ -195,6 +254,7 @@ const char *suanli_report(void) {
     bool first = true;
     for (auto &pair : run->findings.found) {
         const Finding &f = pair.second;
+        if (f.soft && run->optimistic.count(f.soft)) continue;
         out += first ? "{\"kind\":" : ",{\"kind\":";
         first = false;
         quoted(out, f.kind);
@@ -210,6 +270,7 @@ const char *suanli_report(void) {
         field(out, "thread", f.thread);
         field(out, "other_block", f.other_block);
         field(out, "other_thread", f.other_thread);
+        field(out, "differs", f.differs);
         out += "}";
     }
     out += "],\"places\":[";

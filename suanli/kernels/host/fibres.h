@@ -16,7 +16,7 @@
 
 namespace suanli {
 
-enum State { READY, AT_BARRIER, AT_MEETING, DONE };
+enum State { READY, AT_BARRIER, AT_MEETING, AT_ACTIVE, DONE };
 
 const size_t STACK = 256 * 1024;
 
@@ -26,7 +26,7 @@ struct Fibre {
     unsigned char *stack = nullptr;
     bool begun = false;
     State state = READY;
-    suanli_uint3 index{};
+    uint3 index{};
     int number = 0, lane = 0, warp = 0;
     // what it waits for
     void *site = nullptr;
@@ -36,6 +36,15 @@ struct Fibre {
     uint64_t value = 0, inbox[32];
     // how often it and the other lanes of its warp had synchronised when they last met
     uint32_t known[32], clock = 0;
+    // a fence, the last atomic operation behind one, and the last atomic operation at all
+    bool fenced = false;
+    uint64_t released = 0, acquired = 0;
+    // where it looks at one place again and again
+    const void *watched = nullptr;
+    void *watching = nullptr;
+    uint64_t watched_value = 0;
+    int looks = 0;
+    bool spun = false;
 
     bool owns(const void *p) const {
         auto address = (const unsigned char *)p;
@@ -64,6 +73,8 @@ public:
             f.begun = false, f.state = READY, f.number = i, f.lane = i % 32, f.warp = i / 32;
             f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
             f.clock = 0, f.site = nullptr, f.present = 0;
+            f.fenced = f.spun = false, f.released = f.acquired = 0;
+            f.watched = nullptr, f.looks = 0;
             for (auto &k : f.known) k = 0;
         }
     }

@@ -3,15 +3,17 @@
 #pragma once
 #include <stdint.h>
 
-struct suanli_uint3 {
+struct uint3 {
     unsigned x, y, z;
 };
 
-extern suanli_uint3 threadIdx, blockIdx;
+extern uint3 threadIdx, blockIdx;
 
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+    constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
+    constexpr operator uint3() const { return {x, y, z}; }
 };
 
 extern dim3 blockDim, gridDim;
@@ -43,14 +45,19 @@ const uint64_t *suanli_meet(int operation, unsigned mask, uint64_t value, void *
 // Lanes of the mask that were at the last meeting.
 unsigned suanli_present(void);
 int suanli_lane(void);
-unsigned suanli_active(void);
-void suanli_fence(void);
-// Says that an atomic operation of so many bytes is about to happen.
-void suanli_atomic(void *address, int bytes, void *site);
+// Lanes of the warp that are at the same place; waits until no other lane can run.
+unsigned suanli_active(void *site);
+// Of the block only, or of all.
+void suanli_fence(int of_block);
+// Says that an atomic operation of so many bytes is about to happen. `settles` says that it comes
+// out right whatever a plain load saw before, as a compare-and-swap, a minimum or a maximum does.
+void suanli_atomic(void *address, int bytes, int settles, void *site);
 // Says of a load or store that instrumentation does not see.
 void suanli_touch(const void *address, int bytes, int is_write, void *site);
 // Notes a mistake that only the intrinsic itself can see, and goes on.
 void suanli_complain(const char *text, void *site);
+// Ends the launch: the kernel said so itself, by assert() or __trap().
+void suanli_trapped(const char *text, void *site);
 // Ends the launch: the kernel did what cannot be executed here.
 void suanli_refuse(const char *text, void *site);
 long long suanli_ticks(void);

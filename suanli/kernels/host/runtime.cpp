@@ -4,12 +4,13 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <set>
 
 #include "fibres.h"
 #include "shadow.h"
 #include "trace.h"
 
-suanli_uint3 threadIdx, blockIdx;
+uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 extern "C" {
@@ -19,16 +20,23 @@ alignas(1024) unsigned char suanli_dynamic_shared[1 << 18];
 namespace suanli {
 
 typedef void (*Entry)(const suanli_slot *);
-typedef void (*Settle)();
+
+// From so many looks at an unchanged place on, others get a turn; and so many turns without
+// anything else happening mean that nothing else will.
+const int LOOKS = 64, IDLE_TURNS = 200;
+// How far beside a shared variable an access still counts as one that misses it.
+const long BESIDE = 65536;
 
 struct Launch {
     Fibres fibres;
     std::vector<Buffer> buffers;
-    std::vector<Cell> shared;  // one cell a byte: static shared memory, then dynamic
-    std::vector<Stamp> shared_started;
+    std::vector<Variable> variables;  // in static shared memory, by place
+    std::vector<Cell> shared;         // one cell a byte: static shared memory, then dynamic
+    std::set<void *> optimistic;      // plain loads that a compare-and-swap makes good
     unsigned char *static_shared = nullptr, *module_begin = nullptr, *module_end = nullptr;
     size_t static_bytes = 0, dynamic_bytes = 0;
     Findings findings;
+    PendingStore pending;
     Trace trace;
     bool tracing = false, stopped = false, reversed = false;
     int block = 0, blocks = 0, threads = 0;
@@ -41,6 +49,22 @@ struct Launch {
 };
 
 static Launch *run = nullptr;
+
+// PLAIN is aligned as its type asks, PIECES is not and goes as several instructions.
+enum Kind { PLAIN, PIECES, VOLATILE, ATOMIC };
+
+struct Access {
+    unsigned char *p;
+    size_t bytes;
+    bool write;
+    Kind kind;
+    void *site;
+
+    const char *outside() const { return write ? "out-of-bounds-write" : "out-of-bounds-read"; }
+    bool misaligned() const {
+        return kind != PIECES && (bytes & (bytes - 1)) == 0 && (uintptr_t)p % bytes != 0;
+    }
+};
 
 static Stamp now(void *site, bool atomic) {
     Fibre *f = run->fibres.current;
@@ -65,26 +89,33 @@ static bool ordered(const Stamp &before, const Stamp &after) {
     if (before.block != after.block)
         return run->acquired && before.step < run->released[before.block];
     if (before.thread == after.thread || before.epoch != after.epoch) return true;
+    const Fibre &other = run->fibres.all[before.thread];
+    if (before.step < other.released && run->fibres.current->acquired > other.released) return true;
     if (before.thread / 32 != after.thread / 32) return false;
     return run->fibres.current->known[before.thread % 32] > before.clock;
 }
 
-static void race(const char *kind, const Stamp &before, const Stamp &after,
-                 const std::string &where, long long element) {
+static Finding &race(const char *kind, const Stamp &before, const Stamp &after,
+                     const std::string &where, long long element) {
     Finding &entry = complain(kind, after.site, before.site, where);
     if (entry.count == 1) {
         entry.other_block = before.block, entry.other_thread = before.thread;
         entry.element = element;
+        if (before.atomic != after.atomic) entry.soft = before.atomic ? after.site : before.site;
     }
+    return entry;
 }
 
-static void touch_cell(Cell &cell, const Stamp &stamp, bool write, const std::string &where,
+static void touch_cell(Cell &cell, const Stamp &stamp, const Access &a, const std::string &where,
                        long long element) {
     bool both_atomic = stamp.atomic && cell.writer.atomic;
-    if (!both_atomic && !ordered(cell.writer, stamp))
-        race(write ? "race-write-write" : "race-read-after-write", cell.writer, stamp, where,
-             element);
-    if (write) {
+    if (!both_atomic && !ordered(cell.writer, stamp)) {
+        const char *kind = a.write ? "race-write-write" : "race-read-after-write";
+        Finding &entry = race(kind, cell.writer, stamp, where, element);
+        if (a.write) run->pending.begin(entry, a.p, a.bytes);
+        entry.differs |= stamp.atomic;
+    }
+    if (a.write) {
         for (const Stamp *reader : {&cell.reader, &cell.other_reader})
             if (!(reader->atomic && stamp.atomic) && !ordered(*reader, stamp))
                 race("race-write-after-read", *reader, stamp, where, element);
@@ -96,54 +127,54 @@ static void touch_cell(Cell &cell, const Stamp &stamp, bool write, const std::st
     cell.reader = stamp;
 }
 
-static void touch_shared(size_t offset, size_t bytes, bool write, const Stamp &stamp,
-                         uint64_t address, int lane_bytes) {
-    if (run->tracing) {
-        Fibre *f = run->fibres.current;
-        run->trace.add(f->warp, f->lane, f->number, stamp.site, address, lane_bytes, SHARED, write,
-                       stamp.atomic, -1);
-    }
+// `at` counts bytes from the first static variable; `begin` is where the array at hand starts.
+static void touch_shared(const Access &a, size_t at, size_t begin, const std::string &name) {
+    Stamp stamp = now(a.site, a.kind == ATOMIC);
+    Fibre *f = run->fibres.current;
+    if (run->tracing)
+        run->trace.add(f->warp, f->lane, f->number, a.site, (uint64_t)a.p, (int)a.bytes, SHARED,
+                       a.write, stamp.atomic, -1);
+    if (a.misaligned()) complain("misaligned", a.site, nullptr, name);
+    long long element = (long long)((at - begin) / a.bytes);
     bool unwritten = false;
-    for (size_t i = offset; i < offset + bytes; i++) {
+    for (size_t i = at; i < at + a.bytes; i++) {
         Cell &cell = run->shared[i];
         if (cell.writer.block != stamp.block) cell.writer = Stamp();
         if (cell.reader.block != stamp.block) cell.reader = cell.other_reader = Stamp();
-        unwritten |= !write && cell.writer.block < 0;
-        touch_cell(cell, stamp, write, "shared memory", (long long)offset);
+        unwritten |= !a.write && cell.writer.block < 0;
+        touch_cell(cell, stamp, a, name, element);
     }
     if (unwritten) {
-        Finding &entry = complain("uninitialised-shared", stamp.site, nullptr, "shared memory");
-        if (entry.count == 1) entry.element = (long long)offset;
+        Finding &entry = complain("uninitialised-shared", a.site, nullptr, name);
+        if (entry.count == 1) entry.element = element;
     }
 }
 
-static void touch_buffer(Buffer &buffer, int index, unsigned char *p, size_t bytes, bool write,
-                         const Stamp &stamp) {
+static void touch_buffer(Buffer &buffer, int index, const Access &a) {
+    Stamp stamp = now(a.site, a.kind == ATOMIC || a.kind == VOLATILE);
     Fibre *f = run->fibres.current;
     if (run->tracing)
-        run->trace.add(f->warp, f->lane, f->number, stamp.site, (uint64_t)(p - buffer.data()) + 4096,
-                       (int)bytes, GLOBAL, write, stamp.atomic, index);
-    long long offset = p - buffer.data();
+        run->trace.add(f->warp, f->lane, f->number, a.site, (uint64_t)(a.p - buffer.data()) + 4096,
+                       (int)a.bytes, GLOBAL, a.write, a.kind == ATOMIC, index);
+    long long offset = a.p - buffer.data();
     long long element = offset >= 0 ? offset / (long long)buffer.element
                                     : -((-offset + (long long)buffer.element - 1) /
                                         (long long)buffer.element);
-    if (offset < 0 || offset + (long long)bytes > (long long)buffer.bytes) {
-        Finding &entry = complain(write ? "out-of-bounds-write" : "out-of-bounds-read", stamp.site,
-                                  nullptr, buffer.name);
+    if (offset < 0 || offset + (long long)a.bytes > (long long)buffer.bytes) {
+        Finding &entry = complain(a.outside(), a.site, nullptr, buffer.name);
         if (entry.count == 1) entry.element = element;
         return;
     }
-    if (offset % bytes && (bytes & (bytes - 1)) == 0)
-        complain("misaligned", stamp.site, nullptr, buffer.name);
-    if (write && !buffer.writable) complain("input-written", stamp.site, nullptr, buffer.name);
+    if (a.misaligned()) complain("misaligned", a.site, nullptr, buffer.name);
+    if (a.write && !buffer.writable) complain("input-written", a.site, nullptr, buffer.name);
     if (buffer.cells.empty()) return;  // only traced
-    size_t last = (offset + bytes - 1) / buffer.element;
-    if (buffer.output && !write && buffer.cells[element].writer.block < 0) {
-        Finding &entry = complain("uninitialised-output", stamp.site, nullptr, buffer.name);
+    size_t last = (offset + a.bytes - 1) / buffer.element;
+    if (buffer.output && !a.write && buffer.cells[element].writer.block < 0) {
+        Finding &entry = complain("uninitialised-output", a.site, nullptr, buffer.name);
         if (entry.count == 1) entry.element = element;
     }
     for (size_t e = element; e <= last; e++)
-        touch_cell(buffer.cells[e], stamp, write, buffer.name, (long long)e);
+        touch_cell(buffer.cells[e], stamp, a, buffer.name, (long long)e);
 }
 
 static void stop_all() {
@@ -151,55 +182,113 @@ static void stop_all() {
     run->fibres.stop();
 }
 
-// Whether an address lies in threadIdx, blockIdx, blockDim or gridDim.
-static bool is_index(const unsigned char *p) {
+// Whether an address lies in threadIdx and its kin, in __constant__ and __device__ data, or in what
+// a warp operation passes from lane to lane.
+static bool is_known(const unsigned char *p) {
     auto within = [p](const void *base, size_t bytes) {
         return p >= (const unsigned char *)base && p < (const unsigned char *)base + bytes;
     };
-    return within(&threadIdx, sizeof threadIdx) || within(&blockIdx, sizeof blockIdx) ||
-           within(&blockDim, sizeof blockDim) || within(&gridDim, sizeof gridDim);
+    if (within(&threadIdx, sizeof threadIdx) || within(&blockIdx, sizeof blockIdx) ||
+        within(&blockDim, sizeof blockDim) || within(&gridDim, sizeof gridDim) ||
+        within(run->module_begin, (size_t)(run->module_end - run->module_begin)))
+        return true;
+    std::vector<Fibre> &all = run->fibres.all;
+    if (within(all.data(), all.size() * sizeof(Fibre))) return true;
+    return std::any_of(all.begin(), all.end(), [p](const Fibre &f) { return f.owns(p); });
 }
 
-static void access(const void *address, size_t bytes, bool write, bool atomic, void *site) {
+// The shared variable nearest to an offset, inside or beside it.
+static const Variable *nearest(long offset) {
+    const Variable *best = nullptr;
+    long least = 0;
+    for (const Variable &v : run->variables) {
+        long away = std::max({(long)v.begin - offset, offset - (long)v.end() + 1, 0L});
+        if (!best || away < least) best = &v, least = away;
+        if (away == 0) break;
+    }
+    return best;
+}
+
+// Static shared memory and what lies beside it; false where the address is neither.
+static bool is_shared(const Access &a) {
+    if (run->variables.empty()) return false;
+    long offset = a.p - run->static_shared, bytes = (long)a.bytes;
+    if (offset < -BESIDE || offset >= (long)run->static_bytes + BESIDE) return false;
+    const Variable *v = nearest(offset);
+    if (offset >= (long)v->begin && offset + bytes <= (long)v->end()) {
+        if (!v->name.empty()) touch_shared(a, (size_t)offset, v->begin, v->name);
+        return true;  // without a name: the compiler's own
+    }
+    bool inside = offset >= 0 && offset + bytes <= (long)run->static_bytes;
+    Finding &entry = complain(a.outside(), a.site, nullptr, v->name);
+    long from = offset - (long)v->begin;
+    if (entry.count == 1) entry.element = from < 0 ? -((-from + bytes - 1) / bytes) : from / bytes;
+    if (!inside) stop_all();
+    return true;
+}
+
+static void dynamic_shared(const Access &a) {
+    size_t offset = a.p - suanli_dynamic_shared;
+    if (offset + a.bytes > run->dynamic_bytes) {
+        Finding &entry = complain(a.outside(), a.site, nullptr, "dynamic shared memory");
+        if (entry.count == 1) entry.element = (long long)(offset / a.bytes);
+        return;
+    }
+    touch_shared(a, run->static_bytes + offset, run->static_bytes, "dynamic shared memory");
+}
+
+// An atomic operation or a volatile access: what stands before a fence is seen by who looks later.
+static void synchronise(Fibre *f) {
+    run->acquired = true;
+    f->acquired = ++run->step;
+    if (run->fenced) run->released[run->block] = ++run->step;
+    if (f->fenced) f->released = ++run->step;
+}
+
+// Lets other threads run where one looks at the same unchanged place again and again.
+static void look(Fibre *f, const Access &a) {
+    uint64_t value = 0;
+    memcpy(&value, a.p, std::min(a.bytes, sizeof value));
+    bool same = f->watched == a.p && f->watching == a.site && f->watched_value == value;
+    f->watched = a.p, f->watching = a.site, f->watched_value = value;
+    f->looks = same ? f->looks + 1 : 0;
+    if (f->looks < LOOKS) return;
+    f->looks = 0, f->spun = true;
+    run->fibres.leave();
+}
+
+static void access(const Access &a) {
     if (!run || !run->fibres.current) return;
-    auto p = (unsigned char *)address;
+    run->pending.settle();
     Fibre *f = run->fibres.current;
+    unsigned char *p = a.p;
     if (f->owns(p)) return;
-    if (p >= run->static_shared && p < run->static_shared + run->static_bytes) {
-        size_t offset = p - run->static_shared;
-        size_t most = std::min(bytes, run->static_bytes - offset);
-        touch_shared(offset, most, write, now(site, atomic), offset, (int)bytes);
-        return;
-    }
-    if (p >= suanli_dynamic_shared && p < suanli_dynamic_shared + sizeof suanli_dynamic_shared) {
-        size_t offset = p - suanli_dynamic_shared;
-        if (offset + bytes > run->dynamic_bytes) {
-            Finding &entry = complain(write ? "out-of-bounds-write" : "out-of-bounds-read", site,
-                                      nullptr, "dynamic shared memory");
-            if (entry.count == 1) entry.element = (long long)offset;
-            return;
-        }
-        size_t at = run->static_bytes + offset;
-        touch_shared(at, bytes, write, now(site, atomic), at, (int)bytes);
-        return;
-    }
-    for (size_t i = 0; i < run->buffers.size(); i++)
+    bool own_static = p >= run->static_shared && p < run->static_shared + run->static_bytes;
+    bool reached = own_static && is_shared(a);
+    for (size_t i = 0; i < run->buffers.size() && !reached; i++)
         if (run->buffers[i].holds(p)) {
-            touch_buffer(run->buffers[i], (int)i, p, bytes, write, now(site, atomic));
-            if (run->step > run->limit) {
-                complain("too-long", site, nullptr, "");
-                stop_all();
-            }
-            return;
+            touch_buffer(run->buffers[i], (int)i, a);
+            reached = true;
         }
-    if (p >= run->module_begin && p < run->module_end) return;  // __constant__ and __device__ data
-    if (is_index(p)) return;
-    auto fibres = (unsigned char *)run->fibres.all.data();
-    if (p >= fibres && p < fibres + run->fibres.all.size() * sizeof(Fibre)) return;
-    for (Fibre &other : run->fibres.all)
-        if (other.owns(p)) return;  // a fragment that a warp operation shares
-    complain(write ? "wild-write" : "wild-read", site, nullptr, "");
-    stop_all();
+    if (!reached && p >= suanli_dynamic_shared &&
+        p < suanli_dynamic_shared + sizeof suanli_dynamic_shared) {
+        dynamic_shared(a);
+        reached = true;
+    }
+    if (!reached && !is_known(p) && !is_shared(a)) {
+        complain(a.write ? "wild-write" : "wild-read", a.site, nullptr, "");
+        stop_all();
+    }
+    if (run->step > run->limit) {
+        complain("too-long", a.site, nullptr, "");
+        stop_all();
+    }
+    if (a.kind != ATOMIC && a.kind != VOLATILE) {
+        if (reached) f->looks = 0;  // it does something else between
+        return;
+    }
+    if (a.kind == ATOMIC || !a.write) look(f, a);
+    synchronise(f);
 }
 
 // -- waiting -------------------------------------------------------------------------------------
@@ -272,6 +361,39 @@ static void try_meeting(Fibre &last) {
     run->meetings++;
 }
 
+// Lanes of a warp that asked at one place who else is there: those that came are.
+static bool release_active() {
+    bool any = false;
+    for (Fibre &f : run->fibres.all) {
+        if (f.state != AT_ACTIVE) continue;
+        unsigned present = 0;
+        int first = f.warp * 32, end = std::min(first + 32, run->threads);
+        for (int i = first; i < end; i++) {
+            Fibre &g = run->fibres.all[i];
+            if (g.state == AT_ACTIVE && g.site == f.site) present |= 1u << g.lane;
+        }
+        for (int i = first; i < end; i++) {
+            Fibre &g = run->fibres.all[i];
+            if (present >> g.lane & 1) g.present = present, g.state = READY;
+        }
+        any = true;
+    }
+    return any;
+}
+
+// All that still run look at places that nobody changes any more.
+static void spinning() {
+    bool others_wait = false;
+    for (Fibre &f : run->fibres.all) others_wait |= f.state == AT_BARRIER || f.state == AT_MEETING;
+    bool for_a_block = run->blocks > 1 && !others_wait;
+    for (Fibre &f : run->fibres.all) {
+        if (f.state != READY) continue;
+        run->fibres.current = &f;
+        complain(for_a_block ? "waits-for-block" : "waits-in-loop", f.watching, nullptr, "");
+    }
+    run->fibres.current = nullptr;
+}
+
 static void stuck() {
     for (Fibre &f : run->fibres.all) {
         if (f.state != AT_BARRIER && f.state != AT_MEETING) continue;
@@ -294,21 +416,27 @@ static void run_block() {
     run->epoch = 0, run->acquired = run->fenced = false;
     memset(run->static_shared, 0xFF, run->static_bytes);
     memset(suanli_dynamic_shared, 0xFF, run->dynamic_bytes);
+    int idle = 0;
     while (!run->stopped) {
-        bool moved = false;
+        bool moved = false, progressed = false;
         for (int k = 0; k < run->threads && !run->stopped; k++) {
             Fibre &f = fibres.all[run->reversed ? run->threads - 1 - k : k];
             if (f.state != READY) continue;
-            moved = true;
+            moved = true, f.spun = false;
             fibres.enter(f);
+            run->pending.settle();
+            progressed |= !f.spun;
             if (f.state == DONE)  // lanes that waited for this one alone may go on
                 for (Fibre &g : fibres.all)
-                    if (g.warp == f.warp && g.state == AT_MEETING) {
+                    if (g.warp == f.warp && g.state == AT_MEETING && g.mask >> f.lane & 1)
                         try_meeting(g);
-                        break;
-                    }
         }
-        if (moved || run->stopped) continue;
+        idle = progressed ? 0 : idle + 1;
+        if (moved && idle > IDLE_TURNS && !run->stopped) {
+            spinning();
+            run->stopped = true;
+        }
+        if (moved || run->stopped || release_active()) continue;
         std::vector<Fibre *> waiting;
         int alive = 0;
         for (Fibre &f : fibres.all) {

@@ -2,10 +2,13 @@
 //
 // Two accesses to one element by different threads, one of them a plain write or both not atomic,
 // are ordered when a barrier of the block stands between them, a warp synchronisation that both
-// lanes took part in, or (between blocks) a fence with an atomic operation on both sides. All
-// others are races, whatever the schedule of this run made of them.
+// lanes took part in, or a fence with an atomic operation on both sides. All others are races,
+// whatever the schedule of this run made of them. A volatile access of global memory counts as
+// atomic, as in the memory model of PTX.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 #include <tuple>
@@ -38,12 +41,42 @@ struct Buffer {
     bool holds(const unsigned char *p) const { return p >= base && p < base + bytes + 2 * guard; }
 };
 
+// A variable in static shared memory; without a name it is the compiler's own.
+struct Variable {
+    std::string name;
+    size_t begin = 0, bytes = 0;
+
+    size_t end() const { return begin + bytes; }
+};
+
 // One kind of mistake at one place (or pair of places), with its first example.
 struct Finding {
     std::string kind, text, buffer;
     void *site = nullptr, *other = nullptr;
+    void *soft = nullptr;  // the plain load of a race with an atomic operation
+    bool differs = false;  // of two stores, whether they stored different values
     long long count = 0, element = -1;
     int block = -1, thread = -1, other_block = -1, other_thread = -1;
+};
+
+// A store that races with another one: whether it changes anything shows once it is done.
+class PendingStore {
+public:
+    void begin(Finding &finding, const unsigned char *p, size_t bytes) {
+        settle();
+        finding_ = &finding, place_ = p, bytes_ = std::min(bytes, sizeof before_);
+        memcpy(before_, p, bytes_);
+    }
+    void settle() {
+        if (finding_) finding_->differs |= memcmp(before_, place_, bytes_) != 0;
+        finding_ = nullptr;
+    }
+
+private:
+    Finding *finding_ = nullptr;
+    const unsigned char *place_ = nullptr;
+    size_t bytes_ = 0;
+    unsigned char before_[16];
 };
 
 using FindingKey = std::tuple<std::string, void *, void *, std::string>;

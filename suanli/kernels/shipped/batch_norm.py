@@ -341,6 +341,10 @@ def _backward_default(sizes: Sizes) -> Config:
     return made
 
 
+def _backward_default_fp32(sizes: Sizes) -> Config:
+    return {**_backward_default(sizes), "num_warps": 8}
+
+
 def _depth(sizes: Sizes) -> int:
     return sizes["batch"] * sizes["height"] * sizes["width"]
 
@@ -374,6 +378,7 @@ BACKWARD = Declaration(
     work=_backward_work,
     tunables=_TUNABLES,
     default=_backward_default,
+    default_fp32=_backward_default_fp32,
     legal=_legal,
     check_sizes=_CHECKED,
     bench_sizes=_TIMED,

@@ -156,6 +156,11 @@ def _linear_default(sizes: Sizes) -> Config:
     }
 
 
+def _linear_default_fp32(sizes: Sizes) -> Config:
+    made = _linear_default(sizes)
+    return {**made, "block_n": 64, "block_k": 32 if made["block_m"] < 64 else 16}
+
+
 _FILES = (Path(__file__),)
 QUANTIZE = Declaration(
     name="int8_quantize",
@@ -184,11 +189,12 @@ LINEAR = Declaration(
     tunables={
         "block_m": (16, 32, 64, 128),
         "block_n": (32, 64, 128, 256),
-        "block_k": (32, 64, 128),
+        "block_k": (16, 32, 64, 128),
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4, 5),
     },
     default=_linear_default,
+    default_fp32=_linear_default_fp32,
     legal=_linear_legal,
     check_sizes=(
         {"rows": 1, "inner": 64, "columns": 40, "bias": 1},

@@ -214,6 +214,10 @@ def _default(sizes: Sizes) -> Config:
     }
 
 
+def _default_fp32(sizes: Sizes) -> Config:
+    return {**_default(sizes), "block_v": 64, "block_d": 16}
+
+
 _CHECKED: tuple[Sizes, ...] = (
     {"rows": 3, "width": 20, "classes": 7},
     {"rows": 130, "width": 33, "classes": 300},
@@ -226,7 +230,7 @@ _TIMED: tuple[Sizes, ...] = (
 _TUNABLES = {
     "block_r": (64, 128, 256),
     "block_v": (64, 128, 256),
-    "block_d": (32, 64),
+    "block_d": (16, 32, 64),
     "num_warps": (4, 8),
     "num_stages": (2, 3, 4),
 }
@@ -243,6 +247,7 @@ FORWARD = Declaration(
     work=_work,
     tunables={**_TUNABLES, "splits": (1, 4, 8, 16)},
     default=_default,
+    default_fp32=_default_fp32,
     legal=_legal,
     check_sizes=_CHECKED,
     bench_sizes=_TIMED,

@@ -9,8 +9,15 @@ typedef __half2 half2;
 SUANLI_FUNCTION __half __float2half(float x) { return __half(x); }
 SUANLI_FUNCTION __half __float2half_rn(float x) { return __half(x); }
 SUANLI_FUNCTION float __half2float(__half x) { return (float)x; }
+SUANLI_FUNCTION __half __double2half(double x) { return __half((float)x); }
 SUANLI_FUNCTION __half __int2half_rn(int x) { return __half((float)x); }
+SUANLI_FUNCTION __half __uint2half_rn(unsigned x) { return __half((float)x); }
+SUANLI_FUNCTION __half __short2half_rn(short x) { return __half((float)x); }
+SUANLI_FUNCTION __half __ushort2half_rn(unsigned short x) { return __half((float)x); }
 SUANLI_FUNCTION int __half2int_rn(__half x) { return (int)rintf((float)x); }
+SUANLI_FUNCTION int __half2int_rz(__half x) { return (int)(float)x; }
+SUANLI_FUNCTION unsigned __half2uint_rn(__half x) { return (unsigned)rintf((float)x); }
+SUANLI_FUNCTION short __half_as_short(__half x) { return (short)x.bits; }
 SUANLI_FUNCTION __half2 __halves2half2(__half x, __half y) { return {x, y}; }
 SUANLI_FUNCTION __half2 make_half2(__half x, __half y) { return {x, y}; }
 SUANLI_FUNCTION __half2 __half2half2(__half x) { return {x, x}; }
@@ -28,3 +35,8 @@ SUANLI_FUNCTION __half __ushort_as_half(unsigned short x) {
     made.bits = x;
     return made;
 }
+SUANLI_FUNCTION __half2 __low2half2(__half2 v) { return {v.x, v.x}; }
+SUANLI_FUNCTION __half2 __high2half2(__half2 v) { return {v.y, v.y}; }
+SUANLI_FUNCTION __half2 __lows2half2(__half2 a, __half2 b) { return {a.x, b.x}; }
+SUANLI_FUNCTION __half2 __highs2half2(__half2 a, __half2 b) { return {a.y, b.y}; }
+SUANLI_FUNCTION __half2 __lowhigh2highlow(__half2 v) { return {v.y, v.x}; }

@@ -7,29 +7,29 @@ struct suanli_plain {
     typedef T type;
 };
 
-#define SUANLI_ATOMIC(name, expression)                                                           \
+#define SUANLI_ATOMIC(name, settles, expression)                                                  \
     template <typename T>                                                                         \
     SUANLI_INLINE T suanli_##name(void *site, T *address, typename suanli_plain<T>::type value) { \
-        suanli_atomic((void *)address, sizeof(T), site);                                          \
+        suanli_atomic((void *)address, sizeof(T), settles, site);                                 \
         T old = *address;                                                                         \
         *address = (T)(expression);                                                               \
         return old;                                                                               \
     }
-SUANLI_ATOMIC(add, old + value)
-SUANLI_ATOMIC(sub, old - value)
-SUANLI_ATOMIC(min, value < old ? value : old)
-SUANLI_ATOMIC(max, old < value ? value : old)
-SUANLI_ATOMIC(exch, value)
-SUANLI_ATOMIC(and, old &value)
-SUANLI_ATOMIC(or, old | value)
-SUANLI_ATOMIC(xor, old ^ value)
-SUANLI_ATOMIC(inc, old >= value ? 0 : old + 1)
-SUANLI_ATOMIC(dec, old == 0 || old > value ? value : old - 1)
+SUANLI_ATOMIC(add, 0, old + value)
+SUANLI_ATOMIC(sub, 0, old - value)
+SUANLI_ATOMIC(min, 1, value < old ? value : old)
+SUANLI_ATOMIC(max, 1, old < value ? value : old)
+SUANLI_ATOMIC(exch, 0, value)
+SUANLI_ATOMIC(and, 0, old &value)
+SUANLI_ATOMIC(or, 0, old | value)
+SUANLI_ATOMIC(xor, 0, old ^ value)
+SUANLI_ATOMIC(inc, 0, old >= value ? 0 : old + 1)
+SUANLI_ATOMIC(dec, 0, old == 0 || old > value ? value : old - 1)
 
 template <typename T>
 SUANLI_INLINE T suanli_cas(void *site, T *address, typename suanli_plain<T>::type compare,
                            typename suanli_plain<T>::type value) {
-    suanli_atomic((void *)address, sizeof(T), site);
+    suanli_atomic((void *)address, sizeof(T), 1, site);
     T old = *address;
     if (old == compare) *address = value;
     return old;
@@ -47,4 +47,24 @@ SUANLI_INLINE T suanli_cas(void *site, T *address, typename suanli_plain<T>::typ
 #define atomicDec(...) suanli_dec(SUANLI_HERE, __VA_ARGS__)
 #define atomicCAS(...) suanli_cas(SUANLI_HERE, __VA_ARGS__)
 #define atomicAdd_block atomicAdd
+#define atomicSub_block atomicSub
+#define atomicMin_block atomicMin
+#define atomicMax_block atomicMax
+#define atomicExch_block atomicExch
+#define atomicAnd_block atomicAnd
+#define atomicOr_block atomicOr
+#define atomicXor_block atomicXor
+#define atomicInc_block atomicInc
+#define atomicDec_block atomicDec
+#define atomicCAS_block atomicCAS
 #define atomicAdd_system atomicAdd
+#define atomicSub_system atomicSub
+#define atomicMin_system atomicMin
+#define atomicMax_system atomicMax
+#define atomicExch_system atomicExch
+#define atomicAnd_system atomicAnd
+#define atomicOr_system atomicOr
+#define atomicXor_system atomicXor
+#define atomicInc_system atomicInc
+#define atomicDec_system atomicDec
+#define atomicCAS_system atomicCAS

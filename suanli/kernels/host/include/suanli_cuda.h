@@ -3,7 +3,6 @@
 // Everything a thread does to memory is seen by the runtime: plain loads and stores through the
 // compiler's instrumentation, atomic operations and warp operations through the calls below.
 #pragma once
-#include <assert.h>
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -18,16 +17,27 @@
 #define SUANLI_INLINE __attribute__((noinline, no_sanitize_thread)) static
 // Arithmetic: becomes a part of the kernel, so that what it loads and stores is seen.
 #define SUANLI_FUNCTION __attribute__((always_inline)) static inline
+#define SUANLI_METHOD __attribute__((always_inline)) inline
 #define SUANLI_HERE suanli_site()
 
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 800
+#define __CUDACC_VER_MAJOR__ 12
+#define __CUDACC_VER_MINOR__ 9
+#define CUDART_VERSION 12090
+#define __builtin_assume(condition) ((void)0)
 #define __global__
 #define __device__
 #define __host__
 #define __constant__
 #define __managed__
-#define __shared__ static __attribute__((section("suanli_shared")))
+#define __cluster_dims__(...)
+// All of it lies in one place, that of templates too, with a band between two variables.
+#define SUANLI_JOIN_(a, b) a##b
+#define SUANLI_JOIN(a, b) SUANLI_JOIN_(a, b)
+#define __shared__                                                                                 \
+    static thread_local suanli_band SUANLI_JOIN(suanli_band_, __COUNTER__) __attribute__((used));  \
+    static thread_local
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
@@ -40,7 +50,17 @@
 static const int warpSize = 32;
 using uint = unsigned int;
 using ushort = unsigned short;
+using ulong = unsigned long;
 using uchar = unsigned char;
+
+struct suanli_band {
+    char bytes[128];
+} __attribute__((aligned(128)));
+// Where thread-local storage lies; behind it a last band.
+static thread_local char suanli_anchor;
+extern "C" __attribute__((no_sanitize_thread)) void *suanli_anchor_address(void) {
+    return &suanli_anchor;
+}
 
 // A code address inside the caller: reports resolve it to the line of the kernel.
 __attribute__((noinline, no_sanitize_thread)) static void *suanli_site() {
@@ -50,9 +70,11 @@ __attribute__((noinline, no_sanitize_thread)) static void *suanli_site() {
 // -- vectors -------------------------------------------------------------------------------------
 
 #define SUANLI_VECTORS(T, name, a2, a4)                                                           \
+    struct name##3 { T x, y, z; };                                                                \
+    SUANLI_OTHER_VECTORS(T, name, a2, a4)
+#define SUANLI_OTHER_VECTORS(T, name, a2, a4)                                                     \
     struct name##1 { T x; };                                                                      \
     struct __attribute__((aligned(a2))) name##2 { T x, y; };                                      \
-    struct name##3 { T x, y, z; };                                                                \
     struct __attribute__((aligned(a4))) name##4 { T x, y, z, w; };                                \
     SUANLI_INLINE name##1 make_##name##1(T x) { return {x}; }                                     \
     SUANLI_INLINE name##2 make_##name##2(T x, T y) { return {x, y}; }                             \
@@ -63,9 +85,12 @@ SUANLI_VECTORS(unsigned char, uchar, 2, 4)
 SUANLI_VECTORS(short, short, 4, 8)
 SUANLI_VECTORS(unsigned short, ushort, 4, 8)
 SUANLI_VECTORS(int, int, 8, 16)
-SUANLI_VECTORS(unsigned, uint, 8, 16)
+SUANLI_OTHER_VECTORS(unsigned, uint, 8, 16)  // uint3 is the type of threadIdx
 SUANLI_VECTORS(float, float, 8, 16)
+SUANLI_VECTORS(long, long, 16, 16)
+SUANLI_VECTORS(unsigned long, ulong, 16, 16)
 SUANLI_VECTORS(long long, longlong, 16, 16)
+SUANLI_VECTORS(unsigned long long, ulonglong, 16, 16)
 SUANLI_VECTORS(double, double, 16, 16)
 
 // -- barriers, fences, time ----------------------------------------------------------------------
@@ -74,11 +99,11 @@ SUANLI_VECTORS(double, double, 16, 16)
 #define __syncthreads_count(p) suanli_barrier(SUANLI_COUNT, (p) != 0, SUANLI_HERE)
 #define __syncthreads_and(p) suanli_barrier(SUANLI_AND, (p) != 0, SUANLI_HERE)
 #define __syncthreads_or(p) suanli_barrier(SUANLI_OR, (p) != 0, SUANLI_HERE)
-#define __threadfence() suanli_fence()
-#define __threadfence_block() ((void)0)
-#define __threadfence_system() suanli_fence()
+#define __threadfence() suanli_fence(0)
+#define __threadfence_block() suanli_fence(1)
+#define __threadfence_system() suanli_fence(0)
 #define __nanosleep(ns) ((void)(ns))
-#define __trap() suanli_refuse("__trap() was reached", SUANLI_HERE)
+#define __trap() suanli_trapped("__trap() was reached", SUANLI_HERE)
 #define clock64() suanli_ticks()
 #define clock() suanli_ticks()
 
@@ -156,7 +181,7 @@ SUANLI_INLINE unsigned suanli_ballot(void *site, unsigned mask, uint64_t predica
 #define __ballot_sync(mask, p) suanli_ballot(SUANLI_HERE, mask, (p) != 0)
 #define __any_sync(mask, p) ((int)(suanli_ballot(SUANLI_HERE, mask, (p) != 0) != 0))
 #define __all_sync(mask, p) ((int)(suanli_ballot(SUANLI_HERE, mask, (p) == 0) == 0))
-#define __activemask() suanli_active()
+#define __activemask() suanli_active(SUANLI_HERE)
 
 template <typename T>
 SUANLI_INLINE unsigned suanli_match(void *site, unsigned mask, T value) {
@@ -167,6 +192,13 @@ SUANLI_INLINE unsigned suanli_match(void *site, unsigned mask, T value) {
     return same;
 }
 #define __match_any_sync(mask, v) suanli_match(SUANLI_HERE, mask, v)
+template <typename T>
+SUANLI_INLINE unsigned suanli_match_all(void *site, unsigned mask, T value, int *all_same) {
+    unsigned same = suanli_match(site, mask, value);
+    *all_same = same == suanli_present();
+    return *all_same ? same : 0;
+}
+#define __match_all_sync(mask, v, p) suanli_match_all(SUANLI_HERE, mask, v, p)
 
 #define SUANLI_REDUCE(name, expression)                                                           \
     template <typename T>                                                                         \
@@ -197,3 +229,6 @@ SUANLI_REDUCE(reduce_xor, a ^ b)
 
 #include "suanli_atomics.h"
 #include "suanli_math.h"
+#include "suanli_integers.h"
+
+#include <assert.h>

@@ -40,9 +40,4 @@ constexpr int suanli_arity(void (*)(A...)) {
     return (int)sizeof...(A);
 }
 
-extern "C" {
-extern unsigned char __start_suanli_shared[] __attribute__((weak));
-extern unsigned char __stop_suanli_shared[] __attribute__((weak));
-void *suanli_shared_begin(void) { return __start_suanli_shared; }
-void *suanli_shared_end(void) { return __stop_suanli_shared; }
-}
+static thread_local suanli_band suanli_band_last __attribute__((used));
