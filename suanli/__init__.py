@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from suanli.api import doctor, export, load, optimize, rebuild, run, train
     from suanli.api_predict import predict
+    from suanli.api_profile import profile
     from suanli.engines.engine import Engine
     from suanli.workloads.record import Workload
 
@@ -18,6 +19,7 @@ _HOMES = {
     "optimize": "suanli.api",
     "load": "suanli.api",
     "predict": "suanli.api_predict",
+    "profile": "suanli.api_profile",
     "run": "suanli.api",
     "rebuild": "suanli.api",
     "export": "suanli.api",
@@ -35,6 +37,7 @@ __all__ = [
     "load",
     "optimize",
     "predict",
+    "profile",
     "rebuild",
     "run",
     "train",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from suanli import __version__, cli_engines, cli_kernel, cli_predict, cli_queue
+from suanli import __version__, cli_engines, cli_kernel, cli_predict, cli_profile, cli_queue
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
 from suanli.cli_output import EXIT_STOPPED as _EXIT_STOPPED
 from suanli.cli_output import WORKLOAD as _WORKLOAD
@@ -341,6 +341,7 @@ def workloads(as_json: Json = False) -> None:
 
 cli_engines.register(app)
 cli_predict.register(app)
+cli_profile.register(app)
 cli_kernel.register(app)
 cli_queue.register(app)
 

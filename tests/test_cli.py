@@ -31,6 +31,7 @@ COMMANDS = (
     "optimize",
     "train",
     "predict",
+    "profile",
     "run",
     "rebuild",
     "export",

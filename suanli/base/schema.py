@@ -7,6 +7,7 @@ from suanli.base import codec
 from suanli.base.kernel_results import KernelCheckResult, KernelExplainResult, KernelTuneResult
 from suanli.base.plan import Plan
 from suanli.base.predict_results import CatalogueResult, ChooseResult, PredictResult
+from suanli.base.profile_results import ProfileResult
 from suanli.base.queue_results import QueueResult
 from suanli.base.results import (
     DoctorResult,
@@ -36,6 +37,7 @@ RECORDS: dict[str, type] = {
     "plan": Plan,
     "predict": PredictResult,
     "queue": QueueResult,
+    "profile": ProfileResult,
     "run": RunResult,
     "train": TrainResult,
     "train-plan": TrainPlan,

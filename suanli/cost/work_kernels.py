@@ -177,7 +177,7 @@ def kind_of(op: Operator) -> KernelKind:
         if word in op.name and op.matmul:
             return "attention" if word == "attention" else "recurrent"
     if op.matmul:
-        return "convolution" if "convolution" in op.name else "product"
+        return "convolution" if "conv" in op.name else "product"
     return "rows" if any(word in op.name for word in _ROWS) else "pointwise"
 
 

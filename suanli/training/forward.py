@@ -15,15 +15,22 @@ from torch.utils.checkpoint import checkpoint
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.base.work import Phase
 from suanli.training.kernels import put_in_place
 from suanli.training.recipe import Tensors
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+OnPhase = Callable[[Phase], object]
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
 
 
 class Forward:
-    """Computes losses and gradients as a plan says."""
+    """Computes losses and gradients as a plan says.
+
+    Attributes:
+        on_phase: Told when the forward pass begins, the backward pass, and what follows them; of a
+            batch in parts for each part. For those who time a step from outside.
+    """
 
     def __init__(self, model: nn.Module, loss: Loss, plan: TrainPlan) -> None:
         """Put the plan over a model that is on its device.
@@ -44,6 +51,7 @@ class Forward:
                 self.call, self.loss = inner, loss
                 self._whole = torch.compile(self._forward, mode=_mode(plan))
         self._mean: bool | None = None
+        self.on_phase: OnPhase = _unheard
 
     def gradients(
         self, inputs: Tensors, labels: torch.Tensor, scale: float = 1.0, whole: int = 0
@@ -71,6 +79,7 @@ class Forward:
 
     def collect(self) -> None:
         """Bring gradients of bf16 copies to the fp32 masters."""
+        self.on_phase("optimizer")
         for master, low in self._copies:
             if low.grad is not None:
                 master.grad = low.grad.float()
@@ -88,8 +97,10 @@ class Forward:
         self._undo()
 
     def _one(self, inputs: Tensors, labels: torch.Tensor, scale: float) -> torch.Tensor:
+        self.on_phase("forward")
         whole = getattr(self, "_whole", self._forward)
         loss: torch.Tensor = whole(inputs, labels)
+        self.on_phase("backward")
         (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -217,6 +228,10 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _nothing() -> None:
+    return None
+
+
+def _unheard(phase: Phase) -> None:
     return None
 
 

@@ -16,7 +16,15 @@ from torch import nn
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _HERE = str(Path(__file__).parent) + "/"
 _STANDARD = sysconfig.get_paths()["stdlib"] + "/"
-_CAPTURE = str(Path(__file__).parent.parent / "capture.py")
+# Where the count begins: what calls these is not what is counted.
+_STARTS = tuple(
+    str(Path(__file__).parent.parent / name) for name in ("capture.py", "step_record.py")
+)
+# Loops of ours around a person's model: what they call is nobody's source line.
+_OUR_LOOPS = tuple(
+    f"{Path(__file__).parent.parent.parent / folder}/"
+    for folder in ("measure", "training", "engines", "profiling")
+)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -88,17 +96,17 @@ class _Leave:
 
 
 def _is_users(filename: str) -> bool:
-    if filename.startswith((_TORCH, _HERE, "<")):
+    if filename.startswith((_TORCH, _HERE, "<", *_OUR_LOOPS)):
         return False
     return not filename.startswith(_STANDARD) or "-packages/" in filename
 
 
 def _source_line() -> str:
-    """The innermost line that is not torch's or Python's, between here and `capture`."""
+    """The innermost line that is not torch's, Python's or ours, up to where the count begins."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
-        if filename == _CAPTURE:
+        if filename in _STARTS:
             return ""
         if _is_users(filename):
             return f"{Path(filename).name}:{frame.f_lineno}"
@@ -111,7 +119,7 @@ def line_of(traceback: TracebackType | None) -> str:
     found = ""
     while traceback is not None:
         filename = traceback.tb_frame.f_code.co_filename
-        if _is_users(filename) and filename != _CAPTURE:
+        if _is_users(filename) and filename not in _STARTS:
             found = f"{Path(filename).name}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found

@@ -136,6 +136,20 @@ def _convolution_backward(arguments: Arguments, out: Any) -> Count:
     return Count(flops=asked * once.flops, needed=asked * once.needed)
 
 
+def _own_convolution(arguments: Arguments, out: Any) -> Count:
+    """Our training kernel of stride 1; see `suanli.training.native.convolution`."""
+    plain = {**arguments, "stride": (1,), "padding": (arguments["padding"],), "dilation": (1,)}
+    return _convolution(arguments["images"], arguments["weight"], out, plain)
+
+
+def _own_convolution_backward(arguments: Arguments, out: Any) -> Count:
+    """Gradients of images and weight, as they are wanted."""
+    plain = {**arguments, "stride": (1,), "padding": (arguments["padding"],), "dilation": (1,)}
+    once = _convolution(arguments["images"], arguments["weight"], arguments["gradient"], plain)
+    asked = sum(1 for wanted in arguments["wanted"][:2] if wanted)
+    return Count(flops=asked * once.flops, needed=asked * once.needed)
+
+
 def _quantised_convolution(arguments: Arguments, out: Any) -> Count:
     """Every output element sums over the weight's other dimensions; padding is not looked at."""
     flops = 2 * out.numel() * prod(_shape(arguments["qw"])[1:])
@@ -256,6 +270,8 @@ FORMULAS: dict[str, Formula] = {
         _convolution_forward,
     ),
     "aten::convolution_backward": _convolution_backward,
+    "suanli::conv2d": _own_convolution,
+    "suanli::conv2d_backward": _own_convolution_backward,
     **dict.fromkeys(
         ("onednn::qconv_pointwise", "onednn::qconv2d_pointwise"), _quantised_convolution
     ),

@@ -46,6 +46,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operators: What was recorded, in order.
         phase: What the following operators belong to.
         last: Name of the operator that ran last, for the message when the model stops.
+        read_backs: Source line of each value that the program took out of a tensor, as `item`
+            does; real tensors only.
     """
 
     # Lets `torch.cond` and its like arrive here as operators.
@@ -56,6 +58,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operators: list[Operator] = []
         self.phase: Phase = "forward"
         self.last = ""
+        self.read_backs: list[str] = []
         self._parameters = parameters
         self._places = places
         self._region: _Region | None = None
@@ -100,6 +103,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         place, region = self._whereabouts()
         outputs = tensors_in(out)
+        if name == "_local_scalar_dense":
+            self.read_backs.append(place.source)
         if name in others.UNSEEN or not outputs:
             return
         if formula is not None:

@@ -1,0 +1,352 @@
+"""Layer 7: the verb `suanli profile` in Python."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suanli.base.errors import BadInputError, SuanliError
+from suanli.base.events import Event, Listener, ignore
+from suanli.base.profile_results import ProfileResult
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from suanli.base.hardware import Ceilings
+    from suanli.base.plan import Plan
+    from suanli.base.train_plan import TrainPlan
+    from suanli.engines.engine import Engine
+    from suanli.profiling.checking import Remake
+    from suanli.profiling.subjects import Subject
+    from suanli.training.recipe import Recipe
+    from suanli.workloads.record import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """What a person may ask of `profile`.
+
+    Attributes:
+        train: Profile a training step; None is yes for runs, recipes, and where there is a loader.
+        batch: Samples in a step; None takes the workload's own for training, the engine's for an
+            engine, 1 for other inference.
+        plan: How the step is computed: a plan or its file; None is eager fp32 for inference and
+            what `suanli train` takes by default for training.
+        steps: Steps to time.
+        check: How many pieces of advice to try.
+        device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
+        trace: File to write the timeline to, for Perfetto and Chrome.
+        trust: Open an engine although nobody whose key is trusted here made it.
+        data: Folder of the workload's data.
+    """
+
+    train: bool | None = None
+    batch: int | None = None
+    plan: "Plan | TrainPlan | Path | None" = None
+    steps: int = 30
+    check: int = 0
+    device: str = "auto"
+    trace: Path | None = None
+    trust: bool = False
+    data: Path | None = None
+
+    def checked(self) -> "ProfileOptions":
+        """These options.
+
+        Raises:
+            BadInputError: One of them makes no sense; the message names it.
+        """
+        if self.batch is not None and not 1 <= self.batch <= 65536:
+            raise BadInputError(f"--batch must be from 1 to 65536, not {self.batch}")
+        if not 3 <= self.steps <= 10_000:
+            raise BadInputError(f"--steps must be from 3 to 10000, not {self.steps}")
+        if not 0 <= self.check <= 20:
+            raise BadInputError(f"--check must be from 0 to 20, not {self.check}")
+        if self.trace is not None and not self.trace.absolute().parent.is_dir():
+            raise BadInputError(f"--trace: there is no folder {self.trace.absolute().parent}")
+        return self
+
+
+def profile(
+    what: "str | Path | nn.Module | Workload | Recipe | Engine | Callable[[], object]",
+    data: Any = None,
+    loss: "Callable[..., torch.Tensor] | None" = None,
+    *,
+    optimizer: "torch.optim.Optimizer | None" = None,
+    model: "nn.Module | None" = None,
+    on_event: Listener = ignore,
+    **fields: Any,
+) -> ProfileResult:
+    """Say where a step's time goes against the machine's limit, and what to change first.
+
+    Args:
+        what: A reference, an engine's or a run's folder, an engine, a `Workload`, a `Recipe`, an
+            `nn.Module`, or a function that runs one step of a loop of your own.
+        data: For a module: example inputs; or, with a loss, a loader of (input, …, labels).
+        loss: `loss(output, labels)`: the module's training step is profiled.
+        optimizer: Of the module's parameters; SGD without one.
+        model: For a step of your own: the module whose paths operators are shown with.
+        on_event: Told what is going on.
+        **fields: Fields of `ProfileOptions`.
+
+    Raises:
+        BadInputError: It cannot be profiled, or an option makes no sense.
+        SuanliError: The plan cannot be built here.
+    """
+    from suanli.profiling.verb import Profiler
+
+    options = ProfileOptions(**fields).checked()
+    options = replace(options, device=_device(options.device))
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="suanli-profile-")))
+        maker = _Maker(what, data, loss, optimizer, model, options, stack)
+        on_event(Event(kind="step", text=f"making {maker.name}"))
+        subject = maker.make(maker.plan(), options.batch, scratch)
+        stack.callback(subject.close)
+        profiler = Profiler(
+            steps=options.steps,
+            checks=options.check,
+            ceilings=_ceilings(subject.device, on_event),
+            compiler=_compiler(),
+            remake=maker.remake,
+            listener=on_event,
+        )
+        result = profiler.run(subject)
+    if options.trace is not None:
+        from suanli.profiling.trace import write_chrome
+
+        write_chrome(result, options.trace)
+    return result
+
+
+class _Maker:
+    """Makes the step that was asked for, and makes it again under other plans."""
+
+    def __init__(
+        self,
+        what: Any,
+        data: Any,
+        loss: "Callable[..., torch.Tensor] | None",
+        optimizer: "torch.optim.Optimizer | None",
+        model: "nn.Module | None",
+        options: ProfileOptions,
+        stack: ExitStack,
+    ) -> None:
+        self._what, self._data, self._loss = what, data, loss
+        self._optimizer, self._model, self._options = optimizer, model, options
+        self._stack = stack
+        self.name = str(what) if isinstance(what, str | Path) else type(what).__name__
+
+    @property
+    def remake(self) -> "Remake | None":
+        """How to make the step again; None for what exists once."""
+        if self._is_step() or self._engine_folder() is not None or self._optimizer is not None:
+            return None
+        return self.make
+
+    def plan(self) -> "Plan | TrainPlan | None":
+        """The plan that was asked for; None without one.
+
+        Raises:
+            BadInputError: The file is no plan.
+        """
+        given = self._options.plan
+        return _read_plan(given) if isinstance(given, str | Path) else given
+
+    def make(self, plan: "Plan | TrainPlan | None", batch: int | None, scratch: Path) -> "Subject":
+        """The step under a plan.
+
+        Raises:
+            BadInputError: It cannot be made.
+        """
+        from torch import nn
+
+        from suanli.engines.engine import Engine
+        from suanli.profiling import subjects, training_subjects
+
+        folder = self._engine_folder()
+        if isinstance(self._what, Engine):
+            return subjects.of_engine(self._what, batch)
+        if folder is not None:
+            self._no_plan(plan, "an engine")
+            engine = self._stack.enter_context(Engine.load(folder, trust=self._options.trust))
+            return subjects.of_engine(engine, batch)
+        if self._run_folder() is not None:
+            return training_subjects.of_run(Path(self._what), _train_plan(plan), batch)
+        if self._is_step():
+            self._no_plan(plan, "a step of your own")
+            return training_subjects.of_step(
+                self._what, model=self._model, batch=batch or 1, device=self._options.device
+            )
+        if isinstance(self._what, nn.Module) and self._loss is not None:
+            return training_subjects.of_loader(
+                self._what,
+                self._data,
+                self._loss,
+                optimizer=self._optimizer,
+                plan=_train_plan(plan) or _plain(self._options.device),
+            )
+        return self._of_workload(plan, batch, scratch)
+
+    def _of_workload(
+        self, plan: "Plan | TrainPlan | None", batch: int | None, scratch: Path
+    ) -> "Subject":
+        from suanli.base.train_plan import TrainPlan
+        from suanli.profiling import subjects, training_subjects
+
+        training = self._options.train
+        if training is None:
+            training = isinstance(plan, TrainPlan) or self._is_recipe()
+        if not training:
+            inference = _plan(plan) or subjects.EAGER.with_(device=self._options.device)
+            return subjects.inference(self._workload(), inference, batch or 1, scratch)
+        recipe = self._recipe()
+        if recipe is None:
+            chosen = _train_plan(plan) or _plain(self._options.device)
+            return training_subjects.synthetic(self._workload(), chosen, batch or 32)
+        if batch is not None:
+            recipe = replace(recipe, settings=replace(recipe.settings, batch=batch))
+        return training_subjects.training(recipe, _train_plan(plan), device=self._options.device)
+
+    def _workload(self) -> "Workload":
+        from torch import nn
+
+        from suanli.training.recipe import Recipe
+        from suanli.workloads.module import of_module
+        from suanli.workloads.record import Workload
+        from suanli.workloads.resolve import resolve
+
+        if isinstance(self._what, str):
+            return resolve(self._what, data=self._options.data)
+        if isinstance(self._what, Recipe):
+            return self._what.workload
+        made: Workload
+        made = (
+            of_module(self._what, self._data) if isinstance(self._what, nn.Module) else self._what
+        )
+        return made
+
+    def _recipe(self) -> "Recipe | None":
+        """What is trained; None for a workload without data of its own."""
+        from suanli.training.recipe import Recipe, as_written
+        from suanli.training.recipes import resolve_recipe
+
+        if isinstance(self._what, Recipe):
+            return self._what
+        if isinstance(self._what, str):
+            try:
+                return resolve_recipe(self._what, data=self._options.data)
+            except BadInputError:
+                workload = self._workload()
+                if workload.data is not None and workload.training is not None:
+                    raise
+                return None
+        workload = self._workload()
+        if workload.data is None or workload.training is None or workload.loss is None:
+            return None
+        return as_written(workload)
+
+    def _is_recipe(self) -> bool:
+        from suanli.training.recipe import Recipe
+        from suanli.training.recipes import RECIPES
+
+        return isinstance(self._what, Recipe) or self._what in RECIPES
+
+    def _is_step(self) -> bool:
+        from torch import nn
+
+        from suanli.engines.engine import Engine
+
+        plain = isinstance(self._what, nn.Module | Engine | str | Path)
+        return not plain and callable(self._what)
+
+    def _engine_folder(self) -> Path | None:
+        return self._folder_with("manifest.json")
+
+    def _run_folder(self) -> Path | None:
+        return self._folder_with("run.json")
+
+    def _folder_with(self, name: str) -> Path | None:
+        if not isinstance(self._what, str | Path):
+            return None
+        folder = Path(self._what)
+        return folder if (folder / name).is_file() else None
+
+    def _no_plan(self, plan: object, what: str) -> None:
+        if self._options.plan is not None and plan is not None:
+            raise BadInputError(f"{what} has its plan already", next_step="leave --plan out")
+
+
+def _read_plan(path: "str | Path") -> "Plan | TrainPlan":
+    import json
+
+    from suanli.base import codec
+    from suanli.base.plan import Plan
+    from suanli.base.train_plan import TrainPlan
+
+    file = Path(path)
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"--plan: {file} is no plan's file: {error}") from None
+    if isinstance(given, dict) and "backend" in given:
+        return codec.from_json(Plan, given)
+    return codec.from_json(TrainPlan, given).checked()
+
+
+def _plan(plan: "Plan | TrainPlan | None") -> "Plan | None":
+    from suanli.base.plan import Plan
+
+    if plan is not None and not isinstance(plan, Plan):
+        raise BadInputError("this is a plan of training", next_step="add --train")
+    return plan
+
+
+def _train_plan(plan: "Plan | TrainPlan | None") -> "TrainPlan | None":
+    from suanli.base.train_plan import TrainPlan
+
+    if plan is not None and not isinstance(plan, TrainPlan):
+        raise BadInputError("this is a plan of inference", next_step="leave --train out")
+    return plan
+
+
+def _plain(device: str) -> "TrainPlan":
+    """What a plain PyTorch loop does."""
+    from suanli.base.train_plan import TrainPlan
+
+    return TrainPlan(device=device)
+
+
+def _device(wanted: str) -> str:
+    from suanli.devices import device
+
+    if wanted == "auto":
+        import torch
+
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    device(wanted)
+    return wanted
+
+
+def _ceilings(device: str, on_event: Listener) -> "Ceilings | None":
+    """The device's ceilings, measured now where they are not known."""
+    from suanli.measure.ceilings import ceilings
+
+    def say(text: str) -> None:
+        on_event(Event(kind="step", text=f"measuring {device}, up to 25 s: {text}"))
+
+    try:
+        return ceilings(device, progress=say)
+    except SuanliError as error:
+        on_event(Event(kind="note", text=f"no ceilings: {error}"))
+        return None
+
+
+def _compiler() -> bool:
+    """Whether torch.compile can make code for this machine."""
+    from suanli.base.compiler import find_compiler
+
+    return find_compiler() is not None

@@ -1,0 +1,215 @@
+"""Joins what a profiler saw with what was counted: call for call, in the order of both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from suanli.base.work import Operator, Phase
+from suanli.profiling.recording import Node, Recording
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# A counted operator that no call matches is passed over when one of the next so many does match.
+_WINDOW = 12
+# Calls that also run inside others' kernels: to skip counted operators for them would be rash.
+_COMMON = _names("copy fill zero clone _to_copy add mul sum div sub empty zeros resize contiguous")
+# Calls that move nothing and compute nothing: their time is dispatch.
+_NOTHING = _names(
+    """empty empty_like empty_strided new_empty new_empty_strided resize set detach alias view
+    reshape _reshape_alias as_strided expand permute transpose t unsqueeze squeeze select slice
+    narrow unbind split split_with_sizes chunk unflatten flatten view_as expand_as _unsafe_view
+    result_type is_nonzero lift lift_fresh to type_as item _local_scalar_dense size stride
+    resolve_conj resolve_neg _conj numpy_T movedim _has_same_storage_numel is_same_size
+    requires_grad"""
+)
+_FRAMES = (
+    "autograd",
+    "Optimizer.",
+    "enumerate(DataLoader)",
+    "Torch-Compiled",
+    "TorchDynamo",
+    "Pregraph",
+    "AOTDispatcher",
+    "## Call",
+)
+# A call whose insides take this part of its time is a frame around them.
+_MOSTLY = 0.5
+_MOVES_TO = ("Memcpy HtoD", "Memcpy DtoH", "[CUDA memcpy HtoD]", "[CUDA memcpy DtoH]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A call that computes, with what it computes.
+
+    Attributes:
+        node: The call.
+        operator: What was counted of it; None for what the count does not know.
+        phase: Part of the step.
+        module: Path of the module, of a call that was not counted its neighbour's.
+        ms: Its time, without the profiler's own cost: on the device where there is one.
+        index: Position of `operator` among those counted; -1 without.
+    """
+
+    node: Node
+    operator: Operator | None
+    phase: Phase
+    module: str
+    ms: float
+    index: int = -1
+
+
+def plain_name(name: str) -> str:
+    """A call's name as operators are called: no namespace, no in-place mark, one for attention."""
+    short = name.rpartition("::")[2]
+    if short.endswith("_") and not short.endswith("__"):
+        short = short[:-1]
+    if short.startswith("_scaled_dot_product"):
+        short = "scaled_dot_product_attention" + "_backward" * short.endswith("_backward")
+    return short
+
+
+def join(recording: Recording, operators: Sequence[Operator]) -> list[Joined]:
+    """Match the calls of a recorded step with the operators of the same step.
+
+    Both lists are in execution order. A call that is the next operator takes it, whatever is
+    inside; any other call is opened and its insides are matched. A call with nothing matched
+    inside stands for itself when it computes something, as conversions do.
+
+    Args:
+        recording: One step.
+        operators: As counted on the same step; those of the update are left out of the matching,
+            which is one kernel in one plan and hundreds in another.
+    """
+    calls, counted = _turns_of_calls(recording), _turns_of_operators(operators)
+    if [phase for phase, _ in calls] != [phase for phase, _ in counted]:
+        calls, counted = _merged(calls), _merged(counted)
+    by_turn = dict(enumerate(counted))
+    found: list[Joined] = []
+    for turn, (phase, roots) in enumerate(calls):
+        match = by_turn.get(turn)
+        state = _State(match[1] if match is not None and match[0] == phase else [])
+        found += [joined for root in roots for joined in _visit(root, phase, state)]
+    for root in recording.roots:
+        if root.part == "optimizer":
+            found += _alone(root, "optimizer", "")
+    return found
+
+
+_Turns = list[tuple[Phase, list[Any]]]
+
+
+def _turns_of_calls(recording: Recording) -> _Turns:
+    """Outermost calls by pass: micro-batches go forward and backward in turn."""
+    turns: _Turns = []
+    for root in recording.roots:
+        phase: Phase = "backward" if root.part == "backward" else "forward"
+        if root.part in ("forward", "backward"):
+            _append(turns, phase, root)
+    return turns
+
+
+def _turns_of_operators(operators: Sequence[Operator]) -> _Turns:
+    turns: _Turns = []
+    for index, op in enumerate(operators):
+        if op.phase != "optimizer" and op.flops + op.bytes_read + op.bytes_written > 0:
+            _append(turns, op.phase, (index, op))
+    return turns
+
+
+def _append(turns: _Turns, phase: Phase, item: object) -> None:
+    if not turns or turns[-1][0] != phase:
+        turns.append((phase, []))
+    turns[-1][1].append(item)
+
+
+def _merged(turns: _Turns) -> _Turns:
+    phases = list(dict.fromkeys(phase for phase, _ in turns))
+    return [(p, [item for phase, items in turns if phase == p for item in items]) for p in phases]
+
+
+class _State:
+    """The operators of a pass that have not been met yet."""
+
+    def __init__(self, expected: list[tuple[int, Operator]]) -> None:
+        self._expected, self._at = expected, 0
+        self.module = ""
+
+    def take(self, name: str) -> tuple[int, Operator] | None:
+        """The next operator if it has this name, or one soon after."""
+        window = 1 if name in _COMMON else _WINDOW
+        for place in range(self._at, min(self._at + window, len(self._expected))):
+            index, operator = self._expected[place]
+            if operator.name == name:
+                self._at = place + 1
+                self.module = operator.module
+                return index, operator
+        return None
+
+
+def _visit(node: Node, phase: Phase, state: _State) -> list[Joined]:
+    taken = state.take(plain_name(node.name))
+    if taken is not None:
+        index, operator = taken
+        return [_joined(node, operator, phase, operator.module, index)]
+    inside = [found for child in node.children for found in _visit(child, phase, state)]
+    if any(found.operator is not None for found in inside):
+        return inside
+    return _alone(node, phase, state.module)
+
+
+def _alone(node: Node, phase: Phase, module: str) -> list[Joined]:
+    """A call that nothing was counted for: what computes inside it, or itself."""
+    name = plain_name(node.name)
+    inside = [found for child in node.children for found in _alone(child, phase, module)]
+    nothing = name in _NOTHING or name.startswith(_FRAMES)
+    if nothing or (inside and sum(j.node.ms for j in inside) >= _MOSTLY * node.ms):
+        return inside
+    return [_joined(node, None, phase, module, -1)]
+
+
+def _joined(node: Node, operator: Operator | None, phase: Phase, module: str, index: int) -> Joined:
+    ms = node.device_ms or node.ms
+    return Joined(node=node, operator=operator, phase=phase, module=module, ms=ms, index=index)
+
+
+def brought_to(found: list[Joined], recording: Recording, step_ms: float) -> list[Joined]:
+    """The same with the times that they have in an undisturbed step.
+
+    What recording added to the step is taken out evenly, call by call. A step that was faster while
+    it was recorded met another state of the machine: its times grow with the step.
+
+    Args:
+        found: Joined calls of `recording`.
+        recording: The step that they are of.
+        step_ms: The undisturbed step.
+    """
+    least = 0.1  # of the time: what is left to a call that does next to nothing
+    cost_ms = max(0.0, recording.ms - step_ms) / max(1, recording.calls)
+    slower = max(1.0, step_ms / recording.ms) if recording.ms > 0 else 1.0
+    return [
+        replace(j, ms=slower * max(j.ms - cost_ms * j.node.calls, least * j.ms))
+        if not j.node.device_ms  # a device's times are its own
+        else j
+        for j in found
+    ]
+
+
+def transfers(recording: Recording) -> Iterator[tuple[str, float]]:
+    """Name and milliseconds of each copy between host and device."""
+    for run in recording.device:
+        if run.name.startswith(_MOVES_TO):
+            yield run.name, run.end_ms - run.start_ms
+
+
+def busy_ms(recording: Recording, start_ms: float, end_ms: float) -> float:
+    """Milliseconds of a span in which the device ran something."""
+    total, reached = 0.0, start_ms
+    for run in recording.device:
+        begin, end = max(run.start_ms, reached), min(run.end_ms, end_ms)
+        if end > begin:
+            total += end - begin
+            reached = end
+    return total

@@ -1,0 +1,249 @@
+"""Memory of a step by kind: what torch's allocator gave, and what the cost model expected."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from suanli.base.errors import SuanliError
+from suanli.base.memory import MemoryUse
+from suanli.base.plan import Plan
+from suanli.base.profile_results import MemoryProfile
+from suanli.base.train_plan import TrainPlan
+from suanli.base.work import Work
+from suanli.cost.memory import Held, memory_use
+from suanli.cost.model_shape import model_shape
+from suanli.devices import device as find_device
+from suanli.measure.footprint import footprint
+from suanli.predicting.subject import STATES
+from suanli.profiling._stderr import without_stderr
+from suanli.profiling.stopwatch import Part
+from suanli.profiling.subjects import Subject
+
+_GRAD, _MARK = "suanli.grad:", "suanli.memory:"
+
+
+def memory_profile(subject: Subject, work: Work | None) -> MemoryProfile | None:
+    """Measure one step's memory, and predict it.
+
+    The measurement counts what goes through torch: libraries that allocate for themselves, as
+    OpenVINO does, show in `process_bytes` only.
+
+    Args:
+        subject: Warmed up, its conditions in force.
+        work: Of the step as written.
+
+    Returns:
+        None where nothing of the step goes through torch.
+    """
+    if subject.layers is not None:
+        return None
+    where = find_device(subject.device)
+    where.reset_peak_memory()
+    found = _on_cuda(subject) if subject.device.startswith("cuda") else _on_cpu(subject)
+    kinds = {f"{kind}_bytes": int(size) for kind, size in found.items()}
+    return MemoryProfile(
+        **kinds,
+        total_bytes=sum(kinds.values()),
+        predicted=_predicted(subject, work) if work is not None else None,
+        process_bytes=where.memory().peak,
+    )
+
+
+def _models(subject: Subject) -> list[nn.Module]:
+    own = [subject.stepper.model] if subject.stepper is not None else []
+    return [*own, *subject.watched]
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages, each once."""
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(sizes.values())
+
+
+def _weights(subject: Subject) -> int:
+    return _storages(t for m in _models(subject) for t in (*m.parameters(), *m.buffers()))
+
+
+def _states(subject: Subject) -> int:
+    if subject.stepper is None:
+        return 0
+    values = [v for state in subject.stepper.optimizer.state.values() for v in state.values()]
+    return _storages(v for v in values if isinstance(v, torch.Tensor))
+
+
+def _on_cuda(subject: Subject) -> dict[str, int]:
+    torch.cuda.synchronize(subject.device)
+    torch.cuda.reset_peak_memory_stats(subject.device)
+    subject.step(_unheard)
+    torch.cuda.synchronize(subject.device)
+    peak = torch.cuda.max_memory_allocated(subject.device)
+    parameters = [p for m in _models(subject) for p in m.parameters()]
+    gradients = _storages(p.grad for p in parameters if p.grad is not None)
+    weights, states = _weights(subject), _states(subject)
+    rest = max(0, peak - weights - states - gradients)
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": states,
+        "activations": rest,
+        "workspace": 0,
+    }
+
+
+def _unheard(part: Part) -> None:
+    return None
+
+
+def _on_cpu(subject: Subject) -> dict[str, int]:
+    """Follow the allocator through one step by the profiler's memory events."""
+    parameters = {id(p): p for m in _models(subject) for p in m.parameters()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for parameter in parameters.values():
+            if parameter.requires_grad and parameter.is_leaf:
+                hook: Any = parameter.register_post_accumulate_grad_hook
+                handle = hook(_note_gradient)
+                stack.callback(handle.remove)
+        # it warns of blocks from before the recording, of which only the release is seen
+        stack.enter_context(without_stderr())
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        profile = stack.enter_context(
+            torch.profiler.profile(activities=activities, profile_memory=True)
+        )
+        _note(_MARK + "begin")
+        subject.step(_unheard)
+        _note(_MARK + "end")
+    weights, states = _weights(subject), _states(subject)
+    inputs = 0 if subject.training else subject.input_bytes
+    peak = _peak(_raw_events(profile), weights + states + inputs)
+    rest = max(0, peak.total - weights - states - peak.gradients - peak.workspace)
+    return {
+        "weights": weights,
+        "gradients": peak.gradients,
+        "optimizer": states,
+        "activations": rest,
+        "workspace": peak.workspace,
+    }
+
+
+def _note(name: str) -> None:
+    with torch.profiler.record_function(name):
+        pass
+
+
+def _note_gradient(parameter: torch.Tensor) -> None:
+    if parameter.grad is not None:
+        _note(f"{_GRAD}{parameter.grad.untyped_storage().nbytes()}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawEvent:
+    """One event of the profiler: an allocation (`size` above 0), a release, or a call."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The fullest moment: all that is live, gradients among it, scratch space among it."""
+
+    total: int
+    gradients: int
+    workspace: int
+
+
+def _raw_events(profile: Any) -> list[RawEvent]:
+    found = []
+    for event in profile.profiler.kineto_results.events():
+        start = int(event.start_ns())
+        memory = event.name() == "[memory]"
+        found.append(
+            RawEvent(
+                name=event.name(),
+                start_ns=start,
+                end_ns=start if memory else start + int(event.duration_ns()),
+                size=int(event.nbytes()) if memory else 0,
+            )
+        )
+    return found
+
+
+def _peak(events: Sequence[RawEvent], before: int) -> Peak:
+    """The step's fullest moment.
+
+    Scratch space is what is live then and gone when the operator that runs then is over.
+
+    Args:
+        events: Of one step between its two marks, in any order.
+        before: Bytes that were there when it began.
+    """
+    begin = next(e.end_ns for e in events if e.name == _MARK + "begin")
+    end = next(e.start_ns for e in events if e.name == _MARK + "end")
+    inside = sorted((e for e in events if begin <= e.start_ns <= end), key=lambda e: e.start_ns)
+    now, most, at = before, before, begin
+    for event in inside:
+        now += event.size
+        if now > most:
+            most, at = now, event.start_ns
+    gradients = sum(
+        int(e.name.removeprefix(_GRAD))
+        for e in inside
+        if e.name.startswith(_GRAD) and e.start_ns <= at
+    )
+    running = [e for e in inside if e.name.startswith("aten::") and e.start_ns <= at < e.end_ns]
+    workspace = 0
+    if running:
+        over = min(running, key=lambda e: e.start_ns).end_ns
+        after = sum(e.size for e in inside if e.size and at < e.start_ns <= over)
+        workspace = max(0, -after)
+    return Peak(total=most, gradients=gradients, workspace=workspace)
+
+
+def _predicted(subject: Subject, work: Work) -> MemoryUse | None:
+    example, plan = subject.example, subject.plan
+    if subject.model is None or example is None:
+        return None
+    cpu, model, args = plan.device == "cpu", subject.model, example.args
+    if isinstance(plan, TrainPlan) and plan.kernels and subject.watched:
+        model, args = subject.watched[0], tuple(map(_as_image, args))  # with its kernels in place
+    try:
+        followed = footprint(
+            model,
+            args,
+            example.kwargs,
+            batch=subject.batch,
+            training=subject.training,
+            loss=example.loss,
+            targets=example.targets,
+            precision=plan.precision if not _autocast_inference(plan) else "fp32",
+            cpu=cpu,
+        )
+    except SuanliError:
+        return None
+    copies = 0.0
+    if isinstance(plan, TrainPlan) and plan.optimizer_kernel == "foreach":
+        copies = 1.0 if example.optimizer.startswith("adam") or example.decay else 0.0
+    held = Held(states=STATES.get(example.optimizer, 0), update_copies=copies)
+    return memory_use(followed, model_shape(work), held)
+
+
+def _as_image(tensor: Any) -> Any:
+    """Fused kernels take images channels last."""
+    if isinstance(tensor, torch.Tensor) and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+def _autocast_inference(plan: Plan | TrainPlan) -> bool:
+    return isinstance(plan, Plan) and bool(plan.options.get("autocast"))
