@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from suanli.api import doctor, export, load, optimize, rebuild, run, train
     from suanli.api_predict import predict
     from suanli.api_profile import profile
+    from suanli.api_report import report
     from suanli.engines.engine import Engine
     from suanli.workloads.record import Workload
 
@@ -20,6 +21,7 @@ _HOMES = {
     "load": "suanli.api",
     "predict": "suanli.api_predict",
     "profile": "suanli.api_profile",
+    "report": "suanli.api_report",
     "run": "suanli.api",
     "rebuild": "suanli.api",
     "export": "suanli.api",
@@ -39,6 +41,7 @@ __all__ = [
     "predict",
     "profile",
     "rebuild",
+    "report",
     "run",
     "train",
 ]

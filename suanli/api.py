@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from suanli.base import schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
+from suanli.base.events_log import EventsLog
 from suanli.base.hardware import BackendStatus, Ceilings, DeviceInfo
 from suanli.base.results import (
     DoctorResult,
@@ -143,7 +144,10 @@ def optimize(
     asked = OptimizeOptions(**options).checked()
     workload = model if isinstance(model, Workload) else of_module(model, inputs)
     module = admitted(workload, asked.step_batch)
-    return Optimizer(workload, module, _request(asked), on_event).run()
+    with EventsLog(asked.out, verb="optimize", workload=workload.name, listener=on_event) as told:
+        engine = Optimizer(workload, module, _request(asked), told).run()
+        told.finish(engine.result)
+    return engine
 
 
 def optimize_workload(
@@ -185,10 +189,11 @@ def optimize_workload(
         input_dtype=input_dtype,
     )
     module = admitted(workload, asked.step_batch)
-    engine = Optimizer(workload, module, _request(asked), on_event).run()
-    result = engine.result
+    with EventsLog(asked.out, verb="optimize", workload=ref, listener=on_event) as told:
+        engine = Optimizer(workload, module, _request(asked), told).run()
+        told.finish(engine.result)
     engine.close()
-    return result
+    return engine.result
 
 
 def load(folder: str | os.PathLike[str], *, trust: bool = False) -> "Engine":

@@ -9,11 +9,19 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from suanli import __version__, cli_engines, cli_kernel, cli_predict, cli_profile, cli_queue
+from suanli import (
+    __version__,
+    cli_engines,
+    cli_kernel,
+    cli_predict,
+    cli_profile,
+    cli_queue,
+    cli_report,
+)
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
 from suanli.cli_output import EXIT_STOPPED as _EXIT_STOPPED
 from suanli.cli_output import WORKLOAD as _WORKLOAD
-from suanli.cli_output import Budget, Json
+from suanli.cli_output import Budget, Json, Report, check_report
 from suanli.cli_output import examples as _examples
 from suanli.cli_output import print_result as _print
 from suanli.cli_output import write_json as _write_json
@@ -154,6 +162,7 @@ def optimize(  # noqa: PLR0913, PLR0917
     ] = None,
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Find the fastest verified engine for inference.
@@ -164,6 +173,7 @@ def optimize(  # noqa: PLR0913, PLR0917
     from suanli import api
     from suanli.reports import text
 
+    check_report(report)
     with text.Live(quiet=as_json) as live:
         result = api.optimize_workload(
             workload,
@@ -187,7 +197,7 @@ def optimize(  # noqa: PLR0913, PLR0917
             input_dtype=input_dtype,
             on_event=live.event,
         )
-    _print(result, as_json, text.optimize)
+    _print(result, as_json, text.optimize, report)
     if result.interrupted:
         raise typer.Exit(_EXIT_STOPPED)
 
@@ -288,6 +298,7 @@ def train(  # noqa: PLR0913, PLR0917
     ] = False,
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Train with the fastest verified plan, and never lose work.
@@ -299,6 +310,7 @@ def train(  # noqa: PLR0913, PLR0917
     from suanli.reports.training import train as show
     from suanli.training.calls import TrainOptions, train_workload
 
+    check_report(report)
     options = TrainOptions(
         plan=plan,
         epochs=epochs,
@@ -325,7 +337,7 @@ def train(  # noqa: PLR0913, PLR0917
     with text.Live(quiet=as_json or not first) as live:
         result = train_workload(workload, options, data=data, on_event=live.event)
     if first:
-        _print(result, as_json, show)
+        _print(result, as_json, show, report)
     if result.interrupted:
         raise typer.Exit(_EXIT_STOPPED)
 
@@ -344,6 +356,7 @@ cli_predict.register(app)
 cli_profile.register(app)
 cli_kernel.register(app)
 cli_queue.register(app)
+cli_report.register(app)
 
 
 def main() -> None:

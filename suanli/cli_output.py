@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,12 @@ WORKLOAD = typer.Argument(
 )
 Budget = Annotated[float, typer.Option(metavar="SECONDS", help="Time for all of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", metavar="FILE", help="Write it as an HTML page too.", show_default=False
+    ),
+]
 
 EXIT_STOPPED = 130  # what a shell gives for a command that Ctrl-C ended
 
@@ -22,12 +29,29 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-def print_result(result: Any, as_json: bool, render: Any) -> None:
-    """Print a verb's result as JSON, or as `render` does."""
+def print_result(result: Any, as_json: bool, render: Any, report: Path | None = None) -> None:
+    """Print a verb's result as JSON, or as `render` does; write it as a page where one is named."""
     if as_json:
         write_json(result)
     else:
         render(result)
+    if report is not None:
+        from suanli import api_report
+
+        api_report.report(result, report)
+        typer.echo(f"The report is in {report}", err=True)
+
+
+def check_report(report: Path | None) -> None:
+    """Refuse a report that could not be written before the work is done.
+
+    Raises:
+        BadInputError: It is a folder, or no HTML file's name.
+    """
+    if report is not None:
+        from suanli.reports.html.report import check_target
+
+        check_target(report)
 
 
 def write_json(record: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from suanli.cli_output import Json, examples, print_result
+from suanli.cli_output import Json, Report, check_report, examples, print_result
 
 _WHAT = typer.Argument(
     metavar="WORKLOAD|ENGINE|RUN",
@@ -57,6 +57,7 @@ def profile(  # noqa: PLR0913, PLR0917
     trust: Annotated[
         bool, typer.Option("--trust", help="Run code of an engine made by somebody else.")
     ] = False,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Say where a step's time goes, and what to change.
@@ -67,6 +68,7 @@ def profile(  # noqa: PLR0913, PLR0917
     from suanli.api_profile import profile as run
     from suanli.reports import profile_text, text
 
+    check_report(report)
     with text.Live(quiet=as_json) as live:
         result = run(
             what,
@@ -81,4 +83,4 @@ def profile(  # noqa: PLR0913, PLR0917
             trust=trust,
             on_event=live.event,
         )
-    print_result(result, as_json, profile_text.profile)
+    print_result(result, as_json, profile_text.profile, report)

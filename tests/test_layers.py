@@ -29,12 +29,14 @@ LAYERS = {
     "api_predict": 7,
     "api_queue": 7,
     "api_profile": 7,
+    "api_report": 7,
     "cli_output": 8,
     "cli_kernel": 9,
     "cli_engines": 9,
     "cli_predict": 9,
     "cli_queue": 9,
     "cli_profile": 9,
+    "cli_report": 9,
     "cli": 10,
     "__main__": 11,
 }
@@ -150,6 +152,7 @@ def test_public_names() -> None:
         "predict",
         "profile",
         "rebuild",
+        "report",
         "run",
         "train",
     }

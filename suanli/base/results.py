@@ -221,6 +221,44 @@ class TrustResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportResult:
+    """What `suanli report` wrote.
+
+    Attributes:
+        output: The page.
+        size_bytes: Its size.
+        results: What it shows, top to bottom, such as "optimize resnet50".
+    """
+
+    schema: SchemaName
+    verb: str
+    workload: str | None
+    device: DeviceInfo
+    environment: Environment
+    output: str
+    size_bytes: int
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UiResult:
+    """Where `suanli ui` serves; printed when it begins.
+
+    Attributes:
+        url: The address to open, with the key that opens it.
+        folder: What is shown.
+    """
+
+    schema: SchemaName
+    verb: str
+    workload: str | None
+    device: DeviceInfo
+    environment: Environment
+    url: str
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ErrorResult:
     """What a verb prints with `--json` when it fails.
 

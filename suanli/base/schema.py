@@ -14,9 +14,11 @@ from suanli.base.results import (
     ErrorResult,
     ExportResult,
     OptimizeResult,
+    ReportResult,
     RunResult,
     SchemaName,
     TrustResult,
+    UiResult,
     WorkloadsResult,
 )
 from suanli.base.train_plan import TrainPlan
@@ -38,10 +40,12 @@ RECORDS: dict[str, type] = {
     "predict": PredictResult,
     "profile": ProfileResult,
     "queue": QueueResult,
+    "report": ReportResult,
     "run": RunResult,
     "train": TrainResult,
     "train-plan": TrainPlan,
     "trust": TrustResult,
+    "ui": UiResult,
     "workloads": WorkloadsResult,
 }
 

@@ -14,6 +14,7 @@ from torch import nn
 from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
+from suanli.base.events_log import EventsLog
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
@@ -155,7 +156,19 @@ def train_workload(
     request = _request(asked, recipe)
     if asked.tune and not asked.resume:
         recipe = _tuned(recipe, request, asked.tune, on_event)
-    return Trainer(recipe, request, on_event).run()[0]
+    return _followed(recipe, request, on_event).result
+
+
+def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run":
+    """Train, with the events kept beside the run's folder for those who look on."""
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    out = request.out if first else None
+    with EventsLog(
+        out, verb="train", workload=recipe.name, listener=listener, append=request.resume
+    ) as told:
+        result, model = Trainer(recipe, request, told).run()
+        told.finish(result)
+    return Run(model=model, result=result)
 
 
 def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listener) -> Recipe:
@@ -189,11 +202,11 @@ def train_module(
         recipe = model if isinstance(model, Recipe) else as_written(model)
     else:
         recipe = _recipe_of(model, data, loss, rest, asked)
-    result, trained = Trainer(recipe, _request(asked, recipe), on_event).run()
+    run = _followed(recipe, _request(asked, recipe), on_event)
     if isinstance(model, nn.Module):
-        model.load_state_dict(trained.state_dict())
-        trained = model.eval()
-    return Run(model=trained, result=result)
+        model.load_state_dict(run.model.state_dict())
+        run = replace(run, model=model.eval())
+    return run
 
 
 def _recipe_of(

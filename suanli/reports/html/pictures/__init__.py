@@ -1,0 +1,1 @@
+"""Pictures as SVG, drawn here so that a page shows them without any script."""

@@ -1,0 +1,77 @@
+"""Records to a page: which verb shows what, and writing it."""
+
+import datetime
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from suanli.base.errors import BadInputError
+from suanli.base.files import write_atomic
+from suanli.base.kernel_results import KernelCheckResult, KernelExplainResult, KernelTuneResult
+from suanli.base.predict_results import ChooseResult, PredictResult
+from suanli.base.profile_results import ProfileResult
+from suanli.base.results import DoctorResult, OptimizeResult
+from suanli.base.train_results import TrainResult
+from suanli.reports.html.page import page
+from suanli.reports.html.section import Section
+from suanli.reports.html.verbs import kernel, machine, optimize, predict, profile, train
+from suanli.reports.subjects import Subject
+
+_SECTIONS: dict[type[Any], Callable[[Any], Section]] = {
+    DoctorResult: machine.section,
+    OptimizeResult: optimize.section,
+    ProfileResult: profile.section,
+    PredictResult: predict.section,
+    ChooseResult: predict.ranking,
+    KernelExplainResult: kernel.explain,
+    KernelCheckResult: kernel.check,
+    KernelTuneResult: kernel.tune,
+}
+
+
+def section(subject: Subject) -> Section:
+    """What a page shows of one result."""
+    if isinstance(subject.record, TrainResult):
+        return train.section(subject.record, subject.history)
+    return _SECTIONS[type(subject.record)](subject.record)
+
+
+def html(subjects: Sequence[Subject], *, made: datetime.datetime | None = None) -> str:
+    """One page of some results.
+
+    Args:
+        subjects: Top to bottom.
+        made: When; now where it is not given.
+    """
+    when = made or datetime.datetime.now(datetime.UTC)
+    return page([section(s) for s in subjects], made=f"{when:%Y-%m-%d %H:%M} UTC")
+
+
+def write(subjects: Sequence[Subject], target: Path) -> int:
+    """Write one page, whole or not at all.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        BadInputError: The file cannot be written.
+    """
+    check_target(target)
+    content = html(subjects).encode()
+    try:
+        write_atomic(target, content)
+    except OSError as error:
+        raise BadInputError(f"cannot write {target}: {error.strerror or error}") from None
+    return len(content)
+
+
+def check_target(target: Path) -> None:
+    """Refuse a place that no page can be written to, before any work is done.
+
+    Raises:
+        BadInputError: It is a folder, or no page's name.
+    """
+    if target.is_dir():
+        raise BadInputError(f"{target} is a folder", next_step="give a file such as report.html")
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise BadInputError(f"{target} must end in .html", next_step="such as report.html")
