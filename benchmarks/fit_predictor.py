@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers
 from benchmarks.predictor.data import OperatorSet
 from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
-from benchmarks.predictor.zeus import power_errors, power_rows
+from benchmarks.predictor.zeus import power_errors, power_rows, zeus_steps
 from suanli.base.prediction import ParallelLayout
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters
@@ -42,7 +42,7 @@ def _knob(*path: str, prior: float, width: float = 0.5) -> Knob:
 OPERATOR_KNOBS: tuple[Knob, ...] = (
     *(
         _knob("products", unit, name, prior=prior)
-        for unit, sizes in (("vector", (10.0, 40.0)), ("tensor", (20.0, 100.0)))
+        for unit, sizes in (("vector", (10.0, 8.0)), ("tensor", (20.0, 100.0)))
         for name, prior in (
             ("tile_half", sizes[0]),
             ("sum_fill", sizes[1]),
@@ -75,19 +75,24 @@ OPERATOR_KNOBS: tuple[Knob, ...] = (
 STEP_KNOBS: tuple[Knob, ...] = (
     _knob("convolution_fraction", "vector", prior=0.95, width=0.3),
     _knob("convolution_fraction", "tensor", prior=0.75, width=0.3),
+    _knob("gradient_fraction", prior=0.85, width=0.2),
     _knob("grouped_fraction", prior=0.25),
     _knob("autocast_traffic", prior=1.3, width=0.3),
     _knob("layout_traffic", prior=2.0, width=0.3),
+    _knob("layout_gradient_traffic", prior=3.0, width=0.3),
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
     _knob("sustained", "vector", prior=0.97, width=0.05),
-    _knob("host_forward_s", prior=2.5e-5, width=0.15),
-    _knob("host_backward_s", prior=4e-5, width=0.15),
+    _knob("grouped_gradient_fraction", prior=0.15),
+    _knob("winograd_gain", prior=1.6, width=0.2),
+    _knob("host_forward_s", prior=3e-5, width=0.3),
+    _knob("host_backward_s", prior=4e-5, width=0.3),
+    _knob("host_update_s", prior=4e-5),
+    _knob("host_generation", prior=1.25, width=0.15),
     *(
         _knob("capability", capability, name, prior=1.0, width=width)
         for capability in ("7.0", "8.0", "8.6", "8.9")
         for name, width in (("tensor", 0.12), ("bandwidth", 0.1))
-        if (capability, name) not in (("8.6", "tensor"), ("8.9", "tensor"))
     ),
     _knob("clock", "raised", prior=1.1, width=0.1),
 )
@@ -128,10 +133,22 @@ _KERNELS: dict[int, Kernels] = {}
 def step_error(step: jobs.Step, p: Parameters) -> float:
     """log(predicted / measured) of a whole step."""
     if id(step) not in _KERNELS:
-        _KERNELS[id(step)] = kernels_of(step.work, step.how)
+        _KERNELS[id(step)] = compact(kernels_of(step.work, step.how))
     kernels = _KERNELS[id(step)]
-    device_s, idle_s = step_seconds(kernels, kernel_terms(kernels, step.gpu, p, step.how.dtype), p)
+    terms = kernel_terms(kernels, step.gpu, p, step.how.dtype)
+    device_s, idle_s = step_seconds(kernels, terms, step.gpu, p)
     return math.log((device_s + idle_s) / step.seconds)
+
+
+def compact(kernels: Kernels) -> Kernels:
+    """The same step with equal kernels counted instead of repeated: as long, faster to price."""
+    columns = dict(kernels.columns, operator=np.zeros_like(kernels["operator"]))
+    names = [name for name in columns if name != "repeat"]
+    rows = np.stack([columns[name] for name in names])
+    unique, which = np.unique(rows, axis=1, return_inverse=True)
+    repeat = np.bincount(which.ravel(), columns["repeat"])
+    found = {name: unique[i] for i, name in enumerate(names)}
+    return dataclasses.replace(kernels, columns={**found, "repeat": repeat})
 
 
 def layout_error(
@@ -179,14 +196,16 @@ def fit_operators(start: File, without: Collection[str] = (), most: int = 60) ->
     return fit(start, OPERATOR_KNOBS, lambda p: [operator_errors(s, p) for s in sets], steps=8)
 
 
-def fit_steps(start: File, without: Collection[str] = (), most: int = 40) -> File:
+def fit_steps(start: File, without: Collection[str] = (), most: int = 60) -> File:
     """Stage 2, without the cards named."""
     groups = [
         few([s for s in rows if s.gpu.name not in without], most)
         for rows in (
             training_jobs.published_steps(),
             jobs.timm_steps(),
+            jobs.timm_training_steps(),
             jobs.torchvision_steps(),
+            zeus_steps(),
         )
     ]
     return fit(

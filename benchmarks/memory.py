@@ -1,6 +1,6 @@
 """Predicted against measured peak memory of a step on this CPU, for the built-in workloads.
 
-    python benchmarks/memory.py [--batch 4] [--workload NAME ...] [--out FILE]
+    python -m benchmarks.memory [--batch 4] [--workload NAME ...] [--out FOLDER]
 
 Measured is what torch's CPU allocator hands out and takes back during one eager step, read from
 the profiler's memory events (the first step is left out), on top of weights and inputs. It is not
@@ -77,8 +77,6 @@ def _held(step: object) -> int:
     model = cells["model"]
     tensors = [*model.parameters(), *model.buffers()]
     tensors += tensors_in([cells["args"], cells["kwargs"]])
-    if cells.get("workload") is not None and cells["workload"].loss is not None:
-        tensors += tensors_in(cells.get("labels"))
     return moved_bytes(tensors)
 
 
@@ -122,6 +120,21 @@ def show(row: Row) -> None:
     )
 
 
+def table(found: list[Row]) -> str:
+    """The rows as people read them."""
+    lines = [
+        "| workload | step | batch | predicted | measured | error |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.workload} | {row.mode}, {row.dtype} | {row.batch} | "
+        f"{units.size(row.predicted_bytes)} | {units.size(row.measured_bytes)} | "
+        f"{100 * row.error:+.1f} % |"
+        for row in found
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
@@ -133,7 +146,10 @@ def main() -> int:
     within = sum(abs(row.error) <= _AIM for row in found)
     print(f"{within} of {len(found)} within {_AIM:.0%}")
     if arguments.out:
-        arguments.out.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        record = {"schema": "suanli.memory-errors/1", "rows": [asdict(row) for row in found]}
+        (arguments.out / "memory.json").write_text(json.dumps(record, indent=1) + "\n")
+        (arguments.out / "memory.md").write_text(table(found))
     return 0
 
 

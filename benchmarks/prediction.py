@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ import numpy as np
 from benchmarks import fit_predictor as fits
 from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers, zeus
 from benchmarks.predictor.fitting import Knob, as_parameters, fit, stored
+from benchmarks.predictor.lines import (
+    Line,
+    calibrated,
+    judged_anew,
+    line,
+    markdown,
+    summary,
+)
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.cost.counts import Counts, step_of_counts_s
 from suanli.cost.gpu_rates import peak_flops
@@ -29,67 +37,7 @@ from suanli.cost.intervals import spread_of
 from suanli.cost.parameters import Parameters
 from suanli.cost.predictor import predict_operators, simplest_bound_ms
 
-_NINETY = 1.645
 _RESULTS = Path(__file__).parent / "results"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of the table.
-
-    Attributes:
-        data: The set, as the table of targets names it.
-        target: Median absolute error to reach.
-        case: What was left out.
-        rows: How many measurements.
-        error: Median of |predicted / measured - 1|.
-        bias: Median of predicted / measured.
-        coverage: Part of the measurements inside the 90 % interval.
-        reach: Ninth decile of |log(predicted / measured)|.
-        kind: Which spread of the parameter file its interval rests on.
-        beside: Name -> median absolute error of a simpler rule.
-    """
-
-    data: str
-    target: float
-    case: str
-    rows: int
-    error: float
-    bias: float
-    coverage: float
-    reach: float
-    kind: str
-    beside: dict[str, float] = field(default_factory=dict)
-
-
-def line(
-    name: str,
-    target: float,
-    case: str,
-    errors: Any,
-    spread: Any,
-    beside: dict[str, Any],
-    kind: str = "transfer",
-) -> Line:
-    """From log errors to a line; `beside` holds log errors too."""
-    errors = np.asarray(errors, dtype=float)
-    return Line(
-        data=name,
-        target=target,
-        case=case,
-        rows=len(errors),
-        error=median_error(errors),
-        bias=float(np.exp(np.median(errors))),
-        coverage=float(np.mean(np.abs(errors) <= _NINETY * np.asarray(spread))),
-        reach=float(np.quantile(np.abs(errors), 0.9)),
-        kind=kind,
-        beside={key: median_error(value) for key, value in beside.items()},
-    )
-
-
-def median_error(logs: Any) -> float:
-    """Median of |ratio - 1|."""
-    return float(np.median(np.abs(np.exp(np.asarray(logs, dtype=float)) - 1.0)))
 
 
 NEUSIGHT_CARDS = (
@@ -219,6 +167,11 @@ def timm(say: Callable[[str], None]) -> Iterable[Line]:
         yield from _transfers(
             jobs.timm_steps(), "timm graphs", 0.12, data.gpu(source).name, card, p
         )
+        trained = [s for s in jobs.timm_training_steps() if s.gpu.name == card]
+        if trained:
+            errors = [fits.step_error(s, p) for s in trained]
+            name = "timm training, from the graph alone"
+            yield line(name, 0.15, card, errors, _spread(trained[0].gpu, p), {}, "base")
 
 
 def _timm_table(layout: str, source: str, target: str, tables: dict[str, Any]) -> Line:
@@ -264,9 +217,9 @@ def _transfers(
 ) -> Iterable[Line]:
     """Steps on `card` from the same job on `source`; batches may differ, samples are compared."""
     steps = list(steps)
-    here = {s.job: s for s in steps if s.gpu.name == source}
+    here = {s.job: s for s in steps if chip_of(s) == source}
     errors, rate, absolute = [], [], []
-    for there in (s for s in steps if s.gpu.name == card):
+    for there in (s for s in steps if chip_of(s) == card):
         known = here.get(there.job)
         absolute.append(fits.step_error(there, p))
         if known is None:
@@ -298,15 +251,24 @@ def published(say: Callable[[str], None]) -> Iterable[Line]:
         yield from _transfers(steps, "DeepLearningExamples", 0.15, source, card, p)
 
 
-def one_per_kind(steps: Iterable[jobs.Step]) -> list[jobs.Step]:
-    """Each job once per kind of card; the 16 and 40 GB cards stand in where they were measured."""
-    import dataclasses
+# Cards that differ in memory alone stand for one chip; each is predicted by its own sheet.
+_CHIPS = {"Tesla V100 SXM2 16GB": "Tesla V100 SXM2 32GB", "A100 SXM4 40GB": "A100 SXM4 80GB"}
 
-    stands = {"Tesla V100 SXM2 16GB": "Tesla V100 SXM2 32GB", "A100 SXM4 40GB": "A100 SXM4 80GB"}
+
+def chip_of(step: jobs.Step) -> str:
+    """The card whose chip ran the step."""
+    return _CHIPS.get(step.gpu.name, step.gpu.name)
+
+
+def one_per_kind(steps: Iterable[jobs.Step]) -> list[jobs.Step]:
+    """Each job once per kind of chip, whatever its memory; of two figures the faster.
+
+    What slowed the slower one is no property of the chip (tables of equal chips differ up to two
+    times).
+    """
     found: dict[tuple[str, str], jobs.Step] = {}
-    for step in sorted(steps, key=lambda s: s.gpu.name in stands):
-        kind = stands.get(step.gpu.name, step.gpu.name)
-        found.setdefault((step.job, kind), dataclasses.replace(step, gpu=data.sheets()[kind]))
+    for step in sorted(steps, key=lambda s: s.seconds / s.work.batch):
+        found.setdefault((step.job, chip_of(step)), step)
     return list(found.values())
 
 
@@ -416,7 +378,8 @@ def power_by_graph(say: Callable[[str], None]) -> Iterable[Line]:
     """Power and time by batch from the graph alone, the card left out of the operators' fit."""
     rows = zeus.free_rows()
     for card in sorted({r.gpu.name for r in rows}):
-        p = as_parameters(fits.fit_operators(stored_without(card), without=(card,)))
+        start = fits.fit_operators(stored_without(card), without=(card,))
+        p = as_parameters(fits.fit_steps(start, without=(card,)))
         mine = [r for r in rows if r.gpu.name == card]
         answers = [predict_operators(r.work, r.gpu, dtype="fp32", constants=p) for r in mine]
         pairs = list(zip(mine, answers, strict=True))
@@ -455,51 +418,6 @@ SETS: dict[str, Callable[[Callable[[str], None]], Iterable[Line]]] = {
 }
 
 
-def calibrated(lines: list[Line], before: dict[str, Any]) -> dict[str, Any]:
-    """Spreads that hold nine of ten left-out measurements, each line counting alike."""
-    after = dict(before)
-    for kind in ("base", "operator", "transfer", "collective", "power"):
-        reaches = [x.reach / _NINETY for x in lines if x.kind == kind]
-        if reaches:
-            after[kind] = float(f"{math.sqrt(statistics.fmean(r * r for r in reaches)):.2g}")
-    return after
-
-
-def summary(lines: list[Line]) -> str:
-    """One row per set: the mean over what was left out."""
-    head = (
-        "| data | lines | mean of the median errors | target | mean coverage |\n"
-        "|---|---|---|---|---|\n"
-    )
-    rows = []
-    for name in dict.fromkeys(x.data for x in lines):
-        mine = [x for x in lines if x.data == name]
-        error = statistics.fmean(x.error for x in mine)
-        mark = "" if error <= mine[0].target else " (missed)"
-        rows.append(
-            f"| {name} | {len(mine)} | {100 * error:.1f} % | {100 * mine[0].target:.0f} %{mark} | "
-            f"{100 * statistics.fmean(x.coverage for x in mine):.0f} % |"
-        )
-    return head + "\n".join(rows) + "\n"
-
-
-def markdown(lines: list[Line]) -> str:
-    """The table as people read it."""
-    head = (
-        "| data | left out | rows | median error | target | bias | in 90 % interval | beside |\n"
-        "|---|---|---|---|---|---|---|---|\n"
-    )
-    rows = []
-    for x in lines:
-        beside = ", ".join(f"{k} {100 * v:.0f} %" for k, v in x.beside.items() if not math.isnan(v))
-        mark = "" if x.error <= x.target else " (missed)"
-        rows.append(
-            f"| {x.data} | {x.case} | {x.rows} | {100 * x.error:.1f} % | "
-            f"{100 * x.target:.0f} %{mark} | {x.bias:.2f} | {100 * x.coverage:.0f} % | {beside} |"
-        )
-    return head + "\n".join(rows) + "\n"
-
-
 def main() -> None:
     """Make the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -516,17 +434,28 @@ def main() -> None:
         sets[name] = [asdict(x) for x in SETS[name](lambda text: print(f"  {text}", flush=True))]
         print(markdown([Line(**x) for x in sets[name]]))
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    sets = {name: sets[name] for name in SETS if name in sets}
-    text = json.dumps({"schema": "suanli.prediction-errors/1", "sets": sets}, indent=1)
-    file.write_text(text + "\n", encoding="utf-8")
-    lines = [Line(**x) for rows in sets.values() for x in rows]
+        _write(options.out, sets)
     if options.calibrate:
         parameters = stored()
-        parameters["spread"] = calibrated(lines, parameters["spread"])
+        lines = [Line(**x) for rows in sets.values() for x in rows]
+        spreads = calibrated(lines, parameters["spread"])
+        for name, rows in sets.items():
+            judged = [judged_anew(Line(**x), parameters["spread"], spreads) for x in rows]
+            sets[name] = [asdict(x) for x in judged]
+        parameters["spread"] = spreads
         fits.FILE.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+        _write(options.out, sets)
+
+
+def _write(folder: Path, sets: dict[str, Any]) -> None:
+    """The table so far, so that what was worked out is kept whatever comes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {name: sets[name] for name in SETS if name in sets}
+    text = json.dumps({"schema": "suanli.prediction-errors/1", "sets": sets}, indent=1)
+    (folder / "prediction.json").write_text(text + "\n", encoding="utf-8")
+    lines = [Line(**x) for rows in sets.values() for x in rows]
     text = summary(lines) + "\n" + markdown(lines)
-    (options.out / "prediction.md").write_text(text, encoding="utf-8")
+    (folder / "prediction.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

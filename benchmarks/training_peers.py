@@ -7,7 +7,6 @@ the same network on the same data with the same batch and optimiser.
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +22,18 @@ from suanli.training.recipe import Recipe
 from suanli.training.recipes import resolve_recipe
 from suanli.training.start import starting_point
 from suanli.training.step import Stepper
-from suanli.workloads.record import Data, Samples, TrainingSettings
-from suanli.workloads.resolve import resolve
 
-_RESNET_IMAGES, _RESNET_CLASSES, _RESNET_BATCH = 512, 1000, 32
+RESNET18 = f"{Path(__file__).with_name('resnet18_recipe.py')}:recipe"
 
 
-def recipe_of(name: str, data: str | None) -> Recipe:
-    """The recipe of a case; resnet18 at 224x224 learns random labels of random pictures."""
-    if name != "resnet18":
-        return resolve_recipe(name, data=Path(data) if data else None)
-    workload = resolve("resnet18")
-    settings = TrainingSettings(
-        lr=0.1, momentum=0.9, weight_decay=1e-4, batch=_RESNET_BATCH, epochs=1
-    )
-    workload = replace(
-        workload, data=_pictures, loss=nn.functional.cross_entropy, training=settings
-    )
-    return Recipe(workload=workload, settings=settings)
+def ref_of(case: str) -> str:
+    """What makes the recipe of a case."""
+    return RESNET18 if case == "resnet18" else case
 
 
-def _pictures() -> Data:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_RESNET_IMAGES, 3, 224, 224, generator=generator)
-    labels = torch.randint(0, _RESNET_CLASSES, (_RESNET_IMAGES,), generator=generator)
-    part = Samples(inputs=(images[:8],), labels=labels[:8])
-    return Data(train=Samples(inputs=(images,), labels=labels), search=part, acceptance=part)
+def recipe_of(case: str, data: str | None) -> Recipe:
+    """The recipe of a case."""
+    return resolve_recipe(ref_of(case), data=Path(data) if data else None)
 
 
 class Peer:
@@ -116,12 +101,15 @@ class Plain(Peer):
 
     def block(self, steps: int) -> list[float]:
         times, last = [], time.perf_counter()
+        clip = self.recipe.settings.clip_norm
         for _ in range(steps):
             *inputs, labels = next(self.batches)
             self.step.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.settings.get("bf16"))):
                 output = self.call(*inputs)
             self.loss(output.float(), labels).backward()
+            if clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), clip)
             self.step.step()
             now = time.perf_counter()
             times.append(1e3 * (now - last))
@@ -143,12 +131,15 @@ class Accelerate(Peer):
 
     def block(self, steps: int) -> list[float]:
         times, last = [], time.perf_counter()
+        clip = self.recipe.settings.clip_norm
         for _ in range(steps):
             *inputs, labels = next(self.batches)
             self.step.zero_grad()
             with self.accelerator.autocast():
                 output = self.model(*inputs)
             self.accelerator.backward(self.loss(output.float(), labels))
+            if clip:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
             self.step.step()
             now = time.perf_counter()
             times.append(1e3 * (now - last))
@@ -191,6 +182,7 @@ class Lightning(Peer):
             accelerator="cpu",
             precision=self.settings["precision"],
             max_steps=steps + 1,
+            gradient_clip_val=self.recipe.settings.clip_norm or None,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -201,7 +193,7 @@ class Lightning(Peer):
 
 
 class Keras(Peer):
-    """Keras 3 on torch, for the programs that were written in Keras; `fit` with arrays."""
+    """Keras 3 on torch: `fit` with arrays, in fp32 or with its policy of mixed precision."""
 
     def prepare(self) -> None:
         import os
@@ -209,34 +201,14 @@ class Keras(Peer):
         os.environ["KERAS_BACKEND"] = "torch"
         import keras
 
-        outer = self
-        layers = keras.layers
-        convolution = {"activation": "relu"}
-        net = {
-            "mnist-cnn": [
-                layers.Input((28, 28, 1)),
-                *(layers.Conv2D(32, 3, **convolution), layers.MaxPooling2D(2)),
-                *(layers.Conv2D(64, 3, **convolution), layers.MaxPooling2D(2)),
-                *(layers.Conv2D(64, 3, **convolution), layers.Flatten()),
-                *(layers.Dense(64, **convolution), layers.Dense(10, activation="softmax")),
-            ],
-            "cifar10-lenet": [
-                layers.Input((32, 32, 3)),
-                *(layers.Conv2D(6, 5, **convolution), layers.MaxPooling2D(2)),
-                *(layers.Conv2D(16, 5, **convolution), layers.MaxPooling2D(2), layers.Flatten()),
-                *(layers.Dense(120, **convolution), layers.Dense(84, **convolution)),
-                layers.Dense(10),
-            ],
-        }[self.recipe.name]
-        s = self.recipe.settings
-        self.model = keras.Sequential(net)
-        step = (
-            keras.optimizers.Adam(s.lr)
-            if s.optimizer == "adam"
-            else keras.optimizers.SGD(s.lr, momentum=s.momentum)
-        )
-        logits = self.recipe.name != "mnist-cnn"
-        self.model.compile(step, keras.losses.SparseCategoricalCrossentropy(from_logits=logits))
+        from benchmarks.keras_networks import network, optimizer
+
+        outer, name = self, self.recipe.name
+        keras.mixed_precision.set_global_policy(self.settings["policy"])
+        self.model = network(name)
+        logits = name != "mnist-cnn"
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+        self.model.compile(optimizer(self.recipe), loss)
 
         class Clock(keras.callbacks.Callback):  # type: ignore[name-defined,misc]
             def on_train_batch_end(self, *_args: Any, **_kw: Any) -> None:
@@ -244,7 +216,9 @@ class Keras(Peer):
 
         self.ends: list[float] = []
         self.clock = Clock()
-        self.images = self.train.inputs[0].permute(0, 2, 3, 1).contiguous().numpy()
+        inputs = self.train.inputs[0]
+        images = inputs.dim() == 4
+        self.inputs = (inputs.permute(0, 2, 3, 1).contiguous() if images else inputs).numpy()
 
     def block(self, steps: int) -> list[float]:
         assert self.train.labels is not None
@@ -252,7 +226,7 @@ class Keras(Peer):
         count = (steps + 1) * self.recipe.settings.batch
         rows = torch.randint(0, len(self.train), (count,))
         self.model.fit(
-            self.images[rows],
+            self.inputs[rows],
             self.train.labels[rows].numpy(),
             batch_size=self.recipe.settings.batch,
             epochs=1,

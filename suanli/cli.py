@@ -15,6 +15,7 @@ from suanli import (
     cli_kernel,
     cli_predict,
     cli_profile,
+    cli_queue,
     cli_report,
 )
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
@@ -292,6 +293,9 @@ def train(  # noqa: PLR0913, PLR0917
             metavar="WORKLOAD", help="Trained one to learn from as well.", show_default=False
         ),
     ] = "",
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Each process of torchrun keeps a part of the model.")
+    ] = False,
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier trials.")] = False,
     report: Report = None,
@@ -327,6 +331,7 @@ def train(  # noqa: PLR0913, PLR0917
         tune=tune,
         prune=prune,
         teacher=teacher,
+        sharded=sharded,
     )
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with text.Live(quiet=as_json or not first) as live:
@@ -350,6 +355,7 @@ cli_engines.register(app)
 cli_predict.register(app)
 cli_profile.register(app)
 cli_kernel.register(app)
+cli_queue.register(app)
 cli_report.register(app)
 
 

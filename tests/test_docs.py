@@ -48,11 +48,15 @@ def test_commands_name_options_that_exist(page: Path, line: str) -> None:
     from suanli.cli import app
 
     words = shlex.split(re.sub(r"[\[\]|…]|\.\.\.", " ", line))
-    command = get_command(app).commands[words[1]]  # type: ignore[attr-defined]
-    if hasattr(command, "commands"):
-        command = command.commands[words[2]]
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    called = [verbs[words[1]]]
+    if hasattr(called[0], "commands"):
+        called = [called[0].commands[words[2]]]
+        # a command in a command: `suanli queue add train ...`
+        called += [verbs[word] for word in words[3:] if words[2] == "add" and word in verbs]
     known = {
         option
+        for command in called
         for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }

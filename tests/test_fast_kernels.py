@@ -56,7 +56,9 @@ def test_norm_act_and_its_gradients(
     torch.manual_seed(1)
     x = images(5, 64, *size, mean=3.0).requires_grad_()
     weight, bias = (torch.randn(64).requires_grad_() for _ in range(2))
-    y, mean, variance, *_ = operators.norm_act(x, weight, bias, pool, native.KINDS[kind], 1e-5)
+    y, mean, variance, *_ = operators.norm_act(
+        x, weight, bias, None, pool, native.KINDS[kind], 1e-5
+    )
     gradient = torch.randn_like(y)
     found = torch.autograd.grad(y, [x, weight, bias], gradient)
 
@@ -75,9 +77,94 @@ def test_norm_act_and_its_gradients(
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", list(native.KINDS))
+def test_a_shortcut_is_added_before_the_activation(library: None, kind: str) -> None:
+    torch.manual_seed(3)
+    x, added = (images(5, 64, 7, 9, mean=m).requires_grad_() for m in (3.0, 0.5))
+    weight, bias = (torch.randn(64).requires_grad_() for _ in range(2))
+    y = operators.norm_act(x, weight, bias, added, False, native.KINDS[kind], 1e-5)[0]
+    gradient = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x, weight, bias, added], gradient)
+
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias, added)]
+    normal = functional.batch_norm(exact[0], None, None, exact[1], exact[2], True, 0.0, 1e-5)
+    expected = ACTIVATIONS[kind](normal + exact[3])
+    expected_gradients = torch.autograd.grad(expected, exact, gradient.double())
+    assert error(y, expected) < ROUNDING
+    for one, other in zip(found, expected_gradients, strict=True):
+        assert error(one, other) < 2 * ROUNDING  # what the shortcut gets is rounded, then the rest
+
+
+class Shortcut(nn.Module):
+    """Two convolutions around a shortcut, in the ways that people write it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.conv1, self.conv2 = (nn.Conv2d(32, 32, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2 = nn.BatchNorm2d(32), nn.BatchNorm2d(32)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "functions":
+            y = functional.relu(self.bn1(self.conv1(x)))
+            return functional.relu(x + self.bn2(self.conv2(y)))
+        if self.way == "layers":
+            y = self.relu(self.bn1(self.conv1(x)))
+            y = self.bn2(self.conv2(y))
+            y += x
+            return self.relu(y)
+        if self.way == "values":  # cannot be traced
+            y = self.bn1(self.conv1(x))
+            y = y.relu() if float(y.detach().sum()) > -1e9 else y
+            return self.bn2(self.conv2(y)) + x
+        y = self.bn1(self.conv1(x))  # used twice: nothing may be joined with it
+        return self.bn2(self.conv2(y.relu())).add(y)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("way", "joined"), [("functions", 2), ("layers", 2), ("values", 0), ("twice", 1)]
+)
+def test_shortcuts_of_blocks_are_joined(way: str, joined: int) -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(Shortcut(way), nn.Conv2d(32, 32, 1)).to(memory_format=torch.channels_last)
+    twin = fused_cnn(model, PLAN)
+    plain = copy.deepcopy(model)
+    for layer in [m for m in plain.modules() if isinstance(m, nn.ReLU)]:
+        layer.inplace = False
+    norms = [m for m in twin.modules() if isinstance(m, FusedNorm)]
+    graphs = [m for m in twin.modules() if isinstance(m, torch.fx.GraphModule)]
+    assert len(norms) == 2
+    assert len(graphs) == (joined > 0)
+    if graphs:
+        calls = [n for n in graphs[0].graph.nodes if n.op not in ("placeholder", "output")]
+        # what is left: two convolutions, two norms, and what could not be joined
+        assert len(calls) == {2: 4, 1: 5}[joined]
+    x = images(4, 32, 8, 8)
+    eager_model, exact_model = copy.deepcopy(plain), plain.double()
+    outputs = []
+    # the twin's parameters are the model's own
+    for net, owner in ((twin, model), (eager_model, eager_model), (exact_model, exact_model)):
+        exactly = net is exact_model
+        given = (x.double() if exactly else x).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not exactly):
+            out = net(given)
+        out.double().square().mean().backward()
+        outputs.append([out, given.grad, *(p.grad for p in owner.parameters())])
+    for found, eager, exact in zip(*outputs, strict=True):
+        off, allowed = ((t.double() - exact.double()).norm() for t in (found, eager))
+        assert off < 1.5 * allowed + 1e-3 * exact.double().norm()
+    for name, buffer in model.named_buffers():  # the model's own statistics moved
+        torch.testing.assert_close(
+            buffer.double(), plain.get_buffer(name).double(), rtol=0.02, atol=0.02
+        )
+
+
+@needs_compiler
 def test_a_large_mean_does_not_cancel_the_variance() -> None:
     x = (torch.randn(64, 32, 8, 8) * 0.5 + 100).bfloat16().to(memory_format=torch.channels_last)
-    _, mean, variance, *_ = operators.norm_act(x, None, None, False, 0, 1e-5)
+    _, mean, variance, *_ = operators.norm_act(x, None, None, None, False, 0, 1e-5)
     assert error(mean, x.double().mean((0, 2, 3))) < 1e-6
     assert error(variance, x.double().var((0, 2, 3), unbiased=False)) < 1e-4
 
@@ -91,7 +178,7 @@ def test_threads_do_not_change_the_result() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(operators.norm_act(x, None, None, True, 2, 1e-5)[0])
+            results.append(operators.norm_act(x, None, None, None, True, 2, 1e-5)[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
@@ -102,7 +189,7 @@ def test_threads_do_not_change_the_result() -> None:
 def test_not_a_number_stays_one(library: None) -> None:
     x = images(2, 32, 4, 4)
     x[0, 3, 0, 0] = float("nan")
-    y = operators.norm_act(x, None, None, True, native.KINDS["gelu"], 1e-5)[0]
+    y = operators.norm_act(x, None, None, None, True, native.KINDS["gelu"], 1e-5)[0]
     assert y[:, 3].isnan().all()
     assert y[:, :3].isfinite().all()
     assert operators.act(x, native.KINDS["gelu"])[0, 3, 0, 0].isnan()
@@ -129,7 +216,8 @@ def test_operators_keep_torchs_rules() -> None:
     x = images(2, 32, 6, 6)
     weight, bias = torch.randn(32), torch.randn(32)
     names = ("test_schema", "test_faketensor")
-    torch.library.opcheck(operators.norm_act, (x, weight, bias, True, 2, 1e-5), test_utils=names)
+    for given in ((weight, bias, None, True), (weight, bias, images(2, 32, 6, 6), False)):
+        torch.library.opcheck(operators.norm_act, (x, *given, 2, 1e-5), test_utils=names)
     torch.library.opcheck(operators.act, (x, 2), test_utils=names)
     filters = torch.randn(16, 32, 3, 3)
     torch.library.opcheck(convolution.conv2d, (x, filters, None, 1), test_utils=names)

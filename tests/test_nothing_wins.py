@@ -1,5 +1,6 @@
 """What is given back where no engine beats what the person has, and what may never ship."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,13 @@ def test_the_baseline_is_returned_and_said(losing: None, tmp_path: Path) -> None
         assert not found(inputs).requires_grad
         with pytest.raises(SuanliError, match="no engine to save"):
             found.save(tmp_path / "other")
+        with pytest.raises(SuanliError, match="neither pickled nor copied"):
+            pickle.dumps(found)
     assert not (tmp_path / "engine").exists()
     with pytest.raises(SuanliError, match="closed"):
+        found(inputs)
+    found.forked()
+    with pytest.raises(SuanliError, match="fork"):
         found(inputs)
 
 

@@ -14,6 +14,8 @@ from suanli.cost.model_shape import ModelShape, model_shape
 from suanli.devices import find_sheet
 from suanli.measure.capture import capture
 from suanli.measure.footprint import footprint
+from suanli.predicting.subject import subject
+from suanli.workloads.resolve import resolve
 
 MIB = 2**20
 NOTHING_REPEATS = ModelShape(
@@ -310,3 +312,11 @@ def test_convolutions_on_the_cpu_copy_into_blocks_of_channels() -> None:
     assert scratch(picture.to(memory_format=torch.channels_last)) == []
     use_ = memory_use(footprint(model, (picture,), batch=2, cpu=True), NOTHING_REPEATS, Held())
     assert use_.workspace_bytes == weight + picture.nbytes + blocked
+
+
+def test_a_loss_that_wants_a_label_per_position_is_followed() -> None:
+    captured = subject(
+        resolve("gpt-mini"), training=True, precision="fp32", optimizer="sgd", cpu=True
+    )
+    assert captured.notes == ()
+    assert any("log_softmax" in op.name for op in captured.work(2).operators)

@@ -116,7 +116,7 @@ def test_one_tile_more_than_fills_the_card_costs_a_wave() -> None:
         return float(one)
 
     assert seconds(107) == pytest.approx(seconds(108))
-    assert seconds(109) > 1.3 * seconds(108)
+    assert seconds(109) > 1.2 * seconds(108)
     assert seconds(216) == pytest.approx(2 * seconds(108), rel=0.01)
 
 

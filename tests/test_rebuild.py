@@ -12,12 +12,17 @@ from torch import nn
 
 import suanli
 from suanli import api
+from suanli.base.plan import Plan
 from suanli.base.timing import Estimate
 from suanli.engines import rebuild as rebuilding
-from suanli.engines.backends import backends
+from suanli.engines.assembly import BuiltVariant, write_engine
+from suanli.engines.backends.eager import EagerBackend
+from suanli.engines.manifest import Numbers
 from suanli.engines.own_module import over_own_module
+from suanli.engines.program import capture
 from suanli.engines.request import workload_of_engine
 from suanli.engines.unchanged import Unchanged
+from suanli.workloads.record import Inputs
 from tests import planted_results as planted
 
 EXAMPLE = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
@@ -25,17 +30,22 @@ EXAMPLE = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An engine of one eager plan in a folder."""
+    """An engine of one eager plan in a folder, made without a search."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
     home = tmp_path_factory.mktemp("rebuild")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUANLI_CACHE", str(home / "cache"))
         patch.setenv("SUANLI_CONFIG", str(home / "config"))
-        with suanli.optimize(
-            model, EXAMPLE, budget_s=10, max_batch=4, keep=True, backends=("eager",)
-        ) as engine:
-            engine.save(home / "engine")
+        program = capture(
+            model, Inputs(args=(EXAMPLE,)), folder=home / "program", name="net", max_batch=4
+        )
+        plan = Plan(backend="eager")
+        folder = home / "build"
+        folder.mkdir()
+        EagerBackend().build(program, plan, folder)
+        variant = BuiltVariant(plan=plan, folder=folder, min_batch=1, max_batch=4)
+        numbers = Numbers(backends=("eager",))
+        write_engine(home / "engine", program=program, variants=[variant], numbers=numbers)
         yield home / "engine"
 
 
@@ -44,7 +54,7 @@ def test_a_real_engine_is_made_anew(made: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SUANLI_CONFIG", str(made.parent / "config"))
     with suanli.load(made) as engine:
         before = engine(EXAMPLE)
-    result = api.rebuild(made, budget_s=10)
+    result = api.rebuild(made, budget_s=5)
     assert result.verb == "optimize"
     assert result.chosen.plan.backend == "eager"
     with suanli.load(made) as engine:
@@ -61,13 +71,12 @@ def test_where_nothing_wins_the_older_engine_stays(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUANLI_CONFIG", str(made.parent / "config"))
-    with suanli.load(made) as engine:
-        backend = backends(())["eager"]
-        result = planted.optimize_result(notes=("nothing beat it", "busy"))
-        found = Unchanged(engine.program, backend, made, result)
-        planned(monkeypatch, found)
-        manifest = (made / "manifest.json").read_bytes()
-        result = api.rebuild(made, budget_s=10)
+    found = Unchanged.__new__(Unchanged)
+    found.result = planted.optimize_result(notes=("nothing beat it", "busy"))
+    monkeypatch.setattr(Unchanged, "close", lambda _: None)
+    planned(monkeypatch, found)
+    manifest = (made / "manifest.json").read_bytes()
+    result = api.rebuild(made, budget_s=10)
     assert result.notes[1:] == ("busy",)
     assert "the engine stays as it was" in result.notes[0]
     assert (made / "manifest.json").read_bytes() == manifest

@@ -15,8 +15,9 @@ from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import Checkpoints
 from suanli.training.distill import Taught, distilled
 from suanli.training.prune import Masks, pruned
+from suanli.training.request import TrainRequest
 from suanli.training.run_folder import RunFolder
-from suanli.training.trainer import Trainer, TrainRequest
+from suanli.training.trainer import Trainer
 from tests.train_parts import WORKLOAD, data, new_loop, recipe, state_of
 
 

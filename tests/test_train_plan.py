@@ -46,7 +46,7 @@ def test_a_plan_and_its_general_form_are_one() -> None:
 
 def test_every_candidate_is_legal_distinct_and_the_first_is_the_plain_loop() -> None:
     for situation in (
-        _situation(blocks=True, kernels=("fused",)),
+        _situation(blocks=True, kernels={"fused": {"precision": "bf16"}}),
         _situation("cuda:0", fits=False),
         _situation(own=TrainPlan(precision="bf16", micro_batch=7)),
     ):
@@ -60,6 +60,27 @@ def test_every_candidate_is_legal_distinct_and_the_first_is_the_plain_loop() -> 
         assert all(p.checked() for p in plans)
     own = [c for c in found if TrainPlan.from_plan(c.plan).micro_batch == 7]
     assert own and own[0].coarse
+
+
+def test_little_work_is_known_by_its_operations_on_a_busy_machine() -> None:
+    for flops, layout in ((1e7, "contiguous"), (1e12, "channels_last"), (None, "channels_last")):
+        found = train_candidates(_situation(flops=flops), eager_ms=50.0)
+        coarse = [TrainPlan.from_plan(c.plan) for c in found if c.coarse]
+        assert {plan.memory_layout for plan in coarse} == {layout}
+
+
+def test_rows_of_kernels_come_once_and_as_they_need_it() -> None:
+    from torch import nn
+
+    from suanli.training.kernels import rows_for
+
+    wide = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
+    rows = rows_for(wide, "cpu")
+    assert rows_for(wide, "cuda:0") == rows_for(nn.Linear(2, 2), "cpu") == {}
+    found = train_candidates(_situation(kernels=rows), eager_ms=50.0)
+    native = [c.plan for c in found if c.coarse and c.plan.backend == "native"]
+    (plan,) = map(TrainPlan.from_plan, native)
+    assert (plan.precision, plan.memory_layout) == ("bf16", "channels_last")
 
 
 def test_what_the_machine_lacks_is_said() -> None:

@@ -1,6 +1,10 @@
-"""Several processes learn what one does with the same batches, agree on stopping, and restart."""
+"""Several processes learn what one does with the same batches, agree on stopping, and restart.
+
+All of it twice: with the whole model in each process, and with a share of it in each.
+"""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
 from suanli.parallel.replicas import Replicas
+from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
 from suanli.training.run_folder import read_metrics
 
@@ -31,11 +38,11 @@ def _arguments(out: Path, epochs: int) -> list[str]:
     ]
 
 
-def _launch(count: int, out: Path, epochs: int) -> "subprocess.Popen[bytes]":
+def _launch(count: int, out: Path, epochs: int, *more: str) -> "subprocess.Popen[bytes]":
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     options = ["--nproc-per-node", str(count), "--max-restarts", "2"]
     return subprocess.Popen(
-        [*launcher, *options, *_arguments(out, epochs)],
+        [*launcher, *options, *_arguments(out, epochs), *more],
         env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,12 +55,32 @@ def _finished(process: "subprocess.Popen[bytes]") -> str:
     return said.decode()
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_they_learn_what_one_process_does(count: int, tmp_path: Path) -> None:
-    one, many = tmp_path / "one", tmp_path / "many"
-    alone = [sys.executable, *_arguments(one, 3)]
-    subprocess.run(alone, env=_environment(), check=True, capture_output=True)
-    said = _finished(_launch(count, many, 3))
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    command = [sys.executable, *_arguments(out, 3)]
+    subprocess.run(command, env=_environment(), check=True, capture_output=True)
+    return out
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("count", "more"),
+    [
+        (2, ()),
+        pytest.param(4, (), marks=slow),
+        pytest.param(2, ("--sharded",), marks=slow),
+        pytest.param(4, ("--sharded",), marks=slow),
+    ],
+)
+def test_they_learn_what_one_process_does(
+    count: int, more: tuple[str, ...], alone: Path, tmp_path: Path
+) -> None:
+    one, many = alone, tmp_path / "many"
+    said = _finished(_launch(count, many, 3, *more))
     assert said.count("accuracy") == 1  # one of them speaks
     losses = [[line["loss"] for line in read_metrics(f / "metrics.jsonl")] for f in (one, many)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -64,10 +91,13 @@ def test_they_learn_what_one_process_does(count: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_one_is_killed_and_the_run_ends_with_equal_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "epochs"), [((), 600), (("--sharded",), 150)])
+def test_one_is_killed_and_the_run_ends_with_equal_weights(
+    more: tuple[str, ...], epochs: int, tmp_path: Path
+) -> None:
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
-    _finished(_launch(2, whole, 600))
-    process = _launch(2, hurt, 600)
+    _finished(_launch(2, whole, epochs, *more))
+    process = _launch(2, hurt, epochs, *more)
     while newest_whole(hurt / "checkpoints") is None:
         assert process.poll() is None
         time.sleep(0.05)
@@ -80,6 +110,38 @@ def test_one_is_killed_and_the_run_ends_with_equal_weights(tmp_path: Path) -> No
     _finished(process)
     one, other = (load_file(f / "weights.safetensors") for f in (whole, hurt))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_shares_load_in_another_number_of_processes(tmp_path: Path) -> None:
+    four, two, one = (tmp_path / name for name in ("four", "two", "one"))
+    _finished(_launch(4, four, 1, "--sharded"))
+    newest = newest_whole(four / "checkpoints")
+    assert newest is not None
+    files = {file.suffix for file in newest.iterdir()}
+    assert files == {".safetensors", ".json"}  # nothing that would have to be unpickled
+    assert len(list(newest.glob("shard-*"))) == 4
+    for place in (two, one):
+        shutil.copytree(four, place)
+    _finished(_launch(2, two, 3, "--resume"))
+    command = [sys.executable, *_arguments(one, 3), "--resume"]
+    subprocess.run(command, env=_environment(), check=True, capture_output=True)
+    losses = [[line["loss"] for line in read_metrics(f / "metrics.jsonl")] for f in (two, one)]
+    assert len(losses[0]) >= 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    weights = [load_file(f / "weights.safetensors") for f in (two, one)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sharded_run_needs_processes_and_a_plan_that_allows_it(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="needs several processes"):
+        train_workload(REF, TrainOptions(out=tmp_path / "run", sharded=True, device="cpu"))
+    with pytest.raises(BadInputError, match="channels_last, kernels of our own"):
+        TrainPlan(
+            sharded=True, precision="bf16", memory_layout="channels_last", kernels=("fused-cnn",)
+        ).checked()
 
 
 def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:

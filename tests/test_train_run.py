@@ -26,7 +26,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device
 from suanli.reports import training as report
-from suanli.training import trainer
+from suanli.training import choosing
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
 from suanli.training.run_folder import read_metrics
@@ -209,7 +209,7 @@ def test_a_module_without_a_file_is_searched_in_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unmeasured = Ceilings(device=device("cpu").info, items=(), threads=1, measured_at="")
-    monkeypatch.setattr(trainer, "ceilings", lambda name: unmeasured)
+    monkeypatch.setattr(choosing, "ceilings", lambda name: unmeasured)
     given = samples(400, 5)
     run = suanli.train(
         _own(), torch.utils.data.TensorDataset(given.inputs[0], given.labels),

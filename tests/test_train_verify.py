@@ -269,7 +269,9 @@ class _Attempts:
 def test_two_of_three_attempts_reject(
     failing: set[int], ok: bool, asked: list[int], sgd: Bench
 ) -> None:
-    situation = situation_of(sgd.made, "cpu", images=True, blocks=False)
+    situation = situation_of(
+        sgd.made, sgd.made.workload.make_model(), "cpu", images=True, blocks=False
+    )
     finder = PlanSearch(sgd.made, sgd.exchange, situation, lambda event: None)
     host = finder._references = _Attempts(failing)
     found = finder._checked(host, FAST32, lambda: 10.0)

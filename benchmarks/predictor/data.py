@@ -94,7 +94,7 @@ def as_kernels(kind: str, **columns: Any) -> Kernels:
         "repeat": np.ones(length),
     }
     plain.update({name: np.asarray(value, dtype=float) for name, value in columns.items()})
-    return Kernels(columns=plain, calls=0, training=False, compiled=False)
+    return Kernels(columns=plain)
 
 
 def products(batch: Any, m: Any, n: Any, k: Any, width: float) -> Kernels:
@@ -171,7 +171,7 @@ def _vidur(card: GpuSheet, table: list[dict[str, str]], name: str, kernels: Kern
     seconds = np.array([float(row[f"time_stats.{name}.median"] or "nan") * 1e-3 for row in table])
     keep = np.isfinite(seconds) & (seconds > 0)
     columns = {key: value[keep] for key, value in kernels.columns.items()}
-    kernels = Kernels(columns=columns, calls=0, training=False, compiled=False)
+    kernels = Kernels(columns=columns)
     return OperatorSet(name=name, gpu=card, dtype="fp16", kernels=kernels, seconds=seconds[keep])
 
 

@@ -12,9 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-Builder = Callable[[int], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
-
 
 class Bottleneck(nn.Module):
     """ResNet v1.5 and ResNeXt block, with squeeze and excitation where `squeeze` is set."""
@@ -176,142 +173,6 @@ class Ssd(nn.Module):
         return torch.cat(out, 1)
 
 
-class RelativeLayer(nn.Module):
-    """Transformer-XL layer: attention over memory with relative positions (Dai et al., 2019)."""
-
-    def __init__(self, wide: int, heads: int, inner: int) -> None:
-        super().__init__()
-        self.heads, self.size = heads, wide // heads
-        self.qkv = nn.Linear(wide, 3 * wide, bias=False)
-        self.position = nn.Linear(wide, wide, bias=False)
-        self.out = nn.Linear(wide, wide, bias=False)
-        self.norm, self.norm2 = nn.LayerNorm(wide), nn.LayerNorm(wide)
-        self.ff = nn.Sequential(
-            nn.Linear(wide, inner), nn.ReLU(), nn.Dropout(), nn.Linear(inner, wide), nn.Dropout()
-        )
-
-    def forward(self, x: torch.Tensor, memory: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-        b, t, wide = x.shape
-        q, k, v = self.qkv(torch.cat([memory, x], 1)).chunk(3, -1)
-        length = k.shape[1]
-        q = q[:, -t:].reshape(b, t, self.heads, self.size).transpose(1, 2)
-        k = k.reshape(b, length, self.heads, self.size).transpose(1, 2)
-        v = v.reshape(b, length, self.heads, self.size).transpose(1, 2)
-        r = self.position(pos).reshape(length, self.heads, self.size).permute(1, 2, 0)
-        content = (q + 1) @ k.transpose(2, 3)
-        relative = ((q + 1) @ r).roll(1, -1).contiguous()
-        scores = functional.dropout((content + relative).mul(0.1).softmax(-1))
-        y = (scores @ v).transpose(1, 2).reshape(b, t, wide)
-        x = self.norm(x + functional.dropout(self.out(y)))
-        return self.norm2(x + self.ff(x))
-
-
-class TransformerXl(nn.Module):
-    """Transformer-XL with an adaptive softmax of 267,735 words (WikiText-103)."""
-
-    def __init__(self, layers: int, wide: int, heads: int, inner: int, memory: int) -> None:
-        super().__init__()
-        self.memory, self.wide = memory, wide
-        self.embed = nn.Embedding(20000, wide)
-        self.layers = nn.ModuleList(RelativeLayer(wide, heads, inner) for _ in range(layers))
-        self.head = nn.Linear(wide, 20003)
-        self.tail = nn.Sequential(nn.Linear(wide, wide // 4), nn.Linear(wide // 4, 20000))
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.embed(ids)
-        b, t, wide = x.shape
-        pos = torch.zeros(t + self.memory, wide)
-        for layer in self.layers:
-            x = layer(x, x.new_zeros(b, self.memory, wide), pos)
-        few = x.reshape(-1, wide)[: b * t // 4]
-        return self.head(x).log_softmax(-1).mean() + self.tail(few).log_softmax(-1).mean()
-
-
-class Gnmt(nn.Module):
-    """GNMT v2: four layers of 1024, the first of the encoder in both directions."""
-
-    def __init__(self, words: int = 32320, wide: int = 1024) -> None:
-        super().__init__()
-        self.source, self.target = nn.Embedding(words, wide), nn.Embedding(words, wide)
-        self.both = nn.LSTM(wide, wide, bidirectional=True, batch_first=True)
-        self.encoder = nn.LSTM(2 * wide, wide, 3, batch_first=True)
-        self.first = nn.LSTM(wide, wide, batch_first=True)
-        self.query, self.key = nn.Linear(wide, wide), nn.Linear(wide, wide)
-        self.decoder = nn.LSTM(2 * wide, wide, 3, batch_first=True)
-        self.words = nn.Linear(wide, words)
-
-    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        states, _ = self.encoder(self.both(self.source(source))[0])
-        y, _ = self.first(self.target(target))
-        scores = torch.tanh(self.query(y)[:, :, None] + self.key(states)[:, None]).sum(-1)
-        context = scores.softmax(-1) @ states
-        y, _ = self.decoder(torch.cat([y, context], -1))
-        return self.words(y).log_softmax(-1).mean()
-
-
-class Ncf(nn.Module):
-    """NeuMF with 64 factors and layers 256, 256, 128, 64 (He et al., 2017; MovieLens-20M)."""
-
-    def __init__(self, users: int = 138493, items: int = 26744, factors: int = 64) -> None:
-        super().__init__()
-        self.tables = nn.ModuleList(
-            nn.Embedding(n, d)
-            for n, d in ((users, factors), (items, factors), (users, 128), (items, 128))
-        )
-        layers: list[nn.Module] = []
-        for wide, out in ((256, 256), (256, 128), (128, 64)):
-            layers += [nn.Linear(wide, out), nn.ReLU(), nn.Dropout()]
-        self.layers = nn.Sequential(*layers)
-        self.out = nn.Linear(factors + 64, 1)
-
-    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        a, b = (
-            self.tables[0](user) * self.tables[1](item),
-            self.layers(torch.cat([self.tables[2](user), self.tables[3](item)], -1)),
-        )
-        return self.out(torch.cat([a, b], -1)).sigmoid().log().mean()
-
-
-class Jasper(nn.Module):
-    """Jasper 10x5: one-dimensional convolutions with dense residual sums (Li et al., 2019)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = self._layer(64, 256, 11, stride=2)
-        sizes = [(256, 11), (256, 11), (384, 13), (384, 13), (512, 17), (512, 17), (640, 21),
-                 (640, 21), (768, 25), (768, 25)]  # fmt: skip
-        self.blocks, self.shorts, wides = nn.ModuleList(), nn.ModuleList(), [256]
-        for out, taps in sizes:
-            parts = [self._layer(wides[-1] if i == 0 else out, out, taps) for i in range(5)]
-            self.blocks.append(nn.Sequential(*parts))
-            self.shorts.append(
-                nn.ModuleList(
-                    nn.Sequential(nn.Conv1d(w, out, 1), nn.BatchNorm1d(out)) for w in wides
-                )
-            )
-            wides.append(out)
-        self.tail = nn.Sequential(
-            self._layer(768, 896, 29, step=2), self._layer(896, 1024, 1), nn.Conv1d(1024, 29, 1)
-        )
-
-    @staticmethod
-    def _layer(wide: int, out: int, taps: int, stride: int = 1, step: int = 1) -> nn.Sequential:
-        pad = taps // 2 * step
-        conv = nn.Conv1d(wide, out, taps, stride, pad, dilation=step, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm1d(out), nn.ReLU(), nn.Dropout())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        seen = [x]
-        for block, shorts in zip(self.blocks, self.shorts, strict=True):
-            y = block(x)
-            for short, old in zip(shorts, seen, strict=True):  # type: ignore[arg-type]
-                y = y + short(old)
-            x = y
-            seen.append(x)
-        return self.tail(x).log_softmax(1).mean()
-
-
 class Unet(nn.Module):
     """nnU-Net as NVIDIA trains it: two or three dimensions, instance norm, leaky ReLU."""
 
@@ -344,20 +205,6 @@ class Unet(nn.Module):
         for up, join in zip(self.up, self.join, strict=True):
             x = join(torch.cat([up(x), kept.pop()], 1))
         return self.out(x).log_softmax(1).mean()
-
-
-class Seq2Seq(nn.Module):
-    """Transformer "big": six and six layers of 1024, 16 heads, 4096 inside."""
-
-    def __init__(self, words: int = 33712, wide: int = 1024) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(words, wide)
-        self.body = nn.Transformer(wide, 16, 6, 6, 4096, batch_first=True)
-        self.words = nn.Linear(wide, words)
-
-    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        y = self.body(self.embed(source), self.embed(target))
-        return self.words(y).log_softmax(-1).mean()
 
 
 class ShuffleUnit(nn.Module):
@@ -407,30 +254,6 @@ class ShuffleNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(x).mean((2, 3)))
-
-
-class DeepSpeech(nn.Module):
-    """Deep Speech 2: two convolutions, five bidirectional GRUs of 512 in time (batch second)."""
-
-    def __init__(self, hidden: int = 512, layers: int = 5) -> None:
-        super().__init__()
-        self.convs = nn.Sequential(
-            nn.Conv2d(1, 32, (41, 11), (2, 2), (20, 5)), nn.BatchNorm2d(32), nn.Hardtanh(),
-            nn.Conv2d(32, 32, (21, 11), (2, 1), (10, 5)), nn.BatchNorm2d(32), nn.Hardtanh(),
-        )  # fmt: skip
-        self.rnns = nn.ModuleList(
-            nn.LSTM(32 * 41 if i == 0 else hidden * 2, hidden, bidirectional=True, batch_first=True)
-            for i in range(layers)
-        )
-        self.out = nn.Linear(hidden * 2, 29)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.convs(x)
-        b, c, f, t = y.shape
-        y = y.permute(0, 3, 1, 2).reshape(b, t, c * f)
-        for rnn in self.rnns:
-            y, _ = rnn(y)
-        return self.out(y).log_softmax(-1).mean()
 
 
 def hub(kind: str, head: str, **settings: Any) -> Callable[[], nn.Module]:

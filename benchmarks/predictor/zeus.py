@@ -9,12 +9,13 @@ import numpy as np
 
 from benchmarks.predictor import models
 from benchmarks.predictor.data import gpu, rows
-from benchmarks.predictor.jobs import ids, vision
+from benchmarks.predictor.jobs import Step, ids, vision
 from benchmarks.predictor.works import captured
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.work import Work
 from suanli.cost.parameters import Parameters
 from suanli.cost.power_draw import slowdown
+from suanli.cost.work_kernels import How
 
 _CARDS = {"p100": "Tesla P100 PCIe 16GB", "v100": "Tesla V100 PCIe 32GB"}
 
@@ -72,6 +73,23 @@ def free_rows() -> tuple[FreeRow, ...]:
             )
         )
     return tuple(made)
+
+
+@cache
+def zeus_steps() -> tuple[Step, ...]:
+    """Those whose number of samples is published, as steps."""
+    return tuple(
+        Step(
+            data="Zeus",
+            job=row.job,
+            gpu=row.gpu,
+            how=How(dtype="fp32"),
+            work=row.work,
+            seconds=row.seconds,
+        )
+        for row in free_rows()
+        if row.seconds
+    )
 
 
 def _graph(network: str, batch: int) -> Work:

@@ -8,6 +8,7 @@ from suanli.base.kernel_results import KernelCheckResult, KernelExplainResult, K
 from suanli.base.plan import Plan
 from suanli.base.predict_results import CatalogueResult, ChooseResult, PredictResult
 from suanli.base.profile_results import ProfileResult
+from suanli.base.queue_results import QueueResult
 from suanli.base.results import (
     DoctorResult,
     ErrorResult,
@@ -38,6 +39,7 @@ RECORDS: dict[str, type] = {
     "plan": Plan,
     "predict": PredictResult,
     "profile": ProfileResult,
+    "queue": QueueResult,
     "report": ReportResult,
     "run": RunResult,
     "train": TrainResult,

@@ -38,6 +38,8 @@ class TrainPlan:
         keep_memory: Freed memory stays in the process (glibc's allocator; on CUDA: expandable
             segments), so that no step faults it in anew.
         kernels: Rows of the table of fused kernels (`training.kernels`) put in the model's place.
+        sharded: Of several processes each keeps its share of parameters, gradients and optimiser
+            state (FSDP2), and gathers a block's parameters when it computes with them.
     """
 
     device: str = "cpu"
@@ -55,6 +57,7 @@ class TrainPlan:
     threads: int = 0
     keep_memory: bool = False
     kernels: tuple[str, ...] = ()
+    sharded: bool = False
 
     @property
     def key(self) -> str:
@@ -146,4 +149,18 @@ def _contradiction(plan: TrainPlan) -> str:
         return "reduce-overhead records CUDA graphs, and there is no GPU in it"
     if plan.compile == "none" and plan.compile_scope != "model":
         return "a scope of compilation without compilation"
-    return ""
+    return _against_sharding(plan) if plan.sharded else ""
+
+
+def _against_sharding(plan: TrainPlan) -> str:
+    """What a plan decides that parameters in shares do not allow; "" where there is nothing."""
+    wrong = {
+        "channels_last": plan.memory_layout != "contiguous",  # FSDP2 wants them without gaps
+        "bf16 weights": plan.weights != "fp32",
+        "fp16": plan.precision == "fp16",
+        "compilation": plan.compile != "none",
+        "micro_batch": plan.micro_batch > 0,  # processes would gather a different number of times
+        "kernels of our own": bool(plan.kernels),
+    }
+    found = [name for name, is_there in wrong.items() if is_there]
+    return f"parameters in shares do not go with {', '.join(found)}" if found else ""

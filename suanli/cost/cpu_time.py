@@ -7,8 +7,11 @@ from suanli.base.prediction import Interval, PlanKind
 from suanli.base.work import Operator, Work
 from suanli.cost.intervals import interval
 from suanli.cost.parameters import CpuParameters, parameters
-from suanli.cost.rates import achieved, narrowed, traffic_s
+from suanli.cost.rates import achieved, narrowed, read_rate
 from suanli.cost.work_kernels import kind_of
+
+# Operators whose data pass through the caches between two uses of a storage: set by hand.
+_STORAGES_BETWEEN = 4.0
 
 
 def predict_cpu_ms(
@@ -22,7 +25,7 @@ def predict_cpu_ms(
     """Milliseconds of one step: the sum of its operators, each by the longer of two times.
 
     Arithmetic at the rate that the best library reached on a large product, times the share that
-    this kind of operator gets of it; bytes at the read rate of a set of the operator's size. Each
+    this kind of operator gets of it; bytes at the read rate of a set of some operators' size. Each
     operator costs its call; small operators cost little else.
 
     Args:
@@ -58,7 +61,7 @@ def _operator_s(
     stored = "fp32" if op.phase == "optimizer" else precision
     read = narrowed(op.bytes_read, op.dtype, stored)
     written = narrowed(op.bytes_written, op.dtype, stored)
-    memory_s, _ = traffic_s(ceilings, read=read, written=written, working_set=read + written)
+    memory_s = _memory_s(ceilings, read, written)
     compute_s = 0.0
     if op.matmul:
         share = p.share.get(kind, 0.5)
@@ -66,6 +69,16 @@ def _operator_s(
             share = p.grouped_share
         compute_s = op.flops / (rate * share)
     return max(compute_s, memory_s * moved_share) + call_s * (0.3 if fused else 1.0)
+
+
+def _memory_s(ceilings: Ceilings, read: float, written: float) -> float:
+    """Seconds to move an operator's data; 0 where no rate was measured.
+
+    Results are new storages, so that a store first fetches the line it goes to, and the data of
+    some operators pass through the caches before a storage is used again.
+    """
+    rate = read_rate(ceilings, _STORAGES_BETWEEN * (read + written))
+    return (read + 2.0 * written) / rate.value if rate else 0.0
 
 
 def _single_channels(op: Operator) -> bool:

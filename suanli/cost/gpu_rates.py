@@ -123,6 +123,15 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
     return Rates(machine=machine, unit=unit, clock=clock, missing=missing)
 
 
+def slice_share(gpu: GpuSheet) -> float:
+    """Length of the slices that sums run in, over that of most generations.
+
+    Half on Volta and Turing, whose library kernels are other ones (NeuSight's products on V100 and
+    T4 against those on P100 and A100).
+    """
+    return 0.5 if _major(gpu) == 7 else 1.0
+
+
 def _major(gpu: GpuSheet) -> int:
     return int(gpu.compute_capability.partition(".")[0])
 

@@ -132,7 +132,7 @@ class CpuParameters:
     Attributes:
         share: Part of the best library rate, by kind of operator.
         grouped_share: The same for convolutions of one channel per group.
-        traffic: Bytes moved over those counted, by kind: a store of new data also reads it.
+        traffic: Bytes moved over those counted, by kind, where data are passed over again.
         fused_traffic: Part of the bytes left where a compiler fuses.
         call_s: Seconds of one operator call.
         backward_call_s: The same in the backward pass.
@@ -168,16 +168,25 @@ class Parameters:
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
         rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
-        host_forward_s: Seconds of the host for one operator run eagerly in inference, the model's
-            own Python included.
-        host_backward_s: The same in training, for one operator of either pass, the update's share
-            included.
+        host_forward_s: Seconds of the host for one operator called eagerly, the model's own
+            Python included, beside a card of compute capability 8.0.
+        host_backward_s: The same for one operator of the backward pass, its share of clearing and
+            adding up gradients included.
+        host_update_s: The same for one tensor that the optimiser updates.
+        host_generation: How many times slower the hosts of cards one major compute capability
+            older are: servers and frameworks age with their cards.
         convolution_fraction: Of a product of the same size, for convolutions.
+        gradient_fraction: Part of that which their backward pass reaches.
         grouped_fraction: The same for convolutions of few channels per group.
+        grouped_gradient_fraction: The same for their backward pass.
+        winograd_gain: How many times faster vector units do dense convolutions of 3 x 3 at stride
+            1, with fewer multiplications (Lavin and Gray, "Fast algorithms for convolutional
+            neural networks", 2016: 2.25 at least, less what the transforms cost).
         attention_fraction: The same for attention kernels.
         recurrent_step_s: Seconds that one step of a recurrent layer takes at least.
         layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those
             of channels last, which the tensor units need.
+        layout_gradient_traffic: The same for their backward pass.
         fused_traffic: Part of the bytes between operators that is left after compilation.
         fused_launches: Part of the kernels left.
         autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
@@ -201,11 +210,17 @@ class Parameters:
     kernel_s: float
     host_forward_s: float
     host_backward_s: float
+    host_update_s: float
+    host_generation: float
     convolution_fraction: dict[Unit, float]
+    gradient_fraction: float
     grouped_fraction: float
+    grouped_gradient_fraction: float
+    winograd_gain: float
     attention_fraction: dict[Unit, float]
     recurrent_step_s: float
     layout_traffic: float
+    layout_gradient_traffic: float
     fused_traffic: float
     fused_launches: float
     autocast_traffic: float

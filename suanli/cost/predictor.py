@@ -19,13 +19,16 @@ from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import OperatorTime, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Work
-from suanli.cost.gpu_rates import peak_flops, rates
+from suanli.cost.gpu_rates import peak_flops, rates, slice_share, unit_of
 from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_traffic
 from suanli.cost.parameters import Parameters, Unit, parameters
 from suanli.cost.power_draw import mean_power_w
 from suanli.cost.rates import narrowed
-from suanli.cost.work_kernels import KINDS, STARTS, How, Kernels, kernels_of
+from suanli.cost.work_kernels import KINDS, STARTS, How, Kernels, is_winograd, kernels_of
+
+# Multiplications that the fast algorithms leave of a 3 x 3 convolution: F(4 x 4, 3 x 3).
+_FEWEST = 4.0
 
 
 def predict_operators(
@@ -35,7 +38,7 @@ def predict_operators(
     dtype: str,
     plan_kind: PlanKind = "eager",
     autocast: bool | None = None,
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     constants: Parameters | None = None,
 ) -> StepPrediction:
     """Predict one step on one card.
@@ -47,7 +50,8 @@ def predict_operators(
         plan_kind: Operator by operator as PyTorch does, or compiled and fused.
         autocast: Mixed precision, with weights kept in fp32 and narrowed in every step. None is
             yes for training in a type narrower than fp32 and no for inference.
-        channels_last: Whether images lie channels last.
+        channels_last: Whether images lie channels last. None is yes in types narrower than fp32,
+            as published recipes have it for tensor units, and no in others, as PyTorch does.
         constants: Other parameters than those that ship, for fits and tests.
 
     Returns:
@@ -59,14 +63,11 @@ def predict_operators(
     """
     p = constants or parameters()
     known = rates(gpu, p, dtype)
-    training = any(op.phase == "backward" for op in work.operators)
-    if autocast is None:
-        autocast = training and dtype not in ("fp32", "tf32")
-    how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=channels_last)
+    how = how_of(work, dtype, plan_kind, autocast=autocast, channels_last=channels_last)
     kernels = kernels_of(work, how)
     terms = kernel_terms(kernels, gpu, p, dtype)
     operators = _by_operator(work, kernels, terms, p)
-    device_s, idle_s = step_seconds(kernels, terms, p)
+    device_s, idle_s = step_seconds(kernels, terms, gpu, p)
     compute_ms = sum(o.ms for o in operators if o.bound_by == "compute")
     memory_ms = sum(o.ms for o in operators if o.bound_by == "memory")
     starts_ms = sum(o.ms for o in operators if o.bound_by == "overhead")
@@ -98,6 +99,25 @@ def predict_operators(
         power_w=watts,
         energy_j=None if watts is None else watts * step_ms / 1e3,
         idle_share=idle_s / max(device_s + idle_s, 1e-12),
+    )
+
+
+def how_of(
+    work: Work,
+    dtype: str,
+    plan_kind: PlanKind,
+    *,
+    autocast: bool | None,
+    channels_last: bool | None,
+) -> How:
+    """How the operators run; what is None as `predict_operators` says."""
+    narrow = dtype not in ("fp32", "tf32")
+    training = any(op.phase == "backward" for op in work.operators)
+    return How(
+        dtype=dtype,
+        plan_kind=plan_kind,
+        autocast=training and narrow if autocast is None else autocast,
+        channels_last=narrow if channels_last is None else channels_last,
     )
 
 
@@ -171,7 +191,13 @@ def least_ms(work: Work, gpu: GpuSheet, *, dtype: str) -> float:
     Raises:
         BadInputError: The card has no units for the type.
     """
-    compute_s = work.least_matmul_flops / peak_flops(gpu, dtype)
+    fewer = unit_of(gpu, dtype) == "vector"
+    flops = sum(
+        op.least_flops / (_FEWEST if fewer and is_winograd(op) else 1.0)
+        for op in work.operators
+        if op.matmul
+    )
+    compute_s = flops / peak_flops(gpu, dtype)
     states = sum(op.bytes_read + op.bytes_written for op in work.operators if _updates(op.phase))
     weights = narrowed(work.parameter_bytes, "fp32", dtype)
     moved = weights + work.input_bytes + work.output_bytes + states
@@ -207,11 +233,13 @@ def kernel_terms(
     shape = p.products[known.unit]
     has = kernels["batch"] > 0
     moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
+    slice_ = shape.sum_slice * slice_share(gpu)
+    slices = np.where(kernels["kind"] == KINDS.index("product"), slice_, 1.0)
     compute_s, memory_s = product_terms(
         machine,
         shape,
         batch=np.maximum(kernels["batch"], 1.0),
-        sizes=(kernels["m"], kernels["n"], kernels["k"]),
+        sizes=(kernels["m"], kernels["n"], np.ceil(kernels["k"] / slices) * slices),
         moved=moved,
     )
     compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else p.sustained[known.unit])
@@ -245,8 +273,19 @@ def moved_bytes(kernels: Kernels, p: Parameters) -> float:
 
 def _shares(p: Parameters, unit: Unit) -> Number:
     """In the order of `SHARES`."""
+    convolution = p.convolution_fraction[unit]
+    fewer = p.winograd_gain if unit == "vector" else 1.0
     return np.array(
-        [1.0, p.convolution_fraction[unit], p.grouped_fraction, p.attention_fraction[unit]]
+        [
+            1.0,
+            convolution,
+            p.grouped_fraction,
+            p.attention_fraction[unit],
+            convolution * fewer,
+            convolution * p.gradient_fraction,
+            p.grouped_gradient_fraction,
+            convolution * fewer * p.gradient_fraction,
+        ]
     )
 
 
@@ -254,34 +293,45 @@ def _traffic(p: Parameters) -> Number:
     """In the order of `TRAFFIC`."""
     both = p.fused_traffic * p.autocast_traffic
     return np.array(
-        [1.0, p.autocast_traffic, p.layout_traffic, p.fused_traffic, both, p.update_traffic]
+        [
+            1.0,
+            p.autocast_traffic,
+            p.layout_traffic,
+            p.fused_traffic,
+            both,
+            p.update_traffic,
+            p.layout_gradient_traffic,
+        ]
     )
 
 
 def _starts(p: Parameters) -> Number:
     """In the order of `STARTS`; libraries update about thirty tensors of a list in one kernel."""
-    return np.array([1.0, p.fused_launches, 1.0 / 30.0, 1.0])
+    return np.array([1.0, p.fused_launches, 1.0 / 30.0, 1.0, 0.0])
 
 
-def host_seconds(kernels: Kernels, p: Parameters) -> float:
-    """Seconds that the host takes to call all operators of a step."""
-    each = p.host_backward_s if kernels.training else p.host_forward_s
-    return kernels.calls * each * (p.fused_launches if kernels.compiled else 1.0)
+def host_seconds(kernels: Kernels, gpu: GpuSheet, p: Parameters) -> float:
+    """Seconds that the usual host of such a card takes to call all operators of a step."""
+    calls_s = kernels.calls * p.host_forward_s + kernels.backward_calls * p.host_backward_s
+    calls_s = calls_s * (p.fused_launches if kernels.compiled else 1.0)
+    older = 8.0 - float(gpu.compute_capability)
+    return float((calls_s + kernels.updates * p.host_update_s) * p.host_generation**older)
 
 
 def step_seconds(
-    kernels: Kernels, terms: tuple[Number, Number, Number], p: Parameters
+    kernels: Kernels, terms: tuple[Number, Number, Number], gpu: GpuSheet, p: Parameters
 ) -> tuple[float, float]:
     """Seconds in which the device works, and those in which it waits for the host.
 
     Args:
         kernels: Of the step.
+        gpu: The card.
         terms: As `kernel_terms` gives them.
         p: The constants.
     """
     compute_s, memory_s, start_s = terms
     device_s = float(np.sum(joined(p.products["vector"], compute_s, memory_s) + start_s))
-    return device_s, waiting_s(device_s, host_seconds(kernels, p))
+    return device_s, waiting_s(device_s, host_seconds(kernels, gpu, p))
 
 
 def waiting_s(device_s: float, host_s: float) -> float:

@@ -20,7 +20,14 @@ from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters, parameters
 from suanli.cost.power_draw import mean_power_w
-from suanli.cost.predictor import host_seconds, kernel_terms, least_ms, moved_bytes, waiting_s
+from suanli.cost.predictor import (
+    host_seconds,
+    how_of,
+    kernel_terms,
+    least_ms,
+    moved_bytes,
+    waiting_s,
+)
 from suanli.cost.rates import element_bytes, narrowed
 from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
 
@@ -96,6 +103,7 @@ def predict_parallel(
     *,
     dtype: str,
     plan_kind: PlanKind = "eager",
+    channels_last: bool | None = None,
     fabric: Fabric | None = None,
     constants: Parameters | None = None,
 ) -> StepPrediction:
@@ -112,6 +120,7 @@ def predict_parallel(
             forward and backward (Rajbhandari et al., "ZeRO", 2020).
         dtype: What products run in.
         plan_kind: As in `predict_operators`.
+        channels_last: As in `predict_operators`.
         fabric: How the cards are joined; the usual way where None.
         constants: Other parameters than those that ship.
 
@@ -123,7 +132,10 @@ def predict_parallel(
         raise BadInputError("every number of a layout must be at least 1")
     p = constants or parameters()
     fabric = fabric or (fabric_of(gpu) if layout.devices > 1 else _ALONE)
-    parts = _parts(work, gpu, layout, dtype=dtype, plan_kind=plan_kind, p=p)
+    how = how_of(work, dtype, plan_kind, autocast=None, channels_last=channels_last)
+    if layout.sharded:  # replicas gather weights that are narrow already
+        how = replace(how, autocast=False)
+    parts = _parts(work, gpu, layout, how, p)
     blocks = blocks_of(work)
     training = parts.backward_s > 0
     again = 1.0 if layout.recompute and training else 0.0
@@ -153,21 +165,9 @@ def predict_parallel(
 _ALONE = Fabric(inside=Link(kind="pcie", bytes_per_s=1.0, devices=1))
 
 
-def _parts(
-    work: Work,
-    gpu: GpuSheet,
-    layout: ParallelLayout,
-    *,
-    dtype: str,
-    plan_kind: PlanKind,
-    p: Parameters,
-) -> _Parts:
-    training = any(op.phase == "backward" for op in work.operators)
-    # Sharded replicas gather weights that are narrow already.
-    autocast = training and dtype not in ("fp32", "tf32") and not layout.sharded
-    how = How(dtype=dtype, plan_kind=plan_kind, autocast=autocast, channels_last=True)
+def _parts(work: Work, gpu: GpuSheet, layout: ParallelLayout, how: How, p: Parameters) -> _Parts:
     kernels = _split(kernels_of(work, how), layout.tp)
-    compute_s, memory_s, start_s = kernel_terms(kernels, gpu, p, dtype)
+    compute_s, memory_s, start_s = kernel_terms(kernels, gpu, p, how.dtype)
     seconds = joined(p.products["vector"], compute_s, memory_s) + start_s
     phases = np.array([_phase(work.operators[int(i)]) for i in kernels["operator"]])
     name = _block_list(work)
@@ -180,7 +180,7 @@ def _parts(
         backward_s=sums[1],
         ends_s=float(np.sum(seconds[(phases < 2) & outside])),
         update_s=sums[2] / (layout.tp * layout.pp),
-        host_s=host_seconds(kernels, p),
+        host_s=host_seconds(kernels, gpu, p),
         compute_s=float(np.sum(compute_s)),
         memory_s=float(np.sum(memory_s)),
         moved_bytes=moved_bytes(kernels, p),

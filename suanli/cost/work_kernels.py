@@ -4,6 +4,7 @@ The kernels of a step are kept as arrays, so that a model of thousands of operat
 go, on one card or, in the fit, on many.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -12,8 +13,9 @@ from math import prod
 import numpy as np
 
 from suanli.base.prediction import KernelKind, PlanKind
-from suanli.base.work import Operator, Work
+from suanli.base.work import Operator, Phase, Work
 from suanli.cost.rates import element_bytes, narrowed
+from suanli.cost.whole_kernels import Part, parts
 
 KINDS: tuple[KernelKind, ...] = (
     "product",
@@ -36,9 +38,26 @@ ROW_READS = {"softmax": (1.0, 2.0), "norm": (0.5, 8.0)}
 
 # Factors that depend on the fitted parameters are named here and looked up when time is worked
 # out, so that the kernels of a work are found once and priced often.
-SHARES = ("whole", "convolution", "grouped", "attention")
-TRAFFIC = ("once", "autocast", "layout", "fused", "fused autocast", "update")
-STARTS = ("each", "fused", "list", "step")
+SHARES = (
+    "whole",
+    "convolution",
+    "grouped",
+    "attention",
+    "winograd",
+    "convolution gradient",
+    "grouped gradient",
+    "winograd gradient",
+)
+TRAFFIC = (
+    "once",
+    "autocast",
+    "layout",
+    "fused",
+    "fused autocast",
+    "update",
+    "layout gradient",
+)
+STARTS = ("each", "fused", "list", "step", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +105,17 @@ class Kernels:
 
     Attributes:
         columns: Name -> one number per kernel.
-        calls: Operators that the host calls.
-        training: Whether it records and runs autograd meanwhile.
+        calls: Operators that the host calls forward.
+        backward_calls: The same backward.
+        updates: Tensors that the optimiser updates.
         compiled: Whether calls are fused.
     """
 
     columns: dict[str, "np.ndarray[tuple[int], np.dtype[np.float64]]"]
-    calls: int
-    training: bool
-    compiled: bool
+    calls: int = 0
+    backward_calls: int = 0
+    updates: int = 0
+    compiled: bool = False
 
     def __getitem__(self, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
         return self.columns[name]
@@ -127,18 +148,21 @@ def kernels_of(work: Work, how: How) -> Kernels:
         BadInputError: The type is unknown.
     """
     found: list[Kernel] = []
-    calls = 0
+    calls: Counter[Phase] = Counter()
     how = replace(how, training=any(op.phase == "backward" for op in work.operators))
+    shared = parts(work.operators)
     for index, op in enumerate(work.operators):
-        made = list(_of_operator(index, op, how))
+        part = shared.get(index)
+        made = [_part(index, op, part, how)] if part else list(_of_operator(index, op, how))
         found += made
-        calls += int(bool(made) and op.phase != "optimizer")
+        calls[op.phase] += int(bool(made) and (part is None or part.first))
     names = [f.name for f in fields(Kernel)]
     columns = {name: np.array([getattr(k, name) for k in found], dtype=float) for name in names}
     return Kernels(
         columns=columns,
-        calls=calls,
-        training=how.training,
+        calls=calls["forward"],
+        backward_calls=calls["backward"],
+        updates=calls["optimizer"],
         compiled=how.plan_kind == "compiled",
     )
 
@@ -161,17 +185,19 @@ def _of_operator(index: int, op: Operator, how: How) -> Iterator[Kernel]:
     kind = kind_of(op)
     if kind == "free" or prod(op.output_shapes[0] if op.output_shapes else (2,)) == 1 == op.flops:
         return
-    moved = _moved(op, how.dtype)
+    moved = _moved(op, how)
     if how.autocast and op.parameter_bytes and op.phase == "forward" and op.matmul:
         cast = op.parameter_bytes * (1.0 + element_bytes(how.dtype) / 4.0)
         yield Kernel(operator=index, kind=KINDS.index("pointwise"), moved=cast)
     yield from _MAKERS[kind](index, op, moved, how)
 
 
-def _moved(op: Operator, dtype: str) -> float:
-    if op.phase == "optimizer":
-        return float(op.bytes_read + op.bytes_written)
-    return narrowed(op.bytes_read + op.bytes_written, op.dtype, dtype)
+def _moved(op: Operator, how: How) -> float:
+    """Bytes; the optimiser keeps its own type, and autocast leaves tables of rows as they are."""
+    size = float(op.bytes_read + op.bytes_written)
+    if op.phase == "optimizer" or (how.autocast and op.name.startswith("embedding")):
+        return size
+    return narrowed(size, op.dtype, how.dtype)
 
 
 def _product(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
@@ -215,14 +241,19 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     inputs = prod(x) // max(1, x[-dims - 1])
     few = groups > 1 and per_group < _FEW_CHANNELS
     turned = not how.channels_last and not few and how.dtype != "fp32"
+    traffic = ("layout gradient" if backward else "layout") if turned else "once"
     sides = [(positions, filters // groups, per_group * taps)]
     if backward:
         per = 2.0 * groups * positions * (filters // groups) * per_group * taps
         sides = [(filters // groups, per_group * taps, positions)]
         if op.flops > 1.5 * per:
             sides.append((inputs, per_group, (filters // groups) * taps))
+    share = "convolution"
     if few:  # each channel by itself: no tiles of channels to fill, the sum is the taps
         sides, groups = [(positions, filters, per_group * taps)] * len(sides), 1
+        share = "grouped"
+    elif is_winograd(op):
+        share = "winograd"
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
     scale = op.flops / total if total else 1.0
     for m, n, k in sides:
@@ -231,13 +262,24 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
             kind=KINDS.index("convolution"),
             moved=moved / len(sides),
             vector=float(few),
-            share=SHARES.index("grouped" if few else "convolution"),
-            traffic=TRAFFIC.index("layout" if turned else "once"),
+            share=SHARES.index(share + (" gradient" if backward else "")),
+            traffic=TRAFFIC.index(traffic),
             batch=groups,
             m=m,
             n=n,
             k=max(1.0, k * scale),
         )
+
+
+def is_winograd(op: Operator) -> bool:
+    """Whether libraries do a convolution with fewer multiplications: 3 x 3, stride 1, dense."""
+    backward = op.name.endswith("_backward")
+    if "convolution" not in op.name or len(op.input_shapes) < (3 if backward else 2):
+        return False
+    x, weight = op.input_shapes[1:3] if backward else op.input_shapes[:2]
+    out = op.input_shapes[0] if backward else op.output_shapes[0]
+    dense = len(weight) == 4 and x[-3] == weight[1]
+    return dense and weight[2:] == (3, 3) and x[-2:] == out[-2:]
 
 
 def _attention(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
@@ -330,6 +372,19 @@ def _sweep(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]
         moved=moved,
         traffic=TRAFFIC.index("fused" if fused else "once"),
         starts=STARTS.index("fused" if fused else "each"),
+    )
+
+
+def _part(index: int, op: Operator, part: Part, how: How) -> Kernel:
+    """An operator's share of a kernel that does several."""
+    fused = how.plan_kind == "compiled"
+    each = "fused" if fused else "each"
+    return Kernel(
+        operator=index,
+        kind=KINDS.index("pointwise"),
+        moved=_moved(op, how) * part.share,
+        traffic=TRAFFIC.index("fused" if fused else "once"),
+        starts=STARTS.index(each if part.first else "none"),
     )
 
 

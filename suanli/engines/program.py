@@ -29,12 +29,8 @@ from suanli.base.signature import Signature, TensorSpec
 from suanli.engines._batch_dimension import marked, output_shapes
 from suanli.workloads.record import Inputs
 
-_META, _GRAPH, _WEIGHTS, _INPUTS = (
-    "meta.json",
-    "graph.json",
-    "weights.safetensors",
-    "inputs.safetensors",
-)
+_META, _GRAPH = "meta.json", "graph.json"
+_WEIGHTS, _INPUTS = "weights.safetensors", "inputs.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

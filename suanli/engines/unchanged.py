@@ -2,7 +2,7 @@
 
 import threading
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -10,6 +10,7 @@ from suanli.base.errors import SuanliError
 from suanli.base.plan import Plan
 from suanli.base.results import OptimizeResult
 from suanli.engines._convention import Convention
+from suanli.engines._gate import ForkedGate, watch_forks
 from suanli.engines.backend import Backend
 from suanli.engines.program import Program
 
@@ -17,7 +18,8 @@ from suanli.engines.program import Program
 class Unchanged:
     """The best baseline behind the face of an engine: callable, with a result, not to be saved.
 
-    It runs the person's own module as PyTorch would, in this process. Calls come one by one.
+    It runs the person's own module as PyTorch would, in this process; or the graph exported from
+    it, where the module came as an object. Calls come one by one.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class Unchanged:
         self.name = result.workload
         self._convention = Convention(program.signature)
         self._runner = backend.load(program, result.chosen.plan, folder)
-        self._lock = threading.Lock()
+        self._lock: threading.Lock | ForkedGate = threading.Lock()
         self._closed = False
+        watch_forks(self)
 
     @property
     def plan(self) -> Plan:
@@ -67,6 +70,20 @@ class Unchanged:
             f"nothing beat {self.plan.title}, so there is no engine to save in {folder}",
             next_step="keep=True gives the fastest one that can be saved",
         )
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse `pickle` and `copy` in plain words.
+
+        Raises:
+            SuanliError: Always; it says what to do.
+        """
+        raise SuanliError(
+            f"{self!r} can be neither pickled nor copied", next_step="use your own module there"
+        )
+
+    def forked(self) -> None:
+        """Refuse every call: this is a child of the process that opened it."""
+        self._lock = ForkedGate(self.name)
 
     def close(self) -> None:
         """Give back what the runner holds. May be called twice."""

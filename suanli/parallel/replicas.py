@@ -79,27 +79,37 @@ class Replicas:
             stop: Whether this process was asked to stop.
             seconds: This process's clock.
         """
-        device = loss.device
         has = [float(p.grad is not None) for p in parameters]
-        clock = seconds if self.first else 0.0
-        small = torch.tensor([*has, float(stop), clock], device=device, dtype=torch.float64)
-        small = torch.cat([small, loss.detach().reshape(1).double()])
         gradients = [
             (p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters
         ]
         flat = torch.cat(gradients)
         dist.all_reduce(flat)
-        dist.all_reduce(small)
+        counts, agreed = self._agreed(has, loss, stop=stop, seconds=seconds)
         place = 0
-        for parameter, count in zip(parameters, small[: len(has)].tolist(), strict=True):
+        for parameter, count in zip(parameters, counts, strict=True):
             size = parameter.numel()
             if count > 0:
                 summed = flat[place : place + size].view(parameter.shape)
                 # a gradient must lie in memory as its parameter does
                 parameter.grad = torch.empty_like(parameter).copy_(summed)
             place += size
-        asked, first_clock = small[len(has) : len(has) + 2].tolist()
-        return Agreed(loss=small[-1].to(loss.dtype), stop=asked > 0, seconds=first_clock)
+        return agreed
+
+    def agree(self, loss: torch.Tensor, *, stop: bool, seconds: float) -> Agreed:
+        """Sum the losses and agree on the end, where gradients were summed before."""
+        return self._agreed([], loss, stop=stop, seconds=seconds)[1]
+
+    def _agreed(
+        self, flags: list[float], loss: torch.Tensor, *, stop: bool, seconds: float
+    ) -> tuple[list[float], Agreed]:
+        clock = seconds if self.first else 0.0
+        small = torch.tensor([*flags, float(stop), clock], device=loss.device, dtype=torch.float64)
+        small = torch.cat([small, loss.detach().reshape(1).double()])
+        dist.all_reduce(small)
+        *counts, asked, first_clock = small[:-1].tolist()
+        agreed = Agreed(loss=small[-1].to(loss.dtype), stop=asked > 0, seconds=first_clock)
+        return counts, agreed
 
     def from_first(self, value: float) -> float:
         """The first process's value, in all of them."""

@@ -101,6 +101,10 @@ class TrialStore:
     def __len__(self) -> int:
         return len(self._trials)
 
+    def all(self) -> tuple[Trial, ...]:
+        """All stored trials, marked as resumed."""
+        return tuple(replace(trial, resumed=True) for trial in self._trials.values())
+
     def get(self, key: str, *, limit_s: float | None = None) -> Trial | None:
         """The stored trial of the plan with this key, marked as resumed.
 

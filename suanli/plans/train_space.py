@@ -6,8 +6,9 @@ decision.
 """
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan, TrainPrecision
@@ -18,9 +19,10 @@ from suanli.plans.space import Candidate
 # bf16 on matrix units and the kept memory were 0.23 and 0.75 for a convolutional net on two cores.
 _PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4}
 _TUNED, _COMPILED, _NATIVE = 0.75, 0.85, 0.5
-# Under so many milliseconds the calls of operators take most of a step on a CPU: autocast and a
-# change of layout are more calls (LeNet at batch 4: 1.48 ms plain, 1.75 ms with autocast).
-_SMALL_MS = 5.0
+# Under so much work the calls of operators take most of a step on a CPU: autocast and a change of
+# layout are more calls (LeNet at batch 4, 16 MFLOP: 1.48 ms plain, 1.75 ms with autocast). Where
+# the work is not known the time of a step tells, unless the machine is busy.
+_SMALL_FLOPS, _SMALL_MS = 5e8, 5.0
 _COMPILED_SMALL, _LOW_SMALL = 0.5, 1.15
 _COMPILE_S, _EAGER_S = 40.0, 3.0
 _VARIATION = 0.98
@@ -37,7 +39,9 @@ class TrainSituation:
         blocks: Whether the model has blocks whose activations could be recomputed.
         fits: Whether all samples fit on the device.
         why_not_compiled: Why torch.compile cannot be used, in one line; "" if it can.
-        kernels: Rows of the table of fused kernels that fit the model.
+        kernels: Rows of the table of fused kernels that fit the model, each with the decisions of a
+            plan that it needs.
+        flops: Operations of a step; None where they are not known.
         written: Precision that the settings mean, for the baseline.
         own: The plan that a recipe was tuned with; tried as the first coarse one.
     """
@@ -47,7 +51,8 @@ class TrainSituation:
     blocks: bool = False
     fits: bool = True
     why_not_compiled: str = ""
-    kernels: tuple[str, ...] = ()
+    kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    flops: float | None = None
     written: TrainPrecision = "fp32"
     own: TrainPlan | None = None
 
@@ -92,8 +97,10 @@ def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
         tuned = _tuned(situation, small=small).with_(precision=precision)
         yield _candidate(tuned, situation, eager_ms, coarse=True)
         yield _candidate(tuned.with_(compile="default"), situation, eager_ms, coarse=True)
-        for row in situation.kernels:
-            yield _candidate(tuned.with_(kernels=(row,)), situation, eager_ms, coarse=True)
+    tuned = _tuned(situation, small=small)
+    for row, needed in situation.kernels.items():
+        with_row = tuned.with_(kernels=(row,), **needed)
+        yield _candidate(with_row, situation, eager_ms, coarse=True)
 
 
 def _precisions(situation: TrainSituation) -> list[TrainPrecision]:
@@ -104,7 +111,9 @@ def _precisions(situation: TrainSituation) -> list[TrainPrecision]:
 
 
 def _small(situation: TrainSituation, eager_ms: float) -> bool:
-    return situation.machine.kind == "cpu" and eager_ms < _SMALL_MS
+    if situation.machine.kind != "cpu":
+        return False
+    return eager_ms < _SMALL_MS if situation.flops is None else situation.flops < _SMALL_FLOPS
 
 
 def _tuned(situation: TrainSituation, *, small: bool) -> TrainPlan:

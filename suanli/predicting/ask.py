@@ -80,6 +80,13 @@ class Ask:
             return "eager" if self.plan == "eager" else "compiled"
         return "eager" if read_plan(self.plan).backend == "eager" else "compiled"
 
+    @property
+    def channels_last(self) -> bool | None:
+        """How images lie: as the plan's file says; None where there is none."""
+        if self.plan in ("eager", "compiled"):
+            return None
+        return read_plan(self.plan).memory_layout == "channels_last"
+
     def plan_record(self, device: str) -> Plan:
         """The plan as it is reported."""
         if self.plan in ("eager", "compiled"):

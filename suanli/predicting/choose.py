@@ -116,11 +116,16 @@ def _about(sheet: GpuSheet, error: BadInputError) -> bool:
     return sheet.name in str(error)
 
 
+# The first compute capability with tensor units for a type (NVIDIA, "CUDA C++ Programming Guide").
+_SINCE = {"fp16": 7.0, "bf16": 8.0, "tf32": 8.0, "int8": 7.2, "fp8": 8.9}
+
+
 def _lacks(sheet: GpuSheet, ask: Ask, limits: Limits) -> str:
     try:
         peak_flops(sheet, ask.dtype)
     except BadInputError:
-        return f"no {ask.dtype}"
+        has_units = float(sheet.compute_capability) >= _SINCE.get(ask.dtype, 0.0)
+        return f"its {ask.dtype} rate is unknown" if has_units else f"no {ask.dtype}"
     if limits.max_power_w is not None:
         if sheet.power_w is None:
             return "its power is unknown"

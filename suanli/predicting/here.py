@@ -14,8 +14,8 @@ from suanli.cost.cpu_time import predict_cpu_ms
 from suanli.cost.memory import Held, memory_use
 from suanli.devices import cpu_info
 from suanli.predicting.ask import Ask
-from suanli.predicting.subject import STATES, Subject
-from suanli.workloads.record import Workload
+from suanli.predicting.subject import STATES, TARGETS, Subject
+from suanli.workloads.record import Inputs, Workload
 
 _STEPS = 5
 _MOST_SECONDS = 20.0
@@ -133,7 +133,6 @@ def make_step(workload: Workload, batch: int, *, training: bool, dtype: str) -> 
         ),
         (tuple(inputs.args), dict(inputs.kwargs)),
     )
-    labels = torch.zeros(batch, dtype=torch.int64)
 
     def infer() -> None:
         with torch.no_grad():
@@ -143,7 +142,7 @@ def make_step(workload: Workload, batch: int, *, training: bool, dtype: str) -> 
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             out = model(*args, **kwargs)
-            loss = workload.loss(out, labels) if workload.loss else _sum(out)
+            loss = _loss(workload, inputs, out, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for parameter in model.parameters():
@@ -151,6 +150,17 @@ def make_step(workload: Workload, batch: int, *, training: bool, dtype: str) -> 
                     parameter.sub_(parameter.grad, alpha=1e-6)
 
     return train if training else infer
+
+
+def _loss(workload: Workload, inputs: Inputs, out: object, batch: int) -> torch.Tensor:
+    """The workload's loss with labels of zeros, else the sum of the outputs, as captured."""
+    if workload.loss is not None:
+        for targets in TARGETS:
+            try:
+                return workload.loss(out, targets(inputs, batch))  # type: ignore[arg-type]
+            except (ValueError, RuntimeError, TypeError, AttributeError):
+                continue
+    return _sum(out)
 
 
 def _sum(out: object) -> torch.Tensor:

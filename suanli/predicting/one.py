@@ -229,6 +229,16 @@ def _time(
     micro = batch // (layout.dp * layout.micro_batches)
     work = subject.work(micro)
     if layout.devices == 1 and layout.micro_batches == 1 and not layout.recompute:
-        return predict_operators(work, sheet, dtype=ask.dtype, plan_kind=ask.kind)
+        return predict_operators(
+            work, sheet, dtype=ask.dtype, plan_kind=ask.kind, channels_last=ask.channels_last
+        )
     fabric = fabric_of(sheet, network_bytes_per_s=network) if layout.devices > 1 else None
-    return predict_parallel(work, sheet, layout, dtype=ask.dtype, plan_kind=ask.kind, fabric=fabric)
+    return predict_parallel(
+        work,
+        sheet,
+        layout,
+        dtype=ask.dtype,
+        plan_kind=ask.kind,
+        channels_last=ask.channels_last,
+        fabric=fabric,
+    )

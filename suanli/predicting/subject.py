@@ -133,6 +133,23 @@ def _own_optimizer(workload: Workload) -> str:
     return "sgd-momentum" if own.optimizer == "sgd" and own.momentum else own.optimizer
 
 
+def one_label(_inputs: Inputs, batch: int) -> torch.Tensor:
+    """A class for each sample."""
+    return torch.zeros(batch, dtype=torch.int64)
+
+
+def label_per_position(inputs: Inputs, batch: int) -> torch.Tensor:
+    """A class for each position of the first input of whole numbers."""
+    for value in (*inputs.args, *inputs.kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.ndim > 1 and not value.is_floating_point():
+            return torch.zeros(value.shape, dtype=torch.int64)
+    return one_label(inputs, batch)
+
+
+# What losses may want, in the order in which it is tried.
+TARGETS = (one_label, label_per_position)
+
+
 class _Steps:
     """Captures steps of one model."""
 
@@ -142,20 +159,22 @@ class _Steps:
         self._workload, self._model = workload, model
         self.training, self.optimizer = training, optimizer
         self.dynamic = workload.dynamic_batch
+        self._targets: Callable[[Inputs, int], torch.Tensor] = one_label
         self._labels = training and workload.loss is not None
         self.notes: list[str] = []
 
     def work(self, batch: int) -> Work:
         """Of one step; where the workload's loss does not fit, of the sum of the outputs."""
         inputs = self._inputs(batch)
-        try:
-            return self._capture(inputs, batch)
-        except CaptureError:
-            if not self._labels:
-                raise
+        if self._labels:
+            for self._targets in TARGETS:
+                try:
+                    return self._capture(inputs, batch)
+                except CaptureError:
+                    continue
             self._labels = False
             self.notes.append("the workload's own loss needs data: the sum of the outputs is taken")
-            return self._capture(inputs, batch)
+        return self._capture(inputs, batch)
 
     def footprint(self, batch: int, precision: str, cpu: bool) -> Footprint:
         inputs = self._inputs(batch)
@@ -166,7 +185,7 @@ class _Steps:
             batch=batch,
             training=self.training,
             loss=self._workload.loss if self._labels else None,
-            targets=self._targets(batch),
+            targets=self._targets(inputs, batch) if self._labels else None,
             precision=precision,
             cpu=cpu,
         )
@@ -179,15 +198,12 @@ class _Steps:
             batch=batch,
             training=self.training,
             loss=self._workload.loss if self._labels else None,
-            targets=self._targets(batch),
+            targets=self._targets(inputs, batch) if self._labels else None,
             optimizer=self.optimizer or "adamw",
         )
 
     def _inputs(self, batch: int) -> Inputs:
         return self._workload.make_inputs(batch)
-
-    def _targets(self, batch: int) -> torch.Tensor | None:
-        return torch.zeros(batch, dtype=torch.int64) if self._labels else None
 
 
 def _first(steps: _Steps) -> tuple[Work, str]:

@@ -22,8 +22,9 @@ from suanli.training.distill import distilled
 from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
+from suanli.training.request import TrainRequest
 from suanli.training.run_folder import Keeping, RunFolder
-from suanli.training.trainer import Trainer, TrainRequest
+from suanli.training.trainer import Trainer
 from suanli.training.tune import tune
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
@@ -46,7 +47,8 @@ class TrainOptions:
         start: Weights to start from (safetensors, or a run's folder).
         freeze: Shell patterns of parameter names that are not trained.
         seed: Of weights, data order and augmentation.
-        device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
+        device: "cpu", "cuda:0", … or "auto", which times a step of small work on the CPU and on
+            the first GPU, and gives work that is not small to the GPU.
         out: The run's folder; by default `runs/NAME`, numbered where that is taken.
         on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
         budget_s: Seconds for the search; by default a quarter of the run, but no more than 120 s or
@@ -59,6 +61,7 @@ class TrainOptions:
         prune: "2:4" or a fraction of the weights to drop and keep at zero; "" for none.
         teacher: A workload with trained weights to learn from as well; "" for none.
         tune: Trials of the hyper-parameters before the run; 0 for none.
+        sharded: Of several processes each keeps its share of the model only.
     """
 
     plan: "str | Path | TrainPlan" = "auto"
@@ -81,6 +84,7 @@ class TrainOptions:
     prune: str = ""
     teacher: str = ""
     tune: int = 0
+    sharded: bool = False
 
     def checked(self) -> "TrainOptions":
         """These options, texts that name a file or folder as paths.
@@ -295,7 +299,7 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
         plan = options.plan
     else:
         plan = codec.read(TrainPlan, Path(options.plan)).checked()
-    device = _device(options.device)
+    device = _device(options)
     if isinstance(plan, TrainPlan) and options.device not in ("auto", plan.device):
         plan = replace(plan, device=device).checked()
     to = options.to
@@ -315,6 +319,7 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
         fresh=options.fresh,
         prune=options.prune,
         teacher=options.teacher,
+        sharded=options.sharded,
         keeping=Keeping(
             every_s=options.checkpoint_s,
             keep=options.keep,
@@ -324,11 +329,15 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
     )
 
 
-def _device(wanted: str) -> str:
-    if wanted == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    find_device(wanted)
-    return wanted
+def _device(options: TrainOptions) -> str:
+    """The device's name; "auto" stays where a step on both has to be timed."""
+    if options.device != "auto":
+        find_device(options.device)
+        return options.device
+    if not torch.cuda.is_available():
+        return "cpu"
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "cuda:0" if several or options.tune or options.resume else "auto"
 
 
 def _folder(options: TrainOptions, name: str) -> Path:

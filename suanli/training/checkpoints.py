@@ -82,7 +82,23 @@ class Checkpoints:
         Raises:
             OSError: It could not be written, and what was begun is removed; older ones are whole.
         """
+        target = self.begin(step)
+        return self.finish(target, state)
+
+    def begin(self, step: int) -> Path:
+        """An empty folder for a checkpoint; what is written there before `finish` belongs to it.
+
+        Raises:
+            OSError: It cannot be made.
+        """
         target = self.folder / f"step-{step:09d}"
+        if target.exists():
+            shutil.rmtree(target)  # of a run that ended while writing it, or was resumed before it
+        target.mkdir(parents=True)
+        return target
+
+    def finish(self, target: Path, state: dict[str, dict[str, Any]]) -> Path:
+        """Write the state into a folder that `begin` made, and the marker; see `save`."""
         self._write(target, state)
         if self._backup is not None:
             _copied(target, self._backup / target.name)
@@ -113,9 +129,6 @@ class Checkpoints:
         return None
 
     def _write(self, target: Path, state: dict[str, dict[str, Any]]) -> None:
-        if target.exists():
-            shutil.rmtree(target)  # of a run that ended while writing it, or was resumed before it
-        target.mkdir(parents=True)
         try:
             sums = {}
             for name, part in state.items():
@@ -129,6 +142,10 @@ class Checkpoints:
                     payload = content if cipher is None else cipher.encrypted(content, file)
                     _durable(target / file, payload)
                     sums[file] = {"bytes": len(payload), "sha256": _sha256(payload)}
+            others = [file for file in target.iterdir() if file.name not in sums]
+            for written in others:
+                payload = written.read_bytes()
+                sums[written.name] = {"bytes": len(payload), "sha256": _sha256(payload)}
             marker = {
                 "format": _FORMAT,
                 "step": _step(target),

@@ -2,8 +2,9 @@
 
 In every `nn.Sequential` of the model, runs of [max-pool 2x2] - batch norm - [ReLU, GELU or SiLU]
 become one operator, other activations one each. Everywhere, convolutions of stride 1 become one
-whose weight gradient is fp32, and batch norms on their own become one. Everything else stays as it
-is. The parameters and buffers stay the model's own.
+whose weight gradient is fp32, and batch norms on their own become one, together with the shortcut
+and the activation that a residual block's `forward` puts behind them (see `fused_blocks`).
+Everything else stays as it is. The parameters and buffers stay the model's own.
 """
 
 import copy
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.training.fused_blocks import join_blocks
 from suanli.training.native.library import BLOCK, KINDS, library
 
 
@@ -41,9 +43,15 @@ def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
     count = 0
     for module in list(twin.modules()):
         count += _fuse(module) if isinstance(module, nn.Sequential) else _fuse_children(module)
+    twin = join_blocks(twin)
     if not count:
         raise BadInputError("fused-cnn finds no batch norm in this model that it could compute")
     return twin
+
+
+def suits_fused_cnn(model: nn.Module) -> bool:
+    """Whether there is a batch norm in the model that the kernels compute."""
+    return any(map(_normalises, model.modules()))
 
 
 class FusedConv2d(nn.Module):
@@ -67,7 +75,7 @@ class FusedConv2d(nn.Module):
 
 
 class FusedNorm(nn.Module):
-    """[2x2 max-pool] - batch norm - [activation], in training with the batch's statistics.
+    """[2x2 max-pool] - batch norm - [+ shortcut] - [activation], with the batch's statistics.
 
     In evaluation mode, or on a tensor that the kernels do not take, the layers do it themselves.
 
@@ -84,24 +92,38 @@ class FusedNorm(nn.Module):
         self.pool, self.norm, self.activation = pool, norm, activation
         self._kind = KINDS[_kind(activation)]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same, or half the size with a pool."""
+    def activate_with(self, activation: nn.Module) -> None:
+        """Take an activation in as well; there is none so far."""
+        self.activation, self._kind = activation, KINDS[_kind(activation)]
+
+    def forward(self, images: Tensor, added: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> the same, or half the size with a pool.
+
+        Args:
+            images: What is normalised.
+            added: A shortcut of the result's shape, added before the activation; not with a pool.
+        """
         from suanli.training.native.operators import fits, norm_act
 
         norm = self.norm
         large_enough = self.pool is None or min(images.shape[2:]) >= 2
-        if not (norm.training and fits(images) and large_enough):
-            return self._layers(images)
+        like = added is None or (fits(added) and added.shape == images.shape)
+        if not (norm.training and fits(images) and large_enough and like):
+            return self._layers(images, added)
         result, mean, variance, *_ = norm_act(
-            *(images, norm.weight, norm.bias, self.pool is not None, self._kind, norm.eps)
+            *(images, norm.weight, norm.bias, added),
+            *(self.pool is not None, self._kind, norm.eps),
         )
         self._keep_up(mean, variance, result.numel() // result.shape[1])
         return cast(Tensor, result)
 
-    def _layers(self, images: Tensor) -> Tensor:
-        for layer in (self.pool, self.norm, self.activation):
-            images = images if layer is None else layer(images)
-        return images
+    def _layers(self, images: Tensor, added: Tensor | None) -> Tensor:
+        if self.pool is not None:
+            images = self.pool(images)
+        result = cast(Tensor, self.norm(images))
+        if added is not None:
+            result = result + added
+        return result if self.activation is None else cast(Tensor, self.activation(result))
 
     @torch.no_grad()
     def _keep_up(self, mean: Tensor, variance: Tensor, count: int) -> None:

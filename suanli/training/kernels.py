@@ -1,12 +1,17 @@
 """The table of fused kernels that a training plan can name: one row, one file.
 
-A row is a function `(model, plan) -> nn.Module`. What it returns computes what the model computes
+A row has a function `(model, plan) -> nn.Module`. What it returns computes what the model computes
 and trains the model's own parameters and buffers (the same tensors), so that checkpoints, the
 optimiser and evaluation go on with `model`. It raises `BadInputError` for a model that it does not
-fit, and `MissingBackendError` where the machine lacks what it needs.
+fit, and `MissingBackendError` where the machine lacks what it needs. Beside it stand the decisions
+of a plan that the row needs, and a function `(model) -> bool` that says, without building anything,
+whether the search should try it.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +19,42 @@ from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.native.library import present
 
-KERNELS: dict[str, str] = {  # name -> "module:function"
-    "fused-cnn": "suanli.training.fused:fused_cnn",
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        make: "module:function" that puts the kernels in place.
+        suits: "module:function" that looks at a model.
+        kind: Of the device that they run on.
+        needs: Fields of a plan.
+    """
+
+    make: str
+    suits: str
+    kind: str
+    needs: Mapping[str, Any]
+
+
+KERNELS: dict[str, Row] = {
+    "fused-cnn": Row(
+        make="suanli.training.fused:fused_cnn",
+        suits="suanli.training.fused:suits_fused_cnn",
+        kind="cpu",
+        needs={"precision": "bf16", "memory_layout": "channels_last"},
+    ),
 }
+
+
+def rows_for(model: nn.Module, device: str) -> dict[str, Mapping[str, Any]]:
+    """The rows that are worth a trial for a model on a device, with what a plan needs for them."""
+    kind = device.partition(":")[0]
+    return {
+        name: row.needs
+        for name, row in KERNELS.items()
+        if row.kind == kind and _found(row.suits)(model)
+    }
 
 
 def put_in_place(model: nn.Module, plan: TrainPlan) -> nn.Module:
@@ -29,9 +67,13 @@ def put_in_place(model: nn.Module, plan: TrainPlan) -> nn.Module:
         if name not in KERNELS:
             known = ", ".join(KERNELS) or "none in this version"
             raise BadInputError(f"there are no kernels {name!r}", next_step=f"there are: {known}")
-        module, _, function = KERNELS[name].partition(":")
-        model = getattr(import_module(module), function)(model, plan)
+        model = _found(KERNELS[name].make)(model, plan)
     return model
+
+
+def _found(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)
 
 
 def usable(plan: TrainPlan) -> TrainPlan:

@@ -236,8 +236,9 @@ class Loop:
 
     def _blame(self, value: float, step: int, batch: Batch | None) -> None:
         where = ""
-        if batch is not None:
-            stepper = self.stepper
+        stepper = self.stepper
+        # processes that share the parameters would wait for each other at different layers
+        if batch is not None and not stepper.sharded:
             where = first_bad_value(stepper.model, stepper.forward, batch.inputs, batch.labels)
         raise NotFiniteError(f"the loss is {value} at step {step}: {where}".rstrip(": "), step=step)
 
@@ -257,7 +258,7 @@ class Loop:
         start = time.monotonic()
         workload = self.recipe.workload
         replicas, value = self.stepper.replicas, 0.0
-        if replicas.first:
+        if replicas.first or self.stepper.sharded:  # whose forward pass takes all processes
             value = judge(
                 self.stepper.model,
                 self._watched,
@@ -323,27 +324,31 @@ class Loop:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Everything that the next step depends on, in the parts that a checkpoint has."""
-        place = self.batches.place
-        chance = self._generators() if self._running else self._chance
         return {
             "model": dict(self.stepper.model.state_dict()),
             "optimizer": self.stepper.optimizer.state_dict(),
             "averaging": self.averaging.state_dict() if self.averaging is not None else {},
-            "run": {
-                "step": self.step,
-                "samples": self.samples,
-                "seconds": self.seconds,
-                "epoch_losses": list(self.epoch_losses),
-                "quality": self.quality,
-                "reached_at_s": self.reached_at_s,
-                "epoch": place.epoch,
-                "position": place.position,
-                "order_at_start": place.at_start,
-                "order_now": place.now,
-                "chance": chance,
-                "scaler": self.stepper.scaler.state_dict(),
-                "losses": torch.stack(self._losses).float().cpu() if self._losses else None,
-            },
+            "run": self.run_state(),
+        }
+
+    def run_state(self) -> dict[str, Any]:
+        """The part of the state that is neither weights nor the optimiser's."""
+        place = self.batches.place
+        chance = self._generators() if self._running else self._chance
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "epoch_losses": list(self.epoch_losses),
+            "quality": self.quality,
+            "reached_at_s": self.reached_at_s,
+            "epoch": place.epoch,
+            "position": place.position,
+            "order_at_start": place.at_start,
+            "order_now": place.now,
+            "chance": chance,
+            "scaler": self.stepper.scaler.state_dict(),
+            "losses": torch.stack(self._losses).float().cpu() if self._losses else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -356,6 +361,10 @@ class Loop:
         self.stepper.restore(state["model"], state["optimizer"], run["scaler"])
         if self.averaging is not None:
             self.averaging.load_state_dict(state["averaging"])
+        self.restore_run(run)
+
+    def restore_run(self, run: dict[str, Any]) -> None:
+        """Go on from a `run_state`; model and optimiser are there already."""
         self.step, self.samples = int(run["step"]), int(run["samples"])
         self.seconds = float(run["seconds"])
         self.epoch_losses = list(run["epoch_losses"])

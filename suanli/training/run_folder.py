@@ -27,6 +27,7 @@ from suanli.training.checkpoints import Checkpoints
 from suanli.training.encryption import Cipher
 from suanli.training.events_file import EventsFile
 from suanli.training.loop import Loop
+from suanli.training.shards import facts_of, is_sharded, read_shards, write_shards
 from suanli.workloads.record import TrainingSettings
 
 _SCALARS = ("loss", "quality", "samples_per_s", "sol_fraction", "mfu")
@@ -164,7 +165,11 @@ class RunFolder:
         for line in loaded.passed_over:
             note(f"checkpoint {line}; the one before it is used")
         try:
-            loop.restore(loaded.state)
+            if is_sharded(loaded.state["run"]):
+                read_shards(loaded.folder, loop.stepper, loaded.state["run"])
+                loop.restore_run(loaded.state["run"])
+            else:
+                loop.restore(loaded.state)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtefactError(f"{loaded.folder.name} is of another model: {reason}") from None
@@ -174,27 +179,59 @@ class RunFolder:
         return loaded.step
 
     def follow(self, loop: Loop, note: Note) -> None:
-        """Keep metrics at every report, and a checkpoint every so often."""
-        self._saved_at = time.monotonic()
+        """Keep metrics at every report, and a checkpoint every so often.
+
+        The first process calls it; of a sharded run all do, because each writes its share.
+        """
+        self._saved_at = _clock(loop)
+        loop.on_step.append(lambda: self._maybe_save(loop, note))
+        if not loop.stepper.replicas.first:
+            return
         try:
             self._events = EventsFile(self.folder / "tensorboard")
         except OSError as error:
             note(f"no TensorBoard events: {error.strerror}")
         loop.on_report.append(lambda progress: self._metrics(progress, note))
-        loop.on_step.append(lambda: self._maybe_save(loop, note))
 
     def save(self, loop: Loop, note: Note) -> None:
         """Write a checkpoint; a failure is told, and the run goes on with the older ones."""
         if self.newest is not None and self.newest.name == f"step-{loop.step:09d}":
             return
         try:
-            self.newest = self.checkpoints.save(loop.step, loop.state())
+            self.newest = self._saved(loop)
             self._failed = False
         except OSError as error:
             if not self._failed:
                 note(f"no checkpoint at step {loop.step}: {error.strerror or error}")
             self._failed = True
-        self._saved_at = time.monotonic()
+        self._saved_at = _clock(loop)
+
+    def _saved(self, loop: Loop) -> Path:
+        """Write a checkpoint; with shares where the plan has them."""
+        if not loop.plan.sharded:
+            return self.checkpoints.save(loop.step, loop.state())
+        stepper = loop.stepper
+        target = self.checkpoints.folder / f"step-{loop.step:09d}"
+        self._together(loop, lambda: self.checkpoints.begin(loop.step))
+        write_shards(target, stepper)
+        run = {**loop.run_state(), **facts_of(stepper)}
+        self._together(loop, lambda: self.checkpoints.finish(target, {"run": run}))
+        return target
+
+    def _together(self, loop: Loop, act: Callable[[], object]) -> None:
+        """The first process acts, the others wait; a failure there is one of all.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        replicas, failed = loop.stepper.replicas, None
+        if replicas.first:
+            try:
+                act()
+            except OSError as error:
+                failed = error
+        if replicas.from_first(0.0 if failed is None else 1.0):
+            raise failed or OSError(0, "the first process could not write")
 
     def close(self) -> None:
         """End the open files."""
@@ -203,7 +240,7 @@ class RunFolder:
             self._events = None
 
     def _maybe_save(self, loop: Loop, note: Note) -> None:
-        if time.monotonic() - self._saved_at >= self.keeping.every_s:
+        if _clock(loop) - self._saved_at >= self.keeping.every_s:
             self.save(loop, note)
 
     def _metrics(self, progress: TrainProgress, note: Note) -> None:
@@ -218,6 +255,14 @@ class RunFolder:
             if not self._failed:
                 note(f"metrics are not kept: {error.strerror}")
             self._failed = True
+
+
+def _clock(loop: Loop) -> float:
+    """Seconds by which checkpoints are due; where all processes write, all read the same clock."""
+    agreed = loop.stepper.agreed
+    if not loop.stepper.sharded:
+        return time.monotonic()
+    return 0.0 if agreed is None else agreed.seconds
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

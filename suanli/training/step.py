@@ -8,6 +8,7 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.parallel.replicas import Agreed, Replicas
+from suanli.parallel.sharded import gathered, shard
 from suanli.training.forward import Forward
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.schedules import rate
@@ -22,6 +23,7 @@ class Stepper:
         optimizer: Its optimiser; a group's peak rate is its "initial_lr".
         replicas: The processes that share each batch.
         agreed: What they agreed on in the last step; None where there is one process.
+        sharded: Whether each process holds its share of the model only.
     """
 
     def __init__(
@@ -40,6 +42,14 @@ class Stepper:
         self.replicas = replicas or Replicas()
         self.agreed: Agreed | None = None
         self.model = arranged(model.to(plan.device), plan.memory_layout).train()
+        self.sharded = plan.sharded and self.replicas.world > 1
+        if self.sharded:
+            if recipe.optimizer is not None or recipe.averaging is not None:
+                raise BadInputError(
+                    f"{recipe.name} has an optimiser or an average of its own, which need whole "
+                    "tensors: a sharded run cannot train it"
+                )
+            shard(self.model, self.replicas)
         assert recipe.workload.loss is not None
         self.forward = Forward(self.model, recipe.workload.loss, plan)
         make = recipe.optimizer or standard_optimizer
@@ -72,19 +82,23 @@ class Stepper:
             stop: Whether this process was asked to stop, for the others to know.
             seconds: This process's clock.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        trained = [p for g in self.optimizer.param_groups for p in g["params"]]
+        for parameter in trained:
+            parameter.grad = None  # as zero_grad does, without its records for the profiler
         scale = 1.0
         if self.scaler.is_enabled():
             self.scaler.scale(torch.zeros((), device=self.plan.device))  # its state is made on use
             scale = float(self.scaler.get_scale())
-        trained = [p for g in self.optimizer.param_groups for p in g["params"]]
         if self.replicas.world == 1:
             loss = self.forward.gradients(inputs, labels, scale)
             self.forward.collect()
         else:
             loss = self._part(inputs, labels, scale)
             self.forward.collect()
-            self.agreed = self.replicas.exchange(trained, loss, stop=stop, seconds=seconds)
+            if self.sharded:  # the backward pass has summed the gradients
+                self.agreed = self.replicas.agree(loss, stop=stop, seconds=seconds)
+            else:
+                self.agreed = self.replicas.exchange(trained, loss, stop=stop, seconds=seconds)
             loss = self.agreed.loss
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
@@ -98,8 +112,13 @@ class Stepper:
         whole = int(labels.shape[0])
         rows = self.replicas.share(whole)
         mine = labels[rows]
-        if len(mine) == 0:  # the last batch of an epoch may be smaller than the group
+        empty = len(mine) == 0  # the last batch of an epoch may be smaller than the group
+        if empty and not self.sharded:
             return torch.zeros((), device=labels.device)
+        if empty:  # all processes must gather the parameters together: one sample that counts 0
+            rows, mine, scale = slice(0, 1), labels[:1], 0.0
+        if self.sharded:
+            scale *= self.replicas.world  # FSDP gives the mean over the processes
         last = self.plan.memory_layout == "channels_last"
         parts = tuple(
             x[rows].contiguous(
@@ -109,7 +128,8 @@ class Stepper:
             )
             for x in inputs
         )
-        return self.forward.gradients(parts, mine, scale, whole)
+        loss = self.forward.gradients(parts, mine, scale, whole)
+        return torch.zeros_like(loss) if empty else loss
 
     def update(self, done: float) -> None:
         """The second half: the optimiser's step at the rate that belongs to `done`."""
@@ -153,6 +173,14 @@ class Stepper:
     def close(self) -> None:
         """Leave the model without the plan's wrappings."""
         self.forward.close()
+
+    def plain_model(self) -> nn.Module:
+        """The trained model on the CPU, whole; of a sharded run all processes call it together."""
+        if not self.sharded:
+            return arranged(self.model.to("cpu"), "contiguous")
+        model = self.recipe.workload.make_model()
+        model.load_state_dict(gathered(self.model))
+        return model
 
 
 def standard_optimizer(

@@ -1,18 +1,16 @@
 """From a recipe to a trained model: choose the plan, run, keep, judge."""
 
-import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from suanli.base import codec, schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener
-from suanli.base.files import cache_dir, write_atomic
+from suanli.base.files import write_atomic
 from suanli.base.hardware import Ceilings
 from suanli.base.plan import Option
 from suanli.base.timing import Estimate
@@ -21,73 +19,29 @@ from suanli.base.train_results import TrainProgress, TrainQuality, TrainResult
 from suanli.base.work import SpeedOfLight
 from suanli.cost import speed_of_light
 from suanli.devices import device as find_device
-from suanli.measure.ceilings import ceilings, kept_ceilings
+from suanli.measure.ceilings import kept_ceilings
 from suanli.measure.environment import environment
 from suanli.measure.timing import median_interval
 from suanli.parallel.replicas import Replicas, restarted
-from suanli.plans.store import TrialStore, store_key
 from suanli.training.checks import check_samples
-from suanli.training.exchange import Exchange, Facts
-from suanli.training.fit import default_plan
+from suanli.training.choosing import PlanChoice
+from suanli.training.faster_device import faster_device
 from suanli.training.forward import machine_as_planned
 from suanli.training.judging import judge, metric_of
 from suanli.training.loop import Limits, Loop, NotFiniteError
 from suanli.training.recipe import Recipe
-from suanli.training.run_folder import Keeping, RunFolder, RunRecord
+from suanli.training.request import TrainRequest
+from suanli.training.run_folder import RunFolder, RunRecord
 from suanli.training.start import freeze, held_out_end, starting_point, take_weights
 from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
-from suanli.training.trials import Chosen, PlanSearch, situation_of
-from suanli.training.work_of import Limit, limit_of, quick_ms
+from suanli.training.trials import Chosen
+from suanli.training.work_of import Limit, limit_of
 from suanli.workloads.record import Data, Samples
 from suanli.workloads.weights import kept_weights, save_weights
 
-# A search may take this part of what the run is expected to take, and is not begun under so much;
-# above two minutes it may take the lesser part.
-_SEARCH_SHARE, _LEAST_SEARCH_S = 0.25, 20.0
-_LONG_SEARCH_SHARE, _LONG_SEARCH_S = 0.05, 120.0
-_CHECK_SECONDS = 20.0  # what the reference steps may cost, roughly
-_RUNS_OF_A_CHECK = 8.0  # eager fp32 steps that one checked step costs, the float64 ones counted
+_GPU = "cuda:0"  # the one that "auto" may take
 _LOWERED, _MOST_ROLLBACKS = 0.5, 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """What `train` was asked, checked and with its defaults filled in.
-
-    Attributes:
-        plan: "auto", "default", or a plan.
-        device: "cpu", "cuda:0", …
-        out: The run's folder.
-        to: Quality at which to stop.
-        resume: Go on with the run in `out`.
-        start: safetensors file of weights to start from.
-        frozen: Patterns of parameter names that are not trained.
-        on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
-        budget_s: Seconds for the search; None is a quarter of the run, at most 120 s or a twentieth
-            of it.
-        fresh: Whether to forget earlier trials.
-        prune: Already in the recipe; written into the run's record.
-        teacher: The same.
-    """
-
-    plan: str | TrainPlan
-    device: str
-    out: Path
-    seed: int = 0
-    epochs: int | None = None
-    steps: int | None = None
-    max_seconds: float | None = None
-    to: float | None = None
-    resume: bool = False
-    start: Path | None = None
-    frozen: tuple[str, ...] = ()
-    on_nan: str = "stop"
-    budget_s: float | None = None
-    fresh: bool = False
-    prune: str = ""
-    teacher: str = ""
-    keeping: Keeping = field(default_factory=Keeping)
 
 
 class Trainer:
@@ -101,6 +55,8 @@ class Trainer:
         self._folder = RunFolder(request.out, request.keeping)
         # the processes that torchrun starts again go on with what the first ones began
         self._resume = request.resume or (restarted() and self._folder.exists)
+        if request.sharded:
+            self._check_sharded()
         self._notes: list[str] = []
         self._chosen: Chosen | None = None
         self._limit: Limit | None = None
@@ -128,8 +84,14 @@ class Trainer:
         train, held_out = held_out_end(data.train, self._recipe.settings.validation_split)
         model = self._model(record, train)
         check_samples(model, self._recipe, train)
+        if self._request.device == "auto":
+            self._take_device(model, train)
         if plan is None:
-            plan = self._plan(model, train)
+            choice = PlanChoice(
+                self._recipe, self._request, self._replicas, self._listener, self._note
+            )
+            plan = choice.plan(model, train)
+            self._chosen, self._ceilings = choice.chosen, choice.ceilings
             if self._replicas.first:
                 self._folder.begin(record, plan, environment())
         if self._replicas.world > 1:
@@ -139,7 +101,7 @@ class Trainer:
             loop = self._loop(model, plan, record, train, held_out or data.search)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
             self._replicas.wait()  # before the first one writes again
-            if self._replicas.first:
+            if self._replicas.first or loop.stepper.sharded:
                 self._folder.follow(loop, self._note)
             try:
                 stopped = self._train(loop, stop)
@@ -151,6 +113,15 @@ class Trainer:
             return outcome
 
     # -- before the run -------------------------------------------------------------------------
+
+    def _check_sharded(self) -> None:
+        if self._replicas.world == 1 and not self._resume:
+            raise BadInputError(
+                "a sharded run needs several processes",
+                next_step="torchrun --nproc-per-node 4 -m suanli train ... --sharded",
+            )
+        if self._request.keeping.key is not None:
+            raise BadInputError("the checkpoints of a sharded run cannot be encrypted yet")
 
     def _record(self) -> RunRecord:
         """What the run is, from what was asked."""
@@ -194,83 +165,13 @@ class Trainer:
             self._note(f"{freeze(model, record.frozen)} parameters are not trained")
         return model
 
-    def _plan(self, model: nn.Module, train: Samples) -> TrainPlan:
-        """The plan that was asked for, or found."""
-        request = self._request
-        if isinstance(request.plan, TrainPlan):
-            return request.plan.checked()
-        if self._replicas.world > 1 and request.plan == "auto":
-            self._note("several processes take the default plan: search with one, then --plan FILE")
-            return default_plan(
-                self._recipe, request.device, images=any(x.dim() == 4 for x in train.inputs)
-            )
-        images = any(part.dim() == 4 for part in train.inputs)
-        plain = default_plan(self._recipe, request.device, images=images)
-        if request.plan == "default":
-            return plain
-        eager_ms = quick_ms(model, self._recipe, train, request.device)
-        batches = -(-len(train) // self._recipe.settings.batch)
-        expected_s = 1e-3 * eager_ms * batches * self._recipe.settings.epochs
-        if request.max_seconds is not None:
-            expected_s = min(expected_s, request.max_seconds)
-        budget_s = request.budget_s
-        if budget_s is None:
-            longest_s = max(_LONG_SEARCH_S, _LONG_SEARCH_SHARE * expected_s)
-            budget_s = min(longest_s, _SEARCH_SHARE * expected_s)
-            if budget_s < _LEAST_SEARCH_S:
-                self._note(
-                    f"no search of the plan: the whole run takes about {expected_s:.0f} s; "
-                    "--budget SECONDS searches all the same"
-                )
-                return plain
-        self._chosen = self._searched(model, train, budget_s, eager_ms)
-        if self._chosen.found.interrupted:
-            raise KeyboardInterrupt  # what was tried is in the store
-        if self._chosen.note:
-            self._note(self._chosen.note)
-        return self._chosen.plan
-
-    def _searched(
-        self, model: nn.Module, train: Samples, budget_s: float, eager_ms: float
-    ) -> Chosen:
-        request, settings = self._request, self._recipe.settings
-        self._say(f"looking up the ceilings of {request.device}")
-        self._ceilings = ceilings(request.device)
-        images = any(part.dim() == 4 for part in train.inputs)
-        check_steps = int(1e3 * _CHECK_SECONDS / (_RUNS_OF_A_CHECK * eager_ms))
-        facts = Facts(
-            settings=settings,
-            seed=request.seed,
-            check_steps=min(4, max(2, check_steps)),
-            total_steps=settings.epochs * -(-len(train) // settings.batch),
-            trained=tuple(n for n, p in model.named_parameters() if p.requires_grad),
-        )
-        scratch = cache_dir() / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="train-") as folder:
-            exchange = Exchange.write(Path(folder), model, self._recipe, train, facts)
-            situation = situation_of(
-                self._recipe, request.device, images=images, blocks=_has_blocks(model)
-            )
-            finder = PlanSearch(self._recipe, exchange, situation, self._listener)
-            return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))
-
-    def _store(self, model: nn.Module) -> TrialStore | None:
-        """Earlier trials of the same model, settings, machine and libraries."""
-        if not self._recipe.ref:
-            return None
-        shapes = sorted((n, list(t.shape), str(t.dtype)) for n, t in model.state_dict().items())
-        settings = codec.to_json(self._recipe.settings)
-        settings = {k: v for k, v in settings.items() if k != "epochs"}
-        key = store_key(
-            workload=f"train {self._recipe.ref.partition('?')[0]} {shapes} {settings}",
-            device=find_device(self._request.device).info,
-            environment=environment(),
-            batch=self._recipe.settings.batch,
-            objective="throughput",
-            conditions={"threads": torch.get_num_threads()},
-        )
-        return TrialStore(key, fresh=self._request.fresh)
+    def _take_device(self, model: nn.Module, train: Samples) -> None:
+        """Settle on the faster device."""
+        self._say("timing a step on each device")
+        device, line = faster_device(model, self._recipe, train, _GPU)
+        if line:
+            self._note(line)
+        self._request = replace(self._request, device=device)
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -330,7 +231,7 @@ class Trainer:
             loop.averaging.finish()
         quality = None if asked else self._judged(loop, data)
         loop.stepper.close()
-        model = loop.stepper.model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model = loop.stepper.plain_model().eval()
         facts = {"workload": record.workload, "seed": str(record.seed), "steps": str(loop.step)}
         if quality is not None:
             facts[quality.metric] = f"{quality.value:.4f}"
@@ -356,7 +257,7 @@ class Trainer:
         assert loop.quality is not None
         value = (
             loop.quality
-            if not self._replicas.first
+            if not (self._replicas.first or loop.stepper.sharded)
             else judge(
                 loop.stepper.model,
                 data.acceptance,
@@ -422,7 +323,7 @@ class Trainer:
         )
 
     def _save(self, loop: Loop) -> None:
-        if self._replicas.first:
+        if self._replicas.first or loop.stepper.sharded:
             self._folder.save(loop, self._note)
         self._replicas.wait()
 
@@ -452,13 +353,6 @@ def _sol(limit: Limit | None, step_ms: Estimate | None) -> SpeedOfLight | None:
     return speed_of_light(
         limit.work, limit.ceilings, precision=limit.precision, measured_ms=step_ms.p50
     )
-
-
-def _has_blocks(model: nn.Module) -> bool:
-    norms = nn.modules.batchnorm._BatchNorm
-    if any(isinstance(m, norms) for m in model.modules()):
-        return False
-    return any(isinstance(m, nn.ModuleList | nn.Sequential) for m in model.modules())
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Option]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
+from torch import nn
 
 from suanli.base import codec
 from suanli.base.errors import SuanliError, TrialFailedError
@@ -284,18 +285,25 @@ class _InThisProcess:
 
 
 def situation_of(
-    recipe: Recipe, device: str, *, images: bool, blocks: bool, fits: bool = True
+    recipe: Recipe,
+    model: nn.Module,
+    device: str,
+    *,
+    images: bool,
+    blocks: bool,
+    flops: float | None = None,
 ) -> TrainSituation:
     """Where the plans of a run have to work.
 
     Args:
         recipe: What is trained.
+        model: The network.
         device: "cpu", "cuda:0", …
         images: Whether inputs have four dimensions.
         blocks: Whether activations of blocks could be recomputed.
-        fits: Whether all samples fit on the device.
+        flops: Operations of a step, where they are known.
     """
-    from suanli.training.kernels import KERNELS, usable
+    from suanli.training.kernels import rows_for, usable
 
     why_not_compiled = ""
     if not recipe.ref:
@@ -314,9 +322,9 @@ def situation_of(
         ),
         images=images,
         blocks=blocks,
-        fits=fits,
         why_not_compiled=why_not_compiled,
-        kernels=tuple(KERNELS),
+        kernels=rows_for(model, device),
+        flops=flops,
         written=recipe.settings.precision,
         own=usable(recipe.plan.with_(device=device)) if recipe.plan is not None else None,
     )

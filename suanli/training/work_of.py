@@ -73,9 +73,23 @@ def limit_of(
     )
 
 
-def quick_ms(model: nn.Module, recipe: Recipe, train: Samples, device: str) -> float:
-    """Milliseconds of a plain eager fp32 step, roughly: the second of two on a copy."""
-    plan = eager_plan(device, "fp32")
+def quick_ms(
+    model: nn.Module,
+    recipe: Recipe,
+    train: Samples,
+    device: str,
+    plan: TrainPlan | None = None,
+) -> float:
+    """Milliseconds of a step, roughly: the second of two on a copy.
+
+    Args:
+        model: On the CPU.
+        recipe: What is trained.
+        train: Samples for two steps are taken of it.
+        device: Where.
+        plan: On that device; None is plain eager fp32.
+    """
+    plan = plan or eager_plan(device, "fp32")
     stepper = Stepper(copy.deepcopy(model), recipe, plan)
     few = recipe.settings.batch * 2
     assert train.labels is not None

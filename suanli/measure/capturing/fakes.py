@@ -1,6 +1,7 @@
 """Models and inputs without data: the same shapes, types and strides, and no memory."""
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -70,7 +71,9 @@ def fake_module(module: nn.Module, mode: FakeTensorMode, memo: Fakes) -> nn.Modu
         fake_tensor(tensor, mode, memo)
     known: dict[int, Any] = dict(memo)
     try:
-        with mode, FakeCopyMode(mode):
+        with mode, FakeCopyMode(mode), warnings.catch_warnings():
+            # torch warns of its own class in an exported module
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             return copy.deepcopy(module, known)
     except Exception:  # attributes may refuse in any way they like
         return None

@@ -19,7 +19,8 @@ def _names(text: str) -> frozenset[str]:
 
 # Names are ATen's without namespace and overload, in-place marks ("add_") stripped.
 _FREE = _names(
-    """_unsafe_view as_strided _reshape_alias detach alias lift lift_fresh empty empty_like
+    """_unsafe_view unsafe_split unsafe_split_with_sizes unsafe_chunk
+    as_strided _reshape_alias detach alias lift lift_fresh empty empty_like
     empty_strided new_empty new_empty_strided empty_permuted resize resize_as set is_same_size
     view_as_real view_as_complex _conj _neg_view sym_size sym_stride sym_numel sym_storage_offset
     _assert_async _assert_scalar _assert_tensor_metadata _has_same_storage_numel"""

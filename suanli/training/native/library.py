@@ -37,7 +37,7 @@ class Norm(ctypes.Structure):
                 *("input", "values", "output", "masks", "weight", "bias"),
                 *("mean", "variance", "inverse", "partial"),
                 *("output_gradient", "input_gradient", "weight_gradient", "bias_gradient"),
-                *("means", "lines"),
+                *("means", "lines", "added", "added_gradient"),
             )
         ),
     )

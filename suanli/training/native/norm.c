@@ -1,5 +1,5 @@
 /* Batch norm with what stands around it, for training: [2x2 max-pool] - statistics - normalise -
-   [activation], forward and backward, on bf16 in channels-last layout.
+   [+ shortcut] - [activation], forward and backward, on bf16 in channels-last layout.
 
    A tensor [N, C, H, W] lies in memory as rows of C channels, one row per pixel; C is a multiple of
    32. The conv output is read once and the pooled values are written once; which of the four pixels
@@ -86,6 +86,10 @@ typedef struct {
     float *weight_gradient, *bias_gradient;
     float *means; /* [2, C]: mean of dz and of dz * x_hat */
     bf16 *lines;  /* [CHUNKS, width, C]: a pooled line before it is spread */
+    /* What is added before the activation (a shortcut), or null; and the gradient of it, which the
+       first backward pass writes and the second reads. Never together with a pool. */
+    const bf16 *added;
+    bf16 *added_gradient;
 } norm;
 
 static long out_height(const norm *a) { return a->pooled ? a->height / 2 : a->height; }
@@ -185,6 +189,7 @@ INLINE void normalise_units(const norm *a, long chunk, int kind) {
     long channels = a->channels, width = out_width(a);
     for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
         const bf16 *from = a->values + unit * width * channels;
+        const bf16 *added = a->added ? a->added + unit * width * channels : NULL;
         bf16 *to = a->output + unit * width * channels;
         for (long c = 0; c < channels; c += LANES) {
             vec scale = load_float(a->inverse + c);
@@ -193,6 +198,7 @@ INLINE void normalise_units(const norm *a, long chunk, int kind) {
             if (a->bias) offset += load_float(a->bias + c);
             for (long x = 0; x < width; x++) {
                 vec z = load(from + x * channels + c) * scale + offset;
+                if (added) z += load(added + x * channels + c);
                 store(to + x * channels + c, activate(z, kind));
             }
         }
@@ -251,6 +257,8 @@ INLINE void reduce_units(const norm *a, long chunk, int kind) {
     for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
         const bf16 *values = a->values + unit * width * channels;
         const bf16 *gradient = a->output_gradient + unit * width * channels;
+        const bf16 *added = a->added ? a->added + unit * width * channels : NULL;
+        bf16 *passed = a->added ? a->added_gradient + unit * width * channels : NULL;
         for (long c = 0; c < channels; c += LANES) {
             vec inverse = load_float(a->inverse + c), mean = load_float(a->mean + c);
             vec weight = a->weight ? load_float(a->weight + c) : all_of(1.0f);
@@ -258,7 +266,10 @@ INLINE void reduce_units(const norm *a, long chunk, int kind) {
             vec offset = -mean * inverse, one = all_of(0.0f), two = all_of(0.0f);
             for (long x = 0; x < width; x++) {
                 vec normal = load(values + x * channels + c) * inverse + offset;
-                vec dz = load(gradient + x * channels + c) * slope(normal * weight + bias, kind);
+                vec z = normal * weight + bias;
+                if (added) z += load(added + x * channels + c);
+                vec dz = load(gradient + x * channels + c) * slope(z, kind);
+                if (passed) store(passed + x * channels + c, dz);
                 one += dz;
                 two += dz * normal;
             }
@@ -319,7 +330,10 @@ INLINE void gradient_units(const norm *a, long chunk, int kind) {
     long channels = a->channels, width = out_width(a);
     for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
         const bf16 *values = a->values + unit * width * channels;
-        const bf16 *gradient = a->output_gradient + unit * width * channels;
+        /* with a shortcut the first pass has taken the activation's slope into account */
+        int passed = a->added != NULL;
+        const bf16 *gradient =
+            (passed ? a->added_gradient : a->output_gradient) + unit * width * channels;
         bf16 *to = a->pooled ? a->lines + chunk * width * channels
                              : a->input_gradient + unit * width * channels;
         for (long c = 0; c < channels; c += LANES) {
@@ -332,7 +346,8 @@ INLINE void gradient_units(const norm *a, long chunk, int kind) {
             two *= factor;
             for (long x = 0; x < width; x++) {
                 vec normal = load(values + x * channels + c) * inverse + offset;
-                vec dz = load(gradient + x * channels + c) * slope(normal * weight + bias, kind);
+                vec dz = load(gradient + x * channels + c);
+                if (!passed) dz *= slope(normal * weight + bias, kind);
                 store(to + x * channels + c, dz * factor - (normal * two + one));
             }
         }

@@ -1,7 +1,7 @@
 """The kernels as torch operators, with gradients and with shapes for tracing.
 
-`suanli::norm_act` is [2x2 max-pool] - batch norm with the batch's statistics - [activation] on
-bf16 in channels-last layout; `suanli::act` is an activation alone.
+`suanli::norm_act` is [2x2 max-pool] - batch norm with the batch's statistics - [+ shortcut] -
+[activation] on bf16 in channels-last layout; `suanli::act` is an activation alone.
 """
 
 import ctypes
@@ -59,14 +59,21 @@ def _sizes(images: Tensor, pool: bool) -> tuple[int, int]:
 
 @torch.library.custom_op(f"{_NAMESPACE}::norm_act", mutates_args=(), device_types="cpu")
 def norm_act(
-    images: Tensor, weight: Tensor | None, bias: Tensor | None, pool: bool, kind: int, eps: float
+    images: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    added: Tensor | None,
+    pool: bool,
+    kind: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pool, normalise with the batch's own statistics, scale and shift, activate.
+    """Pool, normalise with the batch's own statistics, scale and shift, add, activate.
 
     Args:
         images: bf16 [B, C, H, W], C a multiple of 32.
         weight: fp32 [C], or None for ones.
         bias: fp32 [C], or None for zeros.
+        added: bf16 of the result's shape, or None; never with a pool.
         pool: Whether a 2x2 max-pool comes first.
         kind: A value of `library.KINDS`.
         eps: Added to the variance.
@@ -77,6 +84,7 @@ def norm_act(
         two are empty without a pool).
     """
     images = _rows(images)
+    added = None if added is None else _rows(added)
     batch, channels = images.shape[:2]
     out_height, out_width = _sizes(images, pool)
     result = _like(images, out_height, out_width)
@@ -98,6 +106,7 @@ def norm_act(
         variance=address(variance),
         inverse=address(inverse),
         partial=address(partial),
+        added=address(added),
     )
     library().norm_forward(ctypes.byref(record))
     kept = values if pool else torch.empty(0, dtype=torch.bfloat16)
@@ -106,7 +115,13 @@ def norm_act(
 
 @norm_act.register_fake
 def _(
-    images: Tensor, weight: Tensor | None, bias: Tensor | None, pool: bool, kind: int, eps: float
+    images: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    added: Tensor | None,
+    pool: bool,
+    kind: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     out_height, out_width = _sizes(images, pool)
     result = _like(images, out_height, out_width)
@@ -121,26 +136,29 @@ def _(
 def norm_act_backward(
     gradient: Tensor,
     images: Tensor,
-    values: Tensor,
-    masks: Tensor,
+    pooled: list[Tensor],
     statistics: list[Tensor],
     weight: Tensor | None,
     bias: Tensor | None,
+    added: Tensor | None,
     mode: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to the images, the weight and the bias.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to the images, the weight, the bias and what was added.
+
+    The last one is empty where nothing was added.
 
     Args:
         gradient: Of the result.
         images: As given to the forward pass; with a pool only its shape counts.
-        values: As the forward pass gave them.
-        masks: As the forward pass gave them.
+        pooled: Values and places of the largest, as the forward pass gave them.
         statistics: Mean and 1 / deviation.
         weight: As in the forward pass.
         bias: As in the forward pass.
+        added: As in the forward pass.
         mode: 1 with a pool or 0 without, and the kind, as in the forward pass.
     """
     pool, kind = bool(mode[0]), mode[1]
+    values, masks = pooled
     gradient = _rows(gradient.to(torch.bfloat16))
     if not pool:
         values = _rows(images)
@@ -151,6 +169,8 @@ def norm_act_backward(
     means = torch.empty(2, channels)
     lines = torch.empty(CHUNKS * width * channels if pool else 0, dtype=torch.bfloat16)
     mean, inverse = statistics
+    added = None if added is None else _rows(added)
+    by_added = _like(gradient, *gradient.shape[2:]) if added is not None else torch.empty(0)
     record = Norm(
         **_shape(images, pool, kind),
         values=address(values),
@@ -166,25 +186,28 @@ def norm_act_backward(
         bias_gradient=address(bias_gradient),
         means=address(means),
         lines=address(lines),
+        added=address(added),
+        added_gradient=address(by_added),
     )
     library().norm_backward(ctypes.byref(record))
-    return result, weight_gradient, bias_gradient
+    return result, weight_gradient, bias_gradient, by_added
 
 
 @norm_act_backward.register_fake
 def _(
     gradient: Tensor,
     images: Tensor,
-    values: Tensor,
-    masks: Tensor,
+    pooled: list[Tensor],
     statistics: list[Tensor],
     weight: Tensor | None,
     bias: Tensor | None,
+    added: Tensor | None,
     mode: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean = statistics[0]
     result = _like(images, *images.shape[2:])
-    return result, torch.empty_like(mean), torch.empty_like(mean)
+    by_added = images.new_empty(0) if added is None else _like(images, *images.shape[2:])
+    return result, torch.empty_like(mean), torch.empty_like(mean), by_added
 
 
 def _shape(images: Tensor, pool: bool, kind: int) -> dict[str, Any]:
@@ -201,28 +224,31 @@ def _shape(images: Tensor, pool: bool, kind: int) -> dict[str, Any]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    images, weight, bias, ctx.pool, ctx.kind, _ = inputs
+    images, weight, bias, added, ctx.pool, ctx.kind, _ = inputs
     _, mean, variance, inverse, values, masks = output
     ctx.mark_non_differentiable(mean, variance, inverse, values, masks)
     ctx.set_materialize_grads(False)
     ctx.shape = images.shape
     # With a pool the convolution's whole output need not be kept.
-    ctx.save_for_backward(None if ctx.pool else images, weight, bias, mean, inverse, values, masks)
+    kept = None if ctx.pool else images
+    ctx.save_for_backward(kept, weight, bias, added, mean, inverse, values, masks)
 
 
 def _backward(ctx: Any, gradient: Tensor | None, *_others: Any) -> tuple[Any, ...]:
     if gradient is None:
-        return (None,) * 6
-    images, weight, bias, mean, inverse, values, masks = ctx.saved_tensors
+        return (None,) * 7
+    images, weight, bias, added, mean, inverse, values, masks = ctx.saved_tensors
     if images is None:  # a tensor of the right shape that holds no memory
         images = gradient.new_empty(1, dtype=torch.bfloat16).expand(ctx.shape)
-    images_gradient, weight_gradient, bias_gradient = norm_act_backward(
-        gradient, images, values, masks, [mean, inverse], weight, bias, [int(ctx.pool), ctx.kind]
+    mode = [int(ctx.pool), ctx.kind]
+    by_images, by_weight, by_bias, by_added = norm_act_backward(
+        gradient, images, [values, masks], [mean, inverse], weight, bias, added, mode
     )
     return (
-        images_gradient,
-        weight_gradient if weight is not None else None,
-        bias_gradient if bias is not None else None,
+        by_images,
+        by_weight if weight is not None else None,
+        by_bias if bias is not None else None,
+        by_added if added is not None else None,
         None,
         None,
         None,

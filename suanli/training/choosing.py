@@ -1,0 +1,174 @@
+"""The plan of a run: the one asked for, the default, or the fastest that a search finds."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from suanli.base import codec
+from suanli.base.events import Event, Listener
+from suanli.base.files import cache_dir
+from suanli.base.hardware import Ceilings
+from suanli.base.train_plan import TrainPlan
+from suanli.devices import device as find_device
+from suanli.measure.ceilings import ceilings
+from suanli.measure.environment import environment
+from suanli.parallel.replicas import Replicas
+from suanli.plans.ranking import ranked
+from suanli.plans.store import TrialStore, store_key
+from suanli.training.exchange import Exchange, Facts
+from suanli.training.faster_device import step_flops
+from suanli.training.fit import default_plan
+from suanli.training.recipe import Recipe
+from suanli.training.request import TrainRequest
+from suanli.training.trials import Chosen, PlanSearch, situation_of
+from suanli.training.work_of import quick_ms
+from suanli.workloads.record import Samples
+
+# A search may take this part of what the run is expected to take, and is not begun under so much;
+# above two minutes it may take the lesser part.
+_SEARCH_SHARE, _LEAST_SEARCH_S = 0.25, 20.0
+_LONG_SEARCH_SHARE, _LONG_SEARCH_S = 0.05, 120.0
+_CHECK_SECONDS = 20.0  # what the reference steps may cost, roughly
+_RUNS_OF_A_CHECK = 8.0  # eager fp32 steps that one checked step costs, the float64 ones counted
+
+
+class PlanChoice:
+    """Finds the plan of one run.
+
+    Attributes:
+        chosen: What the search found; None where there was none.
+        ceilings: Of the device, where the search looked them up.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        request: TrainRequest,
+        replicas: Replicas,
+        listener: Listener,
+        note: Callable[[str], None],
+    ) -> None:
+        """Take in what is asked."""
+        self._recipe, self._request, self._replicas = recipe, request, replicas
+        self._listener, self._note = listener, note
+        self.chosen: Chosen | None = None
+        self.ceilings: Ceilings | None = None
+
+    def plan(self, model: nn.Module, train: Samples) -> TrainPlan:
+        """The plan that was asked for, or found.
+
+        Raises:
+            KeyboardInterrupt: The search was stopped; what was tried is in the store.
+            SuanliError: Not even the plain loop works.
+        """
+        request = self._request
+        if isinstance(request.plan, TrainPlan):
+            changes = {"sharded": True} if request.sharded else {}
+            return request.plan.with_(**changes).checked()
+        images = any(part.dim() == 4 for part in train.inputs)
+        plain = default_plan(self._recipe, request.device, images=images)
+        if self._replicas.world > 1:
+            return self._for_several(plain)
+        if request.plan == "default":
+            return plain
+        eager_ms = quick_ms(model, self._recipe, train, request.device)
+        batches = -(-len(train) // self._recipe.settings.batch)
+        expected_s = 1e-3 * eager_ms * batches * self._recipe.settings.epochs
+        if request.max_seconds is not None:
+            expected_s = min(expected_s, request.max_seconds)
+        budget_s = request.budget_s
+        if budget_s is None:
+            longest_s = max(_LONG_SEARCH_S, _LONG_SEARCH_SHARE * expected_s)
+            budget_s = min(longest_s, _SEARCH_SHARE * expected_s)
+            if budget_s < _LEAST_SEARCH_S:
+                return self._without_search(model, plain, expected_s)
+        self.chosen = self._searched(model, train, budget_s, eager_ms)
+        if self.chosen.found.interrupted:
+            raise KeyboardInterrupt  # what was tried is in the store
+        if self.chosen.note:
+            self._note(self.chosen.note)
+        return self.chosen.plan
+
+    def _without_search(self, model: nn.Module, plain: TrainPlan, expected_s: float) -> TrainPlan:
+        """What an earlier search found, or the default plan."""
+        short = f"no search of the plan: the whole run takes about {expected_s:.0f} s"
+        store = None if self._request.fresh else self._store(model)
+        found = ranked(store.all()) if store is not None else ()
+        if not found:
+            self._note(f"{short}; --budget SECONDS searches all the same")
+            return plain
+        self._note(
+            f"{short}; the plan is the fastest of {len(found)} verified ones of earlier searches"
+        )
+        return TrainPlan.from_plan(found[0].plan)
+
+    def _for_several(self, plain: TrainPlan) -> TrainPlan:
+        """The default plan of several processes."""
+        if self._request.plan == "auto":
+            self._note("several processes take the default plan: search with one, then --plan FILE")
+        if not self._request.sharded:
+            return plain
+        # parameters in shares want tensors without gaps, and operators of torch's own
+        return plain.with_(
+            sharded=True, memory_layout="contiguous", kernels=(), micro_batch=0
+        ).checked()
+
+    def _searched(
+        self, model: nn.Module, train: Samples, budget_s: float, eager_ms: float
+    ) -> Chosen:
+        request, settings = self._request, self._recipe.settings
+        self._say(f"looking up the ceilings of {request.device}")
+        self.ceilings = ceilings(request.device)
+        images = any(part.dim() == 4 for part in train.inputs)
+        check_steps = int(1e3 * _CHECK_SECONDS / (_RUNS_OF_A_CHECK * eager_ms))
+        facts = Facts(
+            settings=settings,
+            seed=request.seed,
+            check_steps=min(4, max(2, check_steps)),
+            total_steps=settings.epochs * -(-len(train) // settings.batch),
+            trained=tuple(n for n, p in model.named_parameters() if p.requires_grad),
+        )
+        scratch = cache_dir() / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch, prefix="train-") as folder:
+            exchange = Exchange.write(Path(folder), model, self._recipe, train, facts)
+            situation = situation_of(
+                self._recipe,
+                model,
+                request.device,
+                images=images,
+                blocks=_has_blocks(model),
+                flops=step_flops(model, self._recipe, train),
+            )
+            finder = PlanSearch(self._recipe, exchange, situation, self._listener)
+            return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))
+
+    def _store(self, model: nn.Module) -> TrialStore | None:
+        """Earlier trials of the same model, settings, machine and libraries."""
+        if not self._recipe.ref:
+            return None
+        shapes = sorted((n, list(t.shape), str(t.dtype)) for n, t in model.state_dict().items())
+        settings = codec.to_json(self._recipe.settings)
+        settings = {k: v for k, v in settings.items() if k != "epochs"}
+        key = store_key(
+            workload=f"train {self._recipe.ref.partition('?')[0]} {shapes} {settings}",
+            device=find_device(self._request.device).info,
+            environment=environment(),
+            batch=self._recipe.settings.batch,
+            objective="throughput",
+            conditions={"threads": torch.get_num_threads()},
+        )
+        return TrialStore(key, fresh=self._request.fresh)
+
+    def _say(self, text: str) -> None:
+        self._listener(Event(kind="step", text=text))
+
+
+def _has_blocks(model: nn.Module) -> bool:
+    norms = nn.modules.batchnorm._BatchNorm
+    if any(isinstance(m, norms) for m in model.modules()):
+        return False
+    return any(isinstance(m, nn.ModuleList | nn.Sequential) for m in model.modules())

@@ -1,0 +1,104 @@
+"""Which device and which plan a run takes before its first step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from suanli.base.events import Event
+from suanli.base.timing import Estimate
+from suanli.base.train_plan import TrainPlan
+from suanli.base.trial import Trial
+from suanli.parallel.replicas import Replicas
+from suanli.plans.store import TrialStore
+from suanli.training import calls, choosing, faster_device, trainer
+from suanli.training.calls import TrainOptions, train_workload
+from suanli.training.choosing import PlanChoice
+from suanli.training.request import TrainRequest
+from suanli.training.start import starting_point
+from tests.train_parts import data, recipe
+
+REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SUANLI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(("on_cpu", "on_gpu", "best"), [(2.0, 5.0, "cpu"), (9.0, 5.0, "cuda:0")])
+def test_small_work_goes_where_its_step_is_faster(on_cpu: float, on_gpu: float, best: str) -> None:
+    made, train = recipe(), data().train
+    times = {"cpu": on_cpu, "cuda:0": on_gpu}
+    model = starting_point(made, train, 0)
+    found, line = faster_device.faster_device(model, made, train, "cuda:0", times.__getitem__)
+    assert found == best
+    assert f"{on_cpu:.3g} ms on the CPU" in line
+
+
+def test_large_work_is_not_tried_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, train = recipe(), data().train
+    monkeypatch.setattr(faster_device, "_MOST_FLOPS", 10.0)
+    model = starting_point(made, train, 0)
+
+    def never(device: str) -> float:
+        raise AssertionError(device)
+
+    assert faster_device.faster_device(model, made, train, "cuda:0", never) == ("cuda:0", "")
+
+
+def test_auto_asks_only_where_there_is_a_gpu(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def to_cpu(model: object, made: object, train: object, gpu: str) -> tuple[str, str]:
+        asked.append(gpu)
+        return "cpu", "a step takes 1 ms on the CPU, 2 ms on cuda:0: cpu it is"
+
+    monkeypatch.setattr(trainer, "faster_device", to_cpu)
+    options = TrainOptions(plan="default", epochs=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    train_workload(REF, replace(options, out=tmp_path / "without"))
+    assert asked == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert calls._device(replace(options, tune=3)) == "cuda:0"  # many runs: no trial for each
+    monkeypatch.setattr(calls, "_device", lambda options: "auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = train_workload(REF, replace(options, out=tmp_path / "with"))
+    assert asked == ["cuda:0"]
+    assert result.device.name == "cpu"
+    assert any("cpu it is" in note for note in result.notes)
+
+
+def test_a_short_run_takes_what_an_earlier_search_found(cache: Path, tmp_path: Path) -> None:
+    made, train = replace(recipe(), ref=REF), data().train
+    model = starting_point(made, train, 0)
+    request = TrainRequest(plan="auto", device="cpu", out=tmp_path / "run")
+    notes: list[str] = []
+    events: list[Event] = []
+
+    def chosen(asked: TrainRequest) -> TrainPlan:
+        notes.clear()
+        choice = PlanChoice(made, asked, Replicas(), events.append, notes.append)
+        return choice.plan(model, train)
+
+    default = chosen(request)
+    assert "--budget SECONDS searches all the same" in notes[0]
+    store = PlanChoice(made, request, Replicas(), events.append, notes.append)._store(model)
+    assert isinstance(store, TrialStore)
+    found = default.with_(threads=1)
+    for plan, ms, status in (
+        (TrainPlan(), 9.0, "verified"),
+        (found, 3.0, "verified"),
+        (default.with_(data="streamed"), 1.0, "rejected"),
+    ):
+        step = Estimate(p50=ms, lo95=ms, hi95=ms)
+        trial = Trial(plan=plan.as_plan(), status="verified", step_ms=step, samples_per_s=1e3 / ms)
+        store.put(replace(trial, status=status))  # type: ignore[arg-type]
+    assert chosen(request) == found
+    assert "fastest of 2 verified ones" in notes[0]
+    assert chosen(replace(request, fresh=True)) == default
+    assert choosing._LEAST_SEARCH_S > 0
