@@ -21,7 +21,7 @@ demo: $(STAMP)
 
 # two processes, each a file at a time
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # One part alone: make test-slow SLOW=tests/test_train_run.py
 test-slow: $(STAMP)

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         rich_markup_mode=None,
         no_args_is_help=True,
-        help="Keep several jobs, and run one at a time on each device of this machine.",
+        help="Keep jobs, and run one at a time on each device.",
     )
     group.command(
         context_settings=_REST,

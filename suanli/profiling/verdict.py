@@ -83,7 +83,8 @@ def lost_time(
         LostTime(cause="compute-bound, below the ceiling", bound_by="compute", ms=below["compute"]),
         LostTime(cause="operations that can be left out", bound_by="compute", ms=beyond - between),
     ]
-    return tuple(item for item in found if item.ms > 0)
+    rounding = 1e-12 * sum(item.ms for item in found)
+    return tuple(item for item in found if item.ms > rounding)
 
 
 def bound_by(times: StepTimes, rows: Sequence[OperatorProfile]) -> BoundBy:
