@@ -50,7 +50,7 @@ def mlp() -> nn.Module:
 
 
 def test_a_loader_that_sleeps(machine) -> None:
-    loader = DataLoader(Slow(0.002), batch_size=8)
+    loader = DataLoader(Slow(0.01), batch_size=8)
     found = suanli.profile(mlp(), loader, nn.functional.cross_entropy, steps=8, device="cpu")
     assert first(found) == "data"
     assert found.bound_by == "data"
