@@ -219,6 +219,8 @@ def test_prices_are_by_card(tmp_path: Path) -> None:
         ('[per_hour]\nt4 = "much"\n', "no number"),
         ("[per_hour]\nt4 = nan\n", "no number"),
         ("[per_hour]\nt44 = 1\n", "no GPU 't44'"),
+        (f"[per_hour]\nt4 = 1{'0' * 400}\n", "no number"),
+        ('[per_hour]\nt4 = 1\n"tesla t4" = 2\n', "two prices of t4"),
         ("t4 = 1\n", "no prices"),
         ("t4 = ", "no price file"),
     ],
