@@ -434,6 +434,9 @@ def test_the_text_fits(call: Call, quick: None) -> None:
         ("predict mnist-mlp --gpu t4 --gpus 2 --layout tp=2 --batch 4", "tp=2 needs"),
         ("predict mnist-mlp --choose --deadline soon", "no time"),
         ("predict mnist-mlp --choose --max-cost 3", "--prices"),
+        ("predict mnist-mlp --gpu t4 --max-cost -3", "go with --choose"),
+        ("predict mnist-mlp --gpu t4 --deadline 2h", "go with --choose"),
+        ("predict mnist-mlp --gpu cpu --gpus 4", "not of the CPU"),
     ],
 )
 def test_bad_input_is_one_line_and_two(call: Call, line: str, message: str) -> None:
@@ -453,6 +456,44 @@ def test_a_workload_that_cannot_be_captured(call: Call, tmp_path: Path) -> None:
     )
     code, _, err = call("predict", f"{file}:model", "--gpu", "t4")
     assert code == 2 and "own.py:4" in err and err.count("\n") == 1
+
+
+def test_a_model_that_computes_nothing_is_one_line() -> None:
+    workload = Workload(
+        name="nothing",
+        make_model=torch.nn.Identity,
+        make_inputs=lambda b: Inputs(args=(torch.zeros(b, 4),)),
+    )
+    made = subject(workload, training=False, precision="fp32")
+    with pytest.raises(BadInputError, match="computes nothing"):
+        predict_on(made, T4, Ask(batch=4))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_of_one_batch_is_predicted_at_it(training: bool) -> None:
+    workload = Workload(
+        name="fixed",
+        make_model=lambda: torch.nn.Linear(8, 8),
+        make_inputs=lambda b: Inputs(args=(torch.zeros(1, 8),)),
+        dynamic_batch=False,
+    )
+    made = subject(workload, training=training, precision="fp32")
+    assert predict_on(made, T4, Ask(training=training)).batch == 1
+    with pytest.raises(BadInputError, match="batch of 1 only"):
+        predict_on(made, T4, Ask(training=training, batch=2))
+
+
+def test_of_a_table_only_the_rows_taken_bound_the_step() -> None:
+    workload = Workload(
+        name="table",
+        make_model=lambda: torch.nn.Sequential(
+            torch.nn.Embedding(2_000_000, 64), torch.nn.Linear(64, 8)
+        ),
+        make_inputs=lambda b: Inputs(args=(torch.zeros(b, dtype=torch.int64),)),
+    )
+    made = subject(workload, training=False, precision="fp32")
+    found = predict_on(made, H100, Ask(batch=256))
+    assert found.sol.fraction < 0.1  # the whole table would be 0.15 ms
 
 
 def test_in_python_a_module_as_it_is() -> None:

@@ -209,7 +209,10 @@ def least_ms(
     )
     compute_s = flops * micro_batches / peak_flops(gpu, dtype)
     states = sum(op.bytes_read + op.bytes_written for op in work.operators if _updates(op.phase))
-    weights = narrowed(work.parameter_bytes, "fp32", dtype)
+    read = work.parameter_bytes
+    if work.read_parameter_bytes is not None:  # of a table the rows taken, at most all of them
+        read = min(read, work.read_parameter_bytes)
+    weights = narrowed(read, "fp32", dtype)
     passed = micro_batches * (work.input_bytes + work.output_bytes)
     moved = weights + passed + states * state_share
     memory_s = moved / (gpu.memory_bytes_per_s or float("inf"))

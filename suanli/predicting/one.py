@@ -55,7 +55,7 @@ def predict_on(
         BadInputError: The card lacks units for the type or figures that cannot be done without,
             or no layout divides the model.
     """
-    batch = subject.checked_batch(ask.batch or usual_batch(ask))
+    batch = subject.checked_batch(ask.batch or subject.fixed_batch or usual_batch(ask))
     notes = list(subject.notes)
     network, said = ask.network(sheet)
     if ask.devices > (sheet.nvlink_gpus or 8):
@@ -66,6 +66,8 @@ def predict_on(
     if ask.dtype in ("fp8", "int8"):
         notes.append(f"weights of one byte, what passes between operators in bf16 ({ask.dtype})")
     step, name = choice.step, slug(sheet)
+    if not step.step_ms.p50 > 0:
+        raise BadInputError(f"{subject.name} computes nothing: no operator takes time")
     return Prediction(
         gpu=name,
         n_devices=ask.devices,
