@@ -156,6 +156,13 @@ def test_keys_and_values_of_earlier_tokens() -> None:
     ask = Ask(batch=4, dtype="bf16", context=1000)
     found = predict_on(tower(False, "bf16"), H100, ask)
     assert found.memory.kv_cache_bytes == 4 * 2 * 16 * 2 * 1000 * 4
+    without, longer = (
+        predict_on(tower(False, "bf16"), H100, replace(ask, context=tokens))
+        for tokens in (0, 1_000_000)
+    )
+    # they are read in every step
+    read_ms = 1e3 * longer.memory.kv_cache_bytes / 3.35e12
+    assert longer.step_ms.p50 > max(read_ms, without.step_ms.p50)
     with pytest.raises(BadInputError, match="attention"):
         predict_on(vision(False), H100, ask)
 
@@ -185,6 +192,7 @@ def test_the_workloads_own_loss_and_update() -> None:
         ({"devices": 0}, "--gpus"),
         ({"context": -1}, "--context"),
         ({"network_gb_per_s": 0.0}, "--network"),
+        ({"context": 9, "training": True}, "of inference"),
         ({"plan": "quick"}, "eager, compiled or a plan's file"),
     ],
 )

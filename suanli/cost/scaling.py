@@ -28,7 +28,7 @@ from suanli.cost.predictor import (
     moved_bytes,
     waiting_s,
 )
-from suanli.cost.rates import element_bytes, narrowed
+from suanli.cost.rates import between, element_bytes, narrowed
 from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
 
 _BLOCK = re.compile(r"^(.*?)\.?(\d+)(?:\.|$)")
@@ -139,7 +139,7 @@ def predict_parallel(
     blocks = blocks_of(work)
     training = parts.backward_s > 0
     again = 1.0 if layout.recompute and training else 0.0
-    boundary = narrowed(blocks.boundary_bytes, blocks.dtype, dtype)
+    boundary = narrowed(blocks.boundary_bytes, blocks.dtype, between(dtype))
     passes = (2.0 if training else 1.0) + again
     tensor_s = blocks.count * 2.0 * passes
     tensor_s *= collective_s("all_reduce", boundary, layout.tp, fabric, p.links)

@@ -9,10 +9,11 @@ from suanli.base.memory import MemoryUse
 from suanli.base.predict_results import Cost, LeastTime, Prediction
 from suanli.base.prediction import ParallelLayout, StepPrediction
 from suanli.cost.collective_time import fabric_of
+from suanli.cost.context import with_context
 from suanli.cost.layouts import checked, legal_splits, micro_batches
 from suanli.cost.memory import Held, memory_use, usable_bytes
 from suanli.cost.predictor import predict_operators
-from suanli.cost.rates import element_bytes
+from suanli.cost.rates import between, element_bytes
 from suanli.cost.scaling import predict_parallel
 from suanli.devices import slug
 from suanli.predicting.ask import Ask, parse_layout
@@ -193,7 +194,7 @@ def _with_memory(
     exact: bool = False,
 ) -> tuple[ParallelLayout, MemoryUse, bool]:
     micro = batch // (layout.dp * layout.micro_batches)
-    width = element_bytes(ask.dtype) if ask.dtype not in ("fp8", "int8") else 2.0
+    width = element_bytes(between(ask.dtype))
     boundary = subject.shape.boundary_bytes * micro * width / 4.0
     held = Held(
         states=STATES.get(subject.optimizer, 0),
@@ -230,6 +231,8 @@ def _time(
 ) -> StepPrediction:
     micro = batch // (layout.dp * layout.micro_batches)
     work = subject.work(micro)
+    if ask.context:
+        work = with_context(work, subject.shape, ask.context)
     if layout.devices == 1 and layout.micro_batches == 1 and not layout.recompute:
         return predict_operators(
             work, sheet, dtype=ask.dtype, plan_kind=ask.kind, channels_last=ask.channels_last
