@@ -59,7 +59,7 @@ def predict_on(
     batch = subject.checked_batch(ask.batch or subject.fixed_batch or usual_batch(ask))
     notes = list(subject.notes)
     network, said = ask.network(sheet)
-    if ask.devices > (sheet.nvlink_gpus or 8):
+    if ask.devices > 1 and ask.devices > fabric_of(sheet).inside.devices:
         notes.append(said)
     choice = _best(subject, sheet, ask, batch, network, say)
     if ask.kind == "compiled":
