@@ -1,4 +1,4 @@
-"""`suanli predict`: layouts, prices, measured cards, ranking, the verb and its JSON."""
+"""`suanli predict`: layouts, ranking, the verb and its JSON."""
 
 import json
 import subprocess
