@@ -1,6 +1,7 @@
 """The GPU catalogue: its figures, where they are from, and finding a card by name."""
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,13 @@ fp32 = 20.0
         (user_folder() / "own.toml").write_text(self.CARD.format(name=name), encoding="utf-8")
 
     @pytest.fixture(autouse=True)
-    def clean(self) -> None:
+    def clean(self) -> Iterator[None]:
+        """No own card before, and none left for other tests."""
+        self.remove()
+        yield
+        self.remove()
+
+    def remove(self) -> None:
         if user_folder().is_dir():
             for path in user_folder().iterdir():
                 path.unlink()

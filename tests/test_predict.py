@@ -425,5 +425,16 @@ def test_every_card_can_be_asked_for() -> None:
         assert found.widened or sheet.multiprocessors, sheet.name
 
 
+def test_prices_without_a_currency_leave_no_gap(call: Call, tmp_path: Path) -> None:
+    prices = tmp_path / "my prices.toml"
+    prices.write_text("[per_hour]\nt4 = 0.4\n")
+    code, out, err = call(
+        "predict", "mnist-mlp", "--gpu", "t4", "--prices", str(prices), "--batch", "64"
+    )
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if "a million samples" in line)
+    assert "  " not in line.partition("cost")[2].strip()
+
+
 def test_reports_name_no_figure_twice() -> None:
     assert predict_text._sources(("a", "b", "a")) == "a; b"

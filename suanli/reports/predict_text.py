@@ -67,11 +67,11 @@ def _findings(result: PredictResult) -> list[Line]:
         found.append(("energy", each))
     if result.cost is not None:
         cost = result.cost
+        money = f"{cost.per_million_samples:.3g} {cost.currency}".rstrip()
         found.append(
             (
                 "cost",
-                f"{cost.per_million_samples:.3g} {cost.currency} for a million samples, "
-                f"{cost.per_hour:.2f} an hour",
+                f"{money} for a million samples, {cost.per_hour:.2f} an hour",
             )
         )
     return found
