@@ -1,5 +1,6 @@
 """The plan of a run: the one asked for, the default, or the fastest that a search finds."""
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +155,7 @@ class PlanChoice:
         settings = codec.to_json(self._recipe.settings)
         settings = {k: v for k, v in settings.items() if k != "epochs"}
         key = store_key(
-            workload=f"train {self._recipe.ref.partition('?')[0]} {shapes} {settings}",
+            workload=f"train {_named(self._recipe.ref)} {shapes} {settings}",
             device=find_device(self._request.device).info,
             environment=environment(),
             batch=self._recipe.settings.batch,
@@ -165,6 +166,15 @@ class PlanChoice:
 
     def _say(self, text: str) -> None:
         self._listener(Event(kind="step", text=text))
+
+
+def _named(ref: str) -> str:
+    """A reference without its options; of a person's file its content counts as well."""
+    base = ref.partition("?")[0]
+    path = Path(base.rpartition(":")[0])
+    if path.suffix != ".py" or not path.is_file():
+        return base
+    return f"{base} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _has_blocks(model: nn.Module) -> bool:

@@ -84,6 +84,9 @@ class Trainer:
         train, held_out = held_out_end(data.train, self._recipe.settings.validation_split)
         model = self._model(record, train)
         check_samples(model, self._recipe, train)
+        # what is judged at the end must not fail there
+        check_samples(model, self._recipe, held_out or data.search, part="search")
+        check_samples(model, self._recipe, data.acceptance, part="acceptance")
         if self._request.device == "auto":
             self._take_device(model, train)
         if plan is None:
@@ -158,7 +161,8 @@ class Trainer:
 
     def _model(self, record: RunRecord, train: Samples) -> nn.Module:
         model = starting_point(self._recipe, train, record.seed)
-        if record.start and not self._resume:
+        # a run that was ended before its first checkpoint begins again where it began
+        if record.start and not (self._resume and self._folder.checkpoints.any_whole):
             for line in take_weights(model, Path(record.start)):
                 self._note(line)
         if record.frozen:
@@ -208,9 +212,12 @@ class Trainer:
                 if self._request.on_nan != "rollback" or attempt == _MOST_ROLLBACKS:
                     raise
                 self._replicas.wait()
+                rates = [_LOWERED * rate for rate in loop.stepper.peak_rates]
                 step = self._folder.restore(loop, self._note)
-                loop.stepper.lower_rate(_LOWERED)
-                self._note(f"{error}; back to step {step}, with {_LOWERED:g} of the rate")
+                loop.stepper.peak_rates = rates  # the checkpoint's may be those of an earlier try
+                self._note(
+                    f"{error}; back to step {step}, with {_LOWERED ** (attempt + 1):g} of the rate"
+                )
                 continue
             self._save(loop)
             return stopped
