@@ -282,6 +282,12 @@ def test_numbers_to_come_near_to_are_judged_by_the_loss(tmp_path: Path) -> None:
     assert run.result.quality is not None
     assert run.result.quality.metric == "loss"
     assert run.result.quality.value < 1e-3
+    stopped = suanli.train(
+        nn.Linear(4, 1), (x, y), functional.mse_loss, lr=0.01, epochs=20, plan="default",
+        to=3.0, out=tmp_path / "target",
+    ).result  # fmt: skip
+    assert stopped.quality is not None
+    assert (stopped.quality.target, stopped.stopped) == (3.0, "target")  # no percentage
 
 
 def test_a_module_without_a_file_is_searched_in_this_process(

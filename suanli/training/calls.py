@@ -41,7 +41,7 @@ class TrainOptions:
         plan: "auto" searches, "default" takes what is fast nearly everywhere, else a file of a plan
             or the plan itself.
         epochs: Instead of the workload's own.
-        to: Quality at which to stop; above 1 it is a percentage.
+        to: Quality at which to stop; above 1 it is a percentage, but for a loss.
         max_seconds: Of training; a schedule is shortened to it.
         resume: Go on with the run in `out`.
         start: Weights to start from (safetensors, or a run's folder).
@@ -314,7 +314,6 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
     device = _device(options)
     if isinstance(plan, TrainPlan) and options.device not in ("auto", plan.device):
         plan = replace(plan, device=device).checked()
-    to = options.to
     return TrainRequest(
         plan=plan,
         device=plan.device if isinstance(plan, TrainPlan) else device,
@@ -322,7 +321,7 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
         seed=options.seed,
         epochs=options.epochs,
         max_seconds=options.max_seconds,
-        to=to / 100 if to is not None and to > 1 else to,
+        to=options.to,
         resume=options.resume,
         start=options.start,
         frozen=options.freeze,

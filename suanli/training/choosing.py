@@ -1,7 +1,7 @@
 """The plan of a run: the one asked for, the default, or the fastest that a search finds."""
 
 import hashlib
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from suanli.base import codec
 from suanli.base.events import Event, Listener
 from suanli.base.files import cache_dir
 from suanli.base.hardware import Ceilings
+from suanli.base.leftovers import temporary_folder
 from suanli.base.train_plan import TrainPlan
 from suanli.devices import device as find_device
 from suanli.measure.ceilings import ceilings
@@ -134,8 +135,9 @@ class PlanChoice:
         )
         scratch = cache_dir() / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="train-") as folder:
-            exchange = Exchange.write(Path(folder), model, self._recipe, train, facts)
+        folder = temporary_folder(scratch, "train-")  # what a killed search left goes
+        try:
+            exchange = Exchange.write(folder, model, self._recipe, train, facts)
             situation = situation_of(
                 self._recipe,
                 model,
@@ -146,6 +148,8 @@ class PlanChoice:
             )
             finder = PlanSearch(self._recipe, exchange, situation, self._listener)
             return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _store(self, model: nn.Module) -> TrialStore | None:
         """Earlier trials of the same model, settings, machine and libraries."""

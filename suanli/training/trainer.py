@@ -76,6 +76,8 @@ class Trainer:
         if self._resume:
             record, plan = self._folder.read()
             self._recipe = self._as_recorded(record)
+            if isinstance(self._request.plan, TrainPlan) and self._request.plan != plan:
+                self._note("the run goes on with its own plan, which is not the one given")
         elif self._replicas.first:
             self._folder.check_free()
         self._say(f"loading the data of {self._recipe.name}")
@@ -85,8 +87,10 @@ class Trainer:
         model = self._model(record, train)
         check_samples(model, self._recipe, train)
         # what is judged at the end must not fail there
-        check_samples(model, self._recipe, held_out or data.search, part="search")
+        watched = held_out or data.search
+        check_samples(model, self._recipe, watched, part="search")
         check_samples(model, self._recipe, data.acceptance, part="acceptance")
+        record = self._with_target(record, metric_of(watched))
         if self._request.device == "auto":
             self._take_device(model, train)
         if plan is None:
@@ -101,7 +105,7 @@ class Trainer:
             plan = plan.with_(device=self._replicas.device)
         self._measure_limit(model, train, plan)
         with machine_as_planned(plan), StopRequests() as stop:
-            loop = self._loop(model, plan, record, train, held_out or data.search)
+            loop = self._loop(model, plan, record, train, watched)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
             self._replicas.wait()  # before the first one writes again
             if self._replicas.first or loop.stepper.sharded:
@@ -146,6 +150,14 @@ class Trainer:
             prune=request.prune,
             teacher=request.teacher,
         )
+
+    def _with_target(self, record: RunRecord, metric: str) -> RunRecord:
+        """The record, with the quality to stop at as a fraction; a loss stays as it is."""
+        to = self._request.to
+        if to is not None and to > 1 and metric != "loss":
+            to /= 100
+        self._request = replace(self._request, to=to)
+        return record if self._resume else replace(record, target=to)
 
     def _as_recorded(self, record: RunRecord) -> Recipe:
         if record.workload != self._recipe.name:
