@@ -133,6 +133,8 @@ def test_markup_refuses_what_a_page_may_not_have(tag: str, attributes: dict[str,
 def test_unseen_characters_are_shown() -> None:
     assert "\u202e" not in str(el("p", "a\u202eb\x00c"))
     assert str(el("p", "a\u202eb")) == "<p>a\ufffdb</p>"
+    hidden = str(el("p", "a\u200b\ufeff\u2028b", title="caf\udce9"))
+    assert hidden.encode().decode() == '<p title="caf\ufffd">a\ufffd\ufffd\ufffdb</p>'
     assert str(el("p", title='"><b>')) == '<p title="&quot;&gt;&lt;b&gt;"></p>'
 
 
