@@ -130,8 +130,11 @@ def verdict(
         where = f" in {phase}" if training and phase != "optimizer" else ""
         if ms >= 0.05 * step_ms:
             told.append(f"{ms / step_ms:.0%} is {_FAMILIES[name]}{where}")
+    waited = times.data_ms + times.transfer_ms
+    copied = times.transfer_ms > times.data_ms
+    what = "copies between host and device" if copied else "waits for data"
     head = {
-        "data": f"waits for data: {times.data_ms / step_ms:.0%} of the step",
+        "data": f"{what}: {waited / step_ms:.0%} of the step",
         "overhead": f"overhead-bound: nothing is computed in {times.idle_ms / step_ms:.0%}"
         " of the step",
         "communication": "waits for other processes",
