@@ -224,7 +224,9 @@ def test_a_resumed_run_is_live_although_a_line_was_torn(tmp_path: Path) -> None:
     path.write_text('{"at": 1.0, "begin": {"verb": "tra', encoding="utf-8")
     with EventsLog(tmp_path / "x", verb="train", workload="w", append=True) as log:
         log(Event(kind="step", text="again"))
-        while len(path.read_text(encoding="utf-8").split("\n")) < 4:
+        for _ in range(1000):
+            if len(path.read_text(encoding="utf-8").split("\n")) >= 4:
+                break
             time.sleep(0.01)
         assert listing.state_of(events_log.read(path)) == "live"
 
