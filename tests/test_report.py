@@ -182,6 +182,15 @@ def test_a_profile_with_nothing_optional_still_gives_a_page() -> None:
     assert "No change is known" in text
 
 
+def test_figures_that_no_measurement_gives_are_refused() -> None:
+    no_time = parts.profile_result(3, step_ms=planted.estimate(0.0))
+    peak = replace(no_time.ceilings[0], what="matmul", dtype="fp32", hardware=1e308)
+    endless = parts.profile_result(3, ceilings=(peak, *no_time.ceilings))
+    for odd in (no_time, endless):
+        with pytest.raises(BadInputError, match="holds figures that cannot be shown"):
+            report.html([Subject(record=odd, source="odd.json")])
+
+
 def test_a_busy_machine_is_said() -> None:
     loaded = replace(planted.ENVIRONMENT, load_average=7.5)
     for result in (parts.profile_result(3, environment=loaded), parts.train_result()):
