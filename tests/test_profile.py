@@ -263,14 +263,14 @@ def test_the_verdict_names_what_takes_most() -> None:
     ]
     times = StepTimes(forward_ms=20.0, backward_ms=60.0, idle_ms=20.0)
     said = verdict("memory", times, table, None, 100.0)
-    assert said.startswith("memory-bound: 60% is normalisation, softmax and losses in backward")
+    assert said.startswith("memory-bound: 60 % is normalisation, softmax and losses in backward")
     assert "data loading hidden" in said
-    assert "20% between operators" in said
+    assert "20 % between operators" in said
 
 
 def test_a_step_that_copies_does_not_wait_for_data() -> None:
     said = verdict("data", StepTimes(forward_ms=30.0, transfer_ms=70.0), [], None, 100.0)
-    assert said == "copies between host and device: 70% of the step"
+    assert said == "copies between host and device: 70 % of the step"
 
 
 def test_what_binds_is_the_largest_share() -> None:
