@@ -144,9 +144,8 @@ def verdict(
     parts = [", ".join(told)] if told else []
     if training and bound != "data":
         share = times.data_ms / step_ms
-        parts.append(
-            "data loading hidden" if share < _WORTH else f"data loading {units.share(share)}"
-        )
+        loading = "hidden" if share < _WORTH else units.share(share)
+        parts.append(f"data loading {loading}")
     if bound != "overhead" and times.idle_ms >= 0.1 * step_ms:
         parts.append(f"{units.share(times.idle_ms / step_ms)} between operators")
     if sol is not None and sol.fraction is not None:
