@@ -273,6 +273,13 @@ def test_a_step_that_copies_does_not_wait_for_data() -> None:
     assert said == "copies between host and device: 70 % of the step"
 
 
+def test_overhead_is_in_small_calls_or_between_them() -> None:
+    idle = verdict("overhead", StepTimes(forward_ms=30.0, idle_ms=70.0), [], None, 100.0)
+    assert idle == "overhead-bound: nothing is computed in 70 % of the step"
+    small = verdict("overhead", StepTimes(forward_ms=95.0, idle_ms=5.0), [], None, 100.0)
+    assert "calls weigh more than what they compute" in small
+
+
 def test_what_binds_is_the_largest_share() -> None:
     table = [_profile(30, 1, "compute"), _profile(40, 1, "memory")]
     assert bound_by(StepTimes(forward_ms=70.0, idle_ms=10.0), table) == "memory"

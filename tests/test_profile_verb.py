@@ -13,7 +13,7 @@ from torch import nn
 import suanli
 from suanli import cli
 from suanli.base import codec, schema
-from suanli.base.errors import BadInputError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.lazy import present
 from suanli.base.plan import Plan
 from suanli.base.profile_results import ProfileResult
@@ -130,11 +130,12 @@ def test_the_advice_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(item.plan is not None and not item.failed for item in tried)
 
 
-def test_a_plan_that_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suanli.base.errors import SuanliError
-
+@pytest.mark.parametrize("kind", [SuanliError, TypeError])
+def test_a_plan_that_cannot_be_tried_says_why(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise SuanliError("no such kernel here")
+        raise kind("no such kernel here")
 
     monkeypatch.setattr("suanli.profiling.checking.raced", refuse)
     found = suanli.profile(Block(), torch.randn(2, 16, 8, 8), steps=3, check=1, device="cpu")

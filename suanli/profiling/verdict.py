@@ -136,7 +136,10 @@ def verdict(
     head = {
         "data": f"{what}: {units.share(waited / step_ms)} of the step",
         "overhead": "overhead-bound: nothing is computed in "
-        f"{units.share(times.idle_ms / step_ms)} of the step",
+        f"{units.share(times.idle_ms / step_ms)} of the step"
+        if 2 * times.idle_ms >= step_ms
+        else "overhead-bound: calls weigh more than what they compute, "
+        f"{units.share(times.idle_ms / step_ms)} of the step is between them",
         "communication": "waits for other processes",
         "compute": "compute-bound",
         "memory": "memory-bound",
