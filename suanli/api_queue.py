@@ -1,5 +1,6 @@
 """Layer 7: the verb `suanli queue` in Python."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def line(
     from suanli.jobs.cluster import line_for
 
     job = _made(command, device, memory_gb, seconds, on_event)
-    words = commands.with_out(job.command, 1)
+    words = commands.with_out(job.command, 1, Path(job.folder))
     out = commands.out_of(words) if words[0] == "train" else ""
     return line_for(scheduler, replace(job, command=words, out=out))
 
@@ -112,7 +113,7 @@ def _made(
     if device != "auto":
         find_device(device)
     for name, value in (("--memory", memory_gb), ("--time", seconds)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise BadInputError(f"{name} must be more than 0, not {value:g}")
     if memory_gb is not None and seconds is not None:
         needs: tuple[Need, ...] = tuple(Need(device=place.device) for place in places())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
+from suanli import api_queue
 from suanli.base import schema
 from suanli.base.errors import ArtefactError, BadInputError
 from suanli.base.events import Event
@@ -120,6 +122,25 @@ def test_a_run_that_was_begun_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").touch()
     assert command.to_start(words, tmp_path, "cpu")[-1] == "--resume"
+
+
+def test_a_folder_of_its_own_is_a_free_one(tmp_path: Path) -> None:
+    attached = ("train", "a", "-omine")
+    assert command.with_out(attached, 3, tmp_path) == attached
+    assert command.out_of(attached) == "mine"
+    words = command.with_out(("train", "a"), 3, tmp_path)
+    assert words == ("train", "a", "-o", "runs/a-job3")
+    (tmp_path / "runs/a-job3").mkdir(parents=True)  # of an earlier queue, whose file was removed
+    assert command.with_out(("train", "a"), 3, tmp_path)[-1] == "runs/a-job3-2"
+    assert command.about(("train", "a", "-omine", "--epochs", "3")) == command.about(
+        ("train", "a", "-o", "other", "--epochs", "3")
+    )
+
+
+def test_needs_that_are_no_numbers_are_refused() -> None:
+    for value in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(BadInputError, match="--memory"):
+            api_queue.add(("train", "digits-resnet"), memory_gb=value, seconds=1.0)
 
 
 def test_jobs_that_differ_in_folder_and_seed_need_the_same() -> None:
@@ -313,8 +334,9 @@ def test_a_job_that_fits_nowhere_fails(tmp_path: Path) -> None:
 
 
 def test_the_line_for_slurm() -> None:
-    need = Need(device="cuda:0", memory_bytes=2**30, seconds=600.0)
-    made = job("train", "a b", "-o", "out", out="out", needs=(need,))
+    host = Need(device="cpu", memory_bytes=2**30, seconds=9000.0)
+    need = Need(device="cuda:0", memory_bytes=2**33, seconds=600.0)  # of the GPU's memory
+    made = job("train", "a b", "-o", "out", out="out", needs=(host, need))
     line = line_for("slurm", made)
     for part in ("sbatch", "--gres=gpu:1", "--mem=1280M", "--time=21", "--requeue", "B:TERM@60"):
         assert part in line
@@ -336,6 +358,13 @@ def test_the_lines_for_kubernetes() -> None:
     shell = container["command"][2].replace("exec suanli", "echo")
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["train", "it's", "-o", "out"]
+
+
+def test_names_are_what_kubernetes_takes() -> None:
+    for out in ("跑/模型 1", "Ünï_code", "-", "a" * 90):
+        line = line_for("kubernetes", job("train", "a", "-o", out, out=out))
+        (name,) = re.findall(r"metadata: {name: (.*)}", line)
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name), name
 
 
 # -- the command line ---------------------------------------------------------------------------

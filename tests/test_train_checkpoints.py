@@ -169,6 +169,34 @@ def test_retention_backup_and_unfinished_ones(tmp_path: Path) -> None:
     assert (loaded.step, loaded.folder.parent.name) == (4, "backup")
 
 
+def test_a_backup_that_fails_costs_the_copies_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Checkpoints(tmp_path / "run", keep=2, backup=tmp_path / "backup")
+
+    def unplugged(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_copied", unplugged)
+        for step in (1, 2, 3, 4):
+            assert kept.save(step, _state(step)).is_dir()
+            assert kept.not_copied == "Input/output error"
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == [
+        "step-000000003", "step-000000004",
+    ]  # fmt: skip
+    kept.save(5, _state(5))
+    assert (kept.not_copied, newest_whole(tmp_path / "backup").name) == ("", "step-000000005")  # type: ignore[union-attr]
+
+
+def test_two_processes_make_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Cipher.from_file(tmp_path / "key", make=True)
+    with monkeypatch.context() as patch:  # the second one looked before the first had made it
+        patch.setattr(Path, "exists", lambda self: False)
+        second = Cipher.from_file(tmp_path / "key", make=True)
+    assert second.decrypted(first.encrypted(b"text", "a"), "a") == b"text"
+
+
 def test_encrypted_ones_open_with_their_key_only(tmp_path: Path) -> None:
     cipher = Cipher.from_file(tmp_path / "key", make=True)
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600

@@ -73,6 +73,16 @@ def test_auto_asks_only_where_there_is_a_gpu(
     assert any("cpu it is" in note for note in result.notes)
 
 
+def test_trials_of_a_file_count_for_its_content_only(cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    keys = []
+    for text in ("a = 1\n", "a = 2\n"):
+        file.write_text(text)
+        keys.append(choosing._named(f"{file}:recipe"))
+    assert keys[0] != keys[1]
+    assert choosing._named("digits-resnet?weights=none") == "digits-resnet"
+
+
 def test_a_short_run_takes_what_an_earlier_search_found(cache: Path, tmp_path: Path) -> None:
     made, train = replace(recipe(), ref=REF), data().train
     model = starting_point(made, train, 0)

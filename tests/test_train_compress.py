@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+import suanli
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.calls import TrainOptions, train_workload
@@ -76,6 +77,34 @@ def test_zeros_stay_through_training_and_resuming(tmp_path: Path) -> None:
     groups = one["model/2.weight"].movedim(1, -1).reshape(-1, 4)
     assert ((groups != 0).sum(1) <= 2).all()
     assert not torch.equal(one["model/2.weight"], _deep()[2].weight)  # type: ignore[index]
+
+
+def test_bf16_copies_are_pruned_too() -> None:
+    made = recipe(augmentation=())
+    made = pruned(replace(made, workload=replace(made.workload, make_model=_deep)), "2:4")
+    loop = new_loop(made, TrainPlan(precision="bf16", weights="bf16"), steps=4)
+    for _ in range(2):
+        for master, low in loop.stepper.forward._copies:
+            assert torch.equal(low, master.detach().bfloat16())
+        loop.limits = replace(loop.limits, steps=loop.step + 2)
+        loop.run()
+
+
+def test_an_own_module_is_pruned_and_taught(tmp_path: Path) -> None:
+    given = data().train
+    both = (given.inputs[0], given.labels)
+    model = _deep()
+    loss = functional.cross_entropy
+    run = suanli.train(
+        model, both, loss, epochs=1, plan="default", device="cpu", prune="2:4", out=tmp_path / "a"
+    )
+    assert run.model is model
+    assert ((model[2].weight.movedim(1, -1).reshape(-1, 4) != 0).sum(1) <= 2).all()  # type: ignore[index]
+    assert not run.result.as_written
+    with pytest.raises(BadInputError, match="cannot prune"):
+        suanli.train(_deep(), both, loss, plan="default", prune="2:8", out=tmp_path / "b")
+    with pytest.raises(BadInputError, match="no-such"):
+        suanli.train(_deep(), both, loss, plan="default", teacher="no-such", out=tmp_path / "c")
 
 
 def test_a_student_learns_the_teacher_s_answers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from suanli.base.train_results import TrainProgress
 from suanli.training.batches import Batches
 from suanli.training.checkpoints import Checkpoints
 from suanli.training.checks import check_samples
+from suanli.training.judging import class_axis, judge
 from suanli.training.loop import NotFiniteError
 from suanli.training.recipe import Recipe
 from suanli.training.schedules import rate
@@ -275,6 +276,26 @@ def test_bad_samples_are_one_clear_line() -> None:
         with pytest.raises(BadInputError, match=words) as caught:
             _checked(bad)
         assert "\n" not in str(caught.value)
+
+
+def test_classes_lie_last_or_behind_the_samples() -> None:
+    labels = torch.zeros(2, 5, 7, dtype=torch.long)
+    assert class_axis(torch.zeros(2, 5, 7, 3), labels) == -1
+    assert class_axis(torch.zeros(2, 3, 5, 7), labels) == 1
+    for shape in ((2, 3), (2, 5, 7), (2, 3, 5, 6)):
+        with pytest.raises(BadInputError, match="no class for each"):
+            class_axis(torch.zeros(shape), labels)
+    pictures = torch.randn(12, 1, 5, 7)
+    masks = (pictures[:, 0] > 0).long()
+    model = nn.Conv2d(1, 2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1))
+        model.bias.zero_()  # type: ignore[union-attr]
+    found = Samples(inputs=(pictures,), labels=masks)
+    assert judge(model, found) == 1.0
+    check_samples(model, recipe(), found)
+    with pytest.raises(BadInputError, match="label 2 of number 0 of the training samples"):
+        check_samples(model, recipe(), replace(found, labels=masks.clone().fill_(2)))
 
 
 def test_plans_that_contradict_themselves() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from suanli.training import choosing
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
 from suanli.training.run_folder import read_metrics
-from tests.train_parts import WORKLOAD, samples
+from tests.train_parts import WORKLOAD, data, samples
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
 ROOT = Path(__file__).parent.parent
@@ -151,6 +152,84 @@ def test_a_nan_can_be_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert any("back to step 0, with 0.5 of the rate" in note for note in result.notes)
 
 
+def test_each_rollback_halves_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from suanli.training.step import Stepper
+
+    real, calls, rates = Stepper.gradients, 0, []
+
+    def twice(self: Stepper, *args: Any, **more: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        rates.append(self.peak_rates[0])
+        loss = real(self, *args, **more)
+        return loss * float("nan") if calls in (3, 6) else loss
+
+    monkeypatch.setattr(Stepper, "gradients", twice)
+    result = _train(tmp_path / "run", on_nan="rollback", epochs=1)
+    assert [rates[i] / rates[0] for i in (0, 3, 6)] == [1.0, 0.5, 0.25]
+    assert any("back to step 0, with 0.25 of the rate" in note for note in result.notes)
+
+
+def test_weights_that_are_nan_are_never_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from suanli.training.step import Stepper
+
+    real = Stepper.update
+
+    def broken(self: Stepper, done: float) -> None:
+        real(self, done)
+        if done > 0.8:  # the last step's update
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Stepper, "update", broken)
+    result = _train(tmp_path / "run", epochs=1, checkpoint_s=1e-9)
+    assert "no checkpoint at step 7: a weight is infinite or NaN" in result.notes
+    newest = newest_whole(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step-000000006"
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_where_it_began(
+    tmp_path: Path,
+) -> None:
+    import shutil
+
+    _train(tmp_path / "first", epochs=1)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for out in (whole, again):
+        _train(out, epochs=1, start=tmp_path / "first", seed=3)
+    shutil.rmtree(again / "checkpoints")
+    result = _train(again, resume=True)
+    assert result.resumed_from is None
+    one, other = (load_file(f / "weights.safetensors") for f in (whole, again))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_backup_alone_is_enough_and_is_one_run_s(tmp_path: Path) -> None:
+    import shutil
+
+    out, backup = tmp_path / "run", tmp_path / "backup"
+    _train(out, epochs=1, backup=backup)
+    with pytest.raises(BadInputError, match="holds checkpoints of another run"):
+        _train(tmp_path / "other", epochs=1, backup=backup)
+    shutil.rmtree(out)
+    result = _train(out, epochs=2, resume=True, backup=backup)
+    assert (result.resumed_from, result.steps) == (7, 14)
+
+
+def test_acceptance_samples_are_looked_at_before_the_first_step(tmp_path: Path) -> None:
+    parts = data()
+    none = replace(parts.acceptance, labels=None)
+    short = replace(parts.search, labels=parts.search.labels[:3])  # type: ignore[index]
+    for bad, words in (
+        (replace(parts, acceptance=none), "acceptance samples have none"),
+        (replace(parts, search=short), "60 search samples but 3 labels"),
+    ):
+        with pytest.raises(BadInputError, match=words):
+            suanli.train(replace(WORKLOAD, data=lambda bad=bad: bad), plan="default", out=tmp_path)
+
+
 def test_weights_of_another_run_and_frozen_parts(tmp_path: Path) -> None:
     _train(tmp_path / "one", epochs=1)
     result = _train(tmp_path / "two", epochs=1, start=tmp_path / "one", freeze=("body.*",))
@@ -203,6 +282,12 @@ def test_numbers_to_come_near_to_are_judged_by_the_loss(tmp_path: Path) -> None:
     assert run.result.quality is not None
     assert run.result.quality.metric == "loss"
     assert run.result.quality.value < 1e-3
+    stopped = suanli.train(
+        nn.Linear(4, 1), (x, y), functional.mse_loss, lr=0.01, epochs=20, plan="default",
+        to=3.0, out=tmp_path / "target",
+    ).result  # fmt: skip
+    assert stopped.quality is not None
+    assert (stopped.quality.target, stopped.stopped) == (3.0, "target")  # no percentage
 
 
 def test_a_module_without_a_file_is_searched_in_this_process(

@@ -36,6 +36,20 @@ def test_a_study_finds_a_better_rate_and_is_gone_on_with(tmp_path: Path) -> None
     assert (again.trials, again.values) == (6, more.values)
 
 
+def test_settings_in_words_and_a_second_call_that_draws_anew(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    made = recipe(epochs=1)
+    made = replace(made, ranges={"schedule": Range(choices=("one_cycle", "constant"))})
+    found = tune(made, 2, tmp_path / "words.db", seed=0, device="cpu", listener=ignore)
+    assert found.values["schedule"] in ("one_cycle", "constant")
+    made = replace(made, ranges={"lr": Range(low=1e-3, high=0.1, log=True)})
+    for trials in (3, 5):
+        tune(made, trials, tmp_path / "s.db", seed=0, device="cpu", listener=ignore)
+    study = optuna.load_study(study_name=made.name, storage=f"sqlite:///{tmp_path / 's.db'}")
+    rates = [t.params["lr"] for t in study.trials]
+    assert len(set(rates)) == 5
+
+
 def test_rates_that_explode_are_no_trials_that_count(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     wild = replace(recipe(epochs=1), ranges={"lr": Range(choices=(1e30, 1e31))})

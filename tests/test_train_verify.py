@@ -230,6 +230,17 @@ def test_nan_and_missing_entries_never_pass(sgd: Bench) -> None:
     assert "num_batches_tracked" in compare(counted, reference, eager, "fp32").reason
 
 
+def test_an_eager_that_overflows_shows_nothing(sgd: Bench) -> None:
+    reference = sgd.exchange.trace("reference-0")
+    eager = [dict(sgd.exchange.trace(eager_name("bf16", 0, draw))) for draw in range(3)]
+    right = dict(eager[0])
+    assert compare(right, reference, eager, "bf16").ok
+    eager[1]["gradient/1/head.bias"] = torch.full((3,), float("inf"))
+    found = compare(right, reference, eager, "bf16")
+    assert not found.ok
+    assert "step 1: gradient of head.bias" in found.reason
+
+
 def test_timing_takes_real_steps(sgd: Bench) -> None:
     timing = sgd.host(FAST32).time(0.05, 0.2)
     assert timing["batch"] == 32

@@ -41,8 +41,10 @@ def _shell(job: Job) -> str:
 
 
 def _name(job: Job) -> str:
-    text = "".join(c if c.isalnum() else "-" for c in commands.out_of(job.command) or job.words)
-    return f"suanli-{text.strip('-').lower()[:40].strip('-')}"
+    """Letters, digits and hyphens, as Kubernetes wants names (RFC 1123)."""
+    words = commands.out_of(job.command) or job.words
+    text = "".join(c if c.isascii() and c.isalnum() else "-" for c in words)
+    return f"suanli-{text.strip('-').lower()[:40]}".strip("-")
 
 
 def _need(job: Job) -> Need:
@@ -55,9 +57,11 @@ def _gpus(job: Job) -> int:
     return 0 if job.wanted == "cpu" else 1
 
 
-def _megabytes(need: Need) -> int | None:
-    """Of the host's memory."""
-    return None if need.memory_bytes is None else max(1, int(_ROOM * need.memory_bytes / 2**20))
+def _megabytes(job: Job) -> int | None:
+    """Of the host's memory, which is not what a job needs of a GPU's."""
+    known = [n.memory_bytes for n in job.needs if n.source == "given" or n.device == "cpu"]
+    memory = next((bytes_ for bytes_ in known if bytes_ is not None), None)
+    return None if memory is None else max(1, int(_ROOM * memory / 2**20))
 
 
 def _slurm(job: Job) -> str:
@@ -68,7 +72,7 @@ def _slurm(job: Job) -> str:
     parts.append(f"--signal=B:TERM@{_GRACE_S}")
     if _gpus(job):
         parts.append(f"--gres=gpu:{_gpus(job)}")
-    megabytes = _megabytes(need)
+    megabytes = _megabytes(job)
     if megabytes is not None:
         parts.append(f"--mem={megabytes}M")
     if need.seconds is not None:
@@ -78,8 +82,8 @@ def _slurm(job: Job) -> str:
 
 
 def _kubernetes(job: Job) -> str:
-    need, limits = _need(job), []
-    megabytes = _megabytes(need)
+    limits = []
+    megabytes = _megabytes(job)
     if megabytes is not None:
         limits.append(f"memory: {megabytes}Mi")
     if _gpus(job):

@@ -37,7 +37,7 @@ def checked(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def value_of(command: tuple[str, ...], *names: str) -> str | None:
-    """The value of an option, as `--name value` or `--name=value`; the last one counts."""
+    """The value of an option, as `--name value`, `--name=value` or `-nVALUE`; the last counts."""
     found = None
     for place, word in enumerate(command):
         for name in names:
@@ -45,6 +45,8 @@ def value_of(command: tuple[str, ...], *names: str) -> str | None:
                 found = command[place + 1]
             elif word.startswith(f"{name}=") and name.startswith("--"):
                 found = word.partition("=")[2]
+            elif len(name) == 2 and word.startswith(name) and len(word) > 2:
+                found = word[2:]  # -oDIR
     return found
 
 
@@ -53,12 +55,20 @@ def out_of(command: tuple[str, ...]) -> str:
     return value_of(command, "-o", "--out") or ""
 
 
-def with_out(command: tuple[str, ...], number: int) -> tuple[str, ...]:
-    """The command with a folder of its own, so that it can be gone on with."""
+def with_out(command: tuple[str, ...], number: int, folder: Path) -> tuple[str, ...]:
+    """The command with a folder of its own, so that it can be gone on with.
+
+    Args:
+        command: The words.
+        number: Of the job.
+        folder: Where it runs; a run that lies there already is never taken for this one.
+    """
     if command[0] != _RESUMABLE or out_of(command):
         return command
     name = Path(command[1].partition("?")[0]).name.replace(":", "-")
-    return (*command, "-o", f"runs/{name}-job{number}")
+    plain = f"runs/{name}-job{number}"
+    names = (plain, *(f"{plain}-{i}" for i in range(2, 1000)))
+    return (*command, "-o", next(n for n in names if not (folder / n).exists()))
 
 
 def to_start(command: tuple[str, ...], folder: Path, device: str) -> tuple[str, ...]:
@@ -76,6 +86,6 @@ def about(command: tuple[str, ...]) -> tuple[str, ...]:
     for word in words:
         if word in _ASIDE:
             next(words, None)
-        elif word not in _FLAGS and not word.startswith(tuple(f"{a}=" for a in _ASIDE[1:])):
+        elif word not in _FLAGS and not word.startswith(("-o", *(f"{a}=" for a in _ASIDE[1:]))):
             kept.append(word)
     return tuple(kept)

@@ -46,7 +46,7 @@ class JobStore:
                     )
             cursor = jobs.execute("INSERT INTO jobs (state, record) VALUES ('waiting', '{}')")
             number = int(cursor.lastrowid or 0)
-            command = commands.with_out(job.command, number)
+            command = commands.with_out(job.command, number, Path(job.folder))
             made = replace(
                 job,
                 id=number,

@@ -18,14 +18,14 @@ from suanli.base.events_log import EventsLog
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
-from suanli.training.distill import distilled
+from suanli.training.distill import Taught, distilled
 from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
 from suanli.training.request import TrainRequest
 from suanli.training.run_folder import Keeping, RunFolder
 from suanli.training.trainer import Trainer
-from suanli.training.tune import tune
+from suanli.training.tune import said, tune
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
 
@@ -41,7 +41,7 @@ class TrainOptions:
         plan: "auto" searches, "default" takes what is fast nearly everywhere, else a file of a plan
             or the plan itself.
         epochs: Instead of the workload's own.
-        to: Quality at which to stop; above 1 it is a percentage.
+        to: Quality at which to stop; above 1 it is a percentage, but for a loss.
         max_seconds: Of training; a schedule is shortened to it.
         resume: Go on with the run in `out`.
         start: Weights to start from (safetensors, or a run's folder).
@@ -101,7 +101,7 @@ class TrainOptions:
             raise BadInputError(f"--to must be a fraction or a percentage, not {self.to:g}")
         if self.on_nan not in ("stop", "rollback"):
             raise BadInputError(f"--on-nan must be stop or rollback, not {self.on_nan!r}")
-        if self.keep < 1 or self.checkpoint_s <= 0:
+        if self.keep < 1 or not self.checkpoint_s > 0:
             raise BadInputError("at least one checkpoint is kept, and some time lies between two")
         if self.tune < 0:
             raise BadInputError(f"--tune must be a number of trials, not {self.tune}")
@@ -145,9 +145,14 @@ def train_workload(
         NotFiniteError: The loss is no longer finite.
     """
     asked = options.checked()
-    recipe = resolve_recipe(ref, data=data)
+    return _trained(resolve_recipe(ref, data=data), asked, data, on_event).result
+
+
+def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener) -> "Run":
+    """Train a recipe with what the options add to it."""
     if asked.resume:
-        record, _ = RunFolder(_folder(asked, recipe.name)).read()
+        folder = RunFolder(_folder(asked, recipe.name), Keeping(backup=asked.backup))
+        record, _ = folder.read()
         asked = replace(asked, prune=record.prune, teacher=record.teacher)
     if asked.teacher:
         recipe = distilled(recipe, resolve(asked.teacher, data=data))
@@ -155,8 +160,8 @@ def train_workload(
         recipe = pruned(recipe, asked.prune)
     request = _request(asked, recipe)
     if asked.tune and not asked.resume:
-        recipe = _tuned(recipe, request, asked.tune, on_event)
-    return _followed(recipe, request, on_event).result
+        recipe = _tuned(recipe, request, asked.tune, listener)
+    return _followed(recipe, request, listener)
 
 
 def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run":
@@ -168,7 +173,7 @@ def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run
     ) as told:
         result, model = Trainer(recipe, request, told).run()
         told.finish(result)
-    return Run(model=model, result=result)
+    return Run(model=model.student if isinstance(model, Taught) else model, result=result)
 
 
 def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listener) -> Recipe:
@@ -178,7 +183,7 @@ def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listene
     study = request.out.with_name(f"{request.out.name}-tune") / "study.db"
     found = tune(recipe, trials, study, seed=request.seed, device=request.device, listener=on_event)
     before = "" if found.as_written is None else f", {found.as_written:.4g} as written"
-    words = ", ".join(f"{name} {value:.4g}" for name, value in found.values.items())
+    words = ", ".join(f"{name} {said(value)}" for name, value in found.values.items())
     text = f"{found.trials} settings tried, the best: {words} (quality {found.quality:.4g}{before})"
     on_event(Event(kind="note", text=text))
     return found.recipe
@@ -202,7 +207,7 @@ def train_module(
         recipe = model if isinstance(model, Recipe) else as_written(model)
     else:
         recipe = _recipe_of(model, data, loss, rest, asked)
-    run = _followed(recipe, _request(asked, recipe), on_event)
+    run = _trained(recipe, asked, None, on_event)
     if isinstance(model, nn.Module):
         model.load_state_dict(run.model.state_dict())
         run = replace(run, model=model.eval())
@@ -274,7 +279,14 @@ def _samples(data: Any) -> Samples:
     if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
         if len(data) == 0:
             raise BadInputError("the data set is empty")
-        inputs, labels = torch.utils.data.default_collate([data[i] for i in range(len(data))])
+        try:
+            inputs, labels = torch.utils.data.default_collate([data[i] for i in range(len(data))])
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInputError(
+                f"the samples of the data set cannot be put together: {reason}",
+                next_step="each has to be (input, label), and all of one shape",
+            ) from None
     elif isinstance(data, tuple | list) and len(data) == 2:
         inputs, labels = data
     else:
@@ -302,7 +314,6 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
     device = _device(options)
     if isinstance(plan, TrainPlan) and options.device not in ("auto", plan.device):
         plan = replace(plan, device=device).checked()
-    to = options.to
     return TrainRequest(
         plan=plan,
         device=plan.device if isinstance(plan, TrainPlan) else device,
@@ -310,7 +321,7 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
         seed=options.seed,
         epochs=options.epochs,
         max_seconds=options.max_seconds,
-        to=to / 100 if to is not None and to > 1 else to,
+        to=options.to,
         resume=options.resume,
         start=options.start,
         frozen=options.freeze,

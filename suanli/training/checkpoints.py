@@ -49,7 +49,11 @@ class Loaded:
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
+
+    Attributes:
+        not_copied: Why the newest one is not in the backup; "" where it is, or none was asked for.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Checkpoints:
             cipher: Encrypts the files.
         """
         self.folder, self._keep, self._backup, self._cipher = folder, max(1, keep), backup, cipher
+        self.not_copied = ""
 
     def save(self, step: int, state: dict[str, dict[str, Any]]) -> Path:
         """Write a checkpoint, then the copy, then remove old ones.
@@ -100,10 +105,14 @@ class Checkpoints:
     def finish(self, target: Path, state: dict[str, dict[str, Any]]) -> Path:
         """Write the state into a folder that `begin` made, and the marker; see `save`."""
         self._write(target, state)
-        if self._backup is not None:
-            _copied(target, self._backup / target.name)
-            _retain(self._backup, self._keep)
         _retain(self.folder, self._keep)
+        self.not_copied = ""
+        if self._backup is not None:
+            try:
+                _copied(target, self._backup / target.name)
+                _retain(self._backup, self._keep)
+            except OSError as error:
+                self.not_copied = error.strerror or str(error)
         return target
 
     def load(self) -> Loaded | None:
@@ -127,6 +136,17 @@ class Checkpoints:
         if passed_over:
             raise ArtefactError(f"no checkpoint is whole; {'; '.join(passed_over)}")
         return None
+
+    @property
+    def backup_taken(self) -> bool:
+        """Whether the folder for copies holds checkpoints already."""
+        return self._backup is not None and any(True for _ in _folders(self._backup))
+
+    @property
+    def any_whole(self) -> bool:
+        """Whether there is one to go on with, here or in the backup."""
+        places = [self.folder, *([self._backup] if self._backup is not None else [])]
+        return any(newest_whole(place) is not None for place in places)
 
     def _write(self, target: Path, state: dict[str, dict[str, Any]]) -> None:
         try:

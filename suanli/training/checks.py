@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from suanli.base.errors import BadInputError
-from suanli.training.judging import metric_of
+from suanli.training.judging import class_axis, metric_of
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples
 
@@ -76,9 +76,9 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
 
 def _check_labels(output: torch.Tensor, train: Samples, what: str) -> None:
     assert train.labels is not None
-    if metric_of(train) == "loss" or output.dim() != train.labels.dim() + 1:
+    if metric_of(train) == "loss":
         return
-    classes = int(output.shape[-1])
+    classes = int(output.shape[class_axis(output, train.labels[: len(output)])])
     low, high = int(train.labels.min()), int(train.labels.max())
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high

@@ -1,6 +1,7 @@
 """The plan of a run: the one asked for, the default, or the fastest that a search finds."""
 
-import tempfile
+import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from suanli.base import codec
 from suanli.base.events import Event, Listener
 from suanli.base.files import cache_dir
 from suanli.base.hardware import Ceilings
+from suanli.base.leftovers import temporary_folder
 from suanli.base.train_plan import TrainPlan
 from suanli.devices import device as find_device
 from suanli.measure.ceilings import ceilings
@@ -133,8 +135,9 @@ class PlanChoice:
         )
         scratch = cache_dir() / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="train-") as folder:
-            exchange = Exchange.write(Path(folder), model, self._recipe, train, facts)
+        folder = temporary_folder(scratch, "train-")  # what a killed search left goes
+        try:
+            exchange = Exchange.write(folder, model, self._recipe, train, facts)
             situation = situation_of(
                 self._recipe,
                 model,
@@ -145,6 +148,8 @@ class PlanChoice:
             )
             finder = PlanSearch(self._recipe, exchange, situation, self._listener)
             return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _store(self, model: nn.Module) -> TrialStore | None:
         """Earlier trials of the same model, settings, machine and libraries."""
@@ -154,7 +159,7 @@ class PlanChoice:
         settings = codec.to_json(self._recipe.settings)
         settings = {k: v for k, v in settings.items() if k != "epochs"}
         key = store_key(
-            workload=f"train {self._recipe.ref.partition('?')[0]} {shapes} {settings}",
+            workload=f"train {_named(self._recipe.ref)} {shapes} {settings}",
             device=find_device(self._request.device).info,
             environment=environment(),
             batch=self._recipe.settings.batch,
@@ -165,6 +170,15 @@ class PlanChoice:
 
     def _say(self, text: str) -> None:
         self._listener(Event(kind="step", text=text))
+
+
+def _named(ref: str) -> str:
+    """A reference without its options; of a person's file its content counts as well."""
+    base = ref.partition("?")[0]
+    path = Path(base.rpartition(":")[0])
+    if path.suffix != ".py" or not path.is_file():
+        return base
+    return f"{base} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _has_blocks(model: nn.Module) -> bool:

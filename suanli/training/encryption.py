@@ -9,6 +9,7 @@ import base64
 import binascii
 import os
 import struct
+import time
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -21,6 +22,7 @@ _PIECE = 64 << 20
 _NONCE = 12  # bytes, as NIST SP 800-38D recommends for GCM
 _TAG = 16
 _KEY_BYTES = 32
+_WAIT_S = 5.0  # for another process that makes the key
 
 
 class Cipher:
@@ -43,9 +45,7 @@ class Cipher:
         """
         if not path.exists() and make:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(base64.b64encode(os.urandom(_KEY_BYTES)) + b"\n")
+            _make_key(path)
         try:
             key = base64.b64decode(path.read_bytes().strip(), validate=True)
         except OSError as error:
@@ -89,6 +89,19 @@ class Cipher:
                     f"{name} cannot be decrypted: another key, or it was changed"
                 ) from None
         return b"".join(result)
+
+
+def _make_key(path: Path) -> None:
+    """Write a fresh key; where another process of the same run is first, its key is there after."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        deadline = time.monotonic() + _WAIT_S
+        while not path.stat().st_size and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return
+    with os.fdopen(handle, "wb") as file:
+        file.write(base64.b64encode(os.urandom(_KEY_BYTES)) + b"\n")
 
 
 def _about(name: str, number: int, *, last: bool) -> bytes:

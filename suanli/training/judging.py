@@ -68,11 +68,31 @@ def judge(
                 total += float(loss(output.float(), labels)) * len(labels)
                 counted += len(labels)
             else:
-                total += float((output.argmax(-1) == labels).sum())
+                total += float((output.argmax(class_axis(output, labels)) == labels).sum())
                 counted += labels.numel()
     finally:
         model.train(was_training)
     return total / max(counted, 1)
+
+
+def class_axis(output: torch.Tensor, labels: torch.Tensor) -> int:
+    """Where the classes of an output lie: last, or behind the samples as in torch's own losses.
+
+    Args:
+        output: [B, …, C] or [B, C, …].
+        labels: [B, …].
+
+    Raises:
+        BadInputError: The output holds no class for each label.
+    """
+    if output.shape[:-1] == labels.shape:
+        return -1
+    if output.dim() > 2 and output.shape[:1] + output.shape[2:] == labels.shape:
+        return 1
+    raise BadInputError(
+        f"outputs {list(output.shape)} hold no class for each of the labels {list(labels.shape)}",
+        next_step="labels that are numbers and no classes have to be floating-point",
+    )
 
 
 def accuracy(model: nn.Module, samples: Samples, *, device: str = "cpu") -> float:

@@ -91,6 +91,7 @@ class Loop:
         self.batches = Batches(train, self.recipe, self.plan, seed)
         make = self.recipe.averaging
         self.averaging: Averaging | None = make(stepper.model) if make else None
+        stepper.forward.take_over()  # an average may have changed weights, as pruning does
         self.steps = limits.epochs * self.batches.per_epoch
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.epoch_losses: list[float] = []
@@ -228,6 +229,7 @@ class Loop:
         self.samples += len(batch)
         if self.averaging is not None:
             self.averaging.after_step(self.step, self.done)
+            stepper.forward.take_over()
         self._losses.append(loss)
         spent = time.perf_counter() - start
         self.seconds += spent
@@ -361,6 +363,7 @@ class Loop:
         self.stepper.restore(state["model"], state["optimizer"], run["scaler"])
         if self.averaging is not None:
             self.averaging.load_state_dict(state["averaging"])
+            self.stepper.forward.take_over()
         self.restore_run(run)
 
     def restore_run(self, run: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ class TrainRequest:
         plan: "auto", "default", or a plan.
         device: "cpu", "cuda:0", … or "auto", for the faster of the CPU and the first GPU.
         out: The run's folder.
-        to: Quality at which to stop.
+        to: Quality at which to stop; above 1 it is a percentage, but for a loss.
         resume: Go on with the run in `out`.
         start: safetensors file of weights to start from.
         frozen: Patterns of parameter names that are not trained.

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from suanli.base import codec
 from suanli.base.errors import ArtefactError, BadInputError
 from suanli.base.files import write_atomic
@@ -94,7 +96,7 @@ class RunFolder:
         self.newest: Path | None = None
         self._events: EventsFile | None = None
         self._saved_at = time.monotonic()
-        self._failed = False
+        self._failed = self._uncopied = False
 
     @property
     def weights(self) -> Path:
@@ -110,13 +112,18 @@ class RunFolder:
         """Write what the run is.
 
         Raises:
-            BadInputError: The folder holds another run, or something else.
-            OSError: It cannot be written.
+            BadInputError: The folder or the backup holds another run, or something else, or cannot
+                be written.
         """
         self.check_free()
-        write_atomic(self.folder / "plan.json", codec.dumps(plan))
-        write_atomic(self.folder / "environment.json", codec.dumps(environment))
-        write_atomic(self.folder / "run.json", codec.dumps(record))  # with it the run exists
+        backup = self.keeping.backup
+        for place in (*([backup] if backup is not None else []), self.folder):
+            try:
+                write_atomic(place / "plan.json", codec.dumps(plan))
+                write_atomic(place / "environment.json", codec.dumps(environment))
+                write_atomic(place / "run.json", codec.dumps(record))  # with it the run exists
+            except OSError as error:
+                raise BadInputError(f"cannot write to {place}: {error.strerror}") from None
 
     def check_free(self) -> None:
         """Refuse a place that a new run may not take.
@@ -136,13 +143,23 @@ class RunFolder:
                 f"{self.folder} holds something that is no run",
                 next_step="give another folder with -o",
             )
+        if self.checkpoints.backup_taken:
+            raise BadInputError(
+                f"{self.keeping.backup} holds checkpoints of another run",
+                next_step="give another folder with --backup",
+            )
 
     def read(self) -> tuple[RunRecord, TrainPlan]:
-        """What the run is.
+        """What the run is; where its folder is lost, as the backup has it.
 
         Raises:
             BadInputError: There is no run.
         """
+        backup = self.keeping.backup
+        if backup is not None and not self.exists and (backup / "run.json").is_file():
+            for name in ("plan.json", "environment.json", "run.json"):
+                text = (backup / name).read_text(encoding="utf-8")
+                write_atomic(self.folder / name, text)
         if not (self.folder / "run.json").is_file():
             raise BadInputError(f"there is no run in {self.folder}", next_step="give it with -o")
         record = codec.read(RunRecord, self.folder / "run.json")
@@ -197,14 +214,26 @@ class RunFolder:
         """Write a checkpoint; a failure is told, and the run goes on with the older ones."""
         if self.newest is not None and self.newest.name == f"step-{loop.step:09d}":
             return
+        if not _finite(loop):  # a run gone on with from there would be NaN from its first step
+            note(f"no checkpoint at step {loop.step}: a weight is infinite or NaN")
+            self._saved_at = _clock(loop)
+            return
         try:
             self.newest = self._saved(loop)
             self._failed = False
+            self._say_copy(loop.step, note)
         except OSError as error:
             if not self._failed:
                 note(f"no checkpoint at step {loop.step}: {error.strerror or error}")
             self._failed = True
         self._saved_at = _clock(loop)
+
+    def _say_copy(self, step: int, note: Note) -> None:
+        """Tell once that the backup takes no copies, until it does again."""
+        reason = self.checkpoints.not_copied
+        if reason and not self._uncopied:
+            note(f"no copy of the checkpoint at step {step} in the backup: {reason}")
+        self._uncopied = bool(reason)
 
     def _saved(self, loop: Loop) -> Path:
         """Write a checkpoint; with shares where the plan has them."""
@@ -255,6 +284,18 @@ class RunFolder:
             if not self._failed:
                 note(f"metrics are not kept: {error.strerror}")
             self._failed = True
+
+
+def _finite(loop: Loop) -> bool:
+    """Whether all parameters are finite.
+
+    Of a sharded model each process sees its share alone, and all must do the same: it is not looked
+    at.
+    """
+    if loop.stepper.sharded:
+        return True
+    with torch.no_grad():
+        return all(bool(p.isfinite().all()) for p in loop.stepper.model.parameters())
 
 
 def _clock(loop: Loop) -> float:

@@ -165,10 +165,15 @@ class Stepper:
             self.scaler.load_state_dict(scaler)
         self.forward.take_over()
 
-    def lower_rate(self, factor: float) -> None:
-        """Multiply the peak rate of every group."""
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] *= factor
+    @property
+    def peak_rates(self) -> list[float]:
+        """The rate of each group that the schedule multiplies."""
+        return [float(group["initial_lr"]) for group in self.optimizer.param_groups]
+
+    @peak_rates.setter
+    def peak_rates(self, rates: list[float]) -> None:
+        for group, rate_ in zip(self.optimizer.param_groups, rates, strict=True):
+            group["initial_lr"] = rate_
 
     def close(self) -> None:
         """Leave the model without the plan's wrappings."""

@@ -76,6 +76,8 @@ class Trainer:
         if self._resume:
             record, plan = self._folder.read()
             self._recipe = self._as_recorded(record)
+            if isinstance(self._request.plan, TrainPlan) and self._request.plan != plan:
+                self._note("the run goes on with its own plan, which is not the one given")
         elif self._replicas.first:
             self._folder.check_free()
         self._say(f"loading the data of {self._recipe.name}")
@@ -84,6 +86,11 @@ class Trainer:
         train, held_out = held_out_end(data.train, self._recipe.settings.validation_split)
         model = self._model(record, train)
         check_samples(model, self._recipe, train)
+        # what is judged at the end must not fail there
+        watched = held_out or data.search
+        check_samples(model, self._recipe, watched, part="search")
+        check_samples(model, self._recipe, data.acceptance, part="acceptance")
+        record = self._with_target(record, metric_of(watched))
         if self._request.device == "auto":
             self._take_device(model, train)
         if plan is None:
@@ -98,7 +105,7 @@ class Trainer:
             plan = plan.with_(device=self._replicas.device)
         self._measure_limit(model, train, plan)
         with machine_as_planned(plan), StopRequests() as stop:
-            loop = self._loop(model, plan, record, train, held_out or data.search)
+            loop = self._loop(model, plan, record, train, watched)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
             self._replicas.wait()  # before the first one writes again
             if self._replicas.first or loop.stepper.sharded:
@@ -144,6 +151,14 @@ class Trainer:
             teacher=request.teacher,
         )
 
+    def _with_target(self, record: RunRecord, metric: str) -> RunRecord:
+        """The record, with the quality to stop at as a fraction; a loss stays as it is."""
+        to = self._request.to
+        if to is not None and to > 1 and metric != "loss":
+            to /= 100
+        self._request = replace(self._request, to=to)
+        return record if self._resume else replace(record, target=to)
+
     def _as_recorded(self, record: RunRecord) -> Recipe:
         if record.workload != self._recipe.name:
             raise BadInputError(
@@ -158,7 +173,8 @@ class Trainer:
 
     def _model(self, record: RunRecord, train: Samples) -> nn.Module:
         model = starting_point(self._recipe, train, record.seed)
-        if record.start and not self._resume:
+        # a run that was ended before its first checkpoint begins again where it began
+        if record.start and not (self._resume and self._folder.checkpoints.any_whole):
             for line in take_weights(model, Path(record.start)):
                 self._note(line)
         if record.frozen:
@@ -208,9 +224,12 @@ class Trainer:
                 if self._request.on_nan != "rollback" or attempt == _MOST_ROLLBACKS:
                     raise
                 self._replicas.wait()
+                rates = [_LOWERED * rate for rate in loop.stepper.peak_rates]
                 step = self._folder.restore(loop, self._note)
-                loop.stepper.lower_rate(_LOWERED)
-                self._note(f"{error}; back to step {step}, with {_LOWERED:g} of the rate")
+                loop.stepper.peak_rates = rates  # the checkpoint's may be those of an earlier try
+                self._note(
+                    f"{error}; back to step {step}, with {_LOWERED ** (attempt + 1):g} of the rate"
+                )
                 continue
             self._save(loop)
             return stopped

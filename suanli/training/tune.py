@@ -41,7 +41,7 @@ class Tuned:
     """
 
     recipe: Recipe
-    values: dict[str, float]
+    values: dict[str, float | int | str]
     quality: float
     as_written: float | None
     trials: int
@@ -78,16 +78,22 @@ def tune(
         study_name=recipe.name,
         load_if_exists=True,
         direction="minimize" if objective.metric == "loss" else "maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
     if not found.trials:
         found.enqueue_trial({name: getattr(recipe.settings, name) for name in ranges})
+    # a generator that began anew would draw the trials of the first call again
+    found.sampler = optuna.samplers.TPESampler(seed=seed + len(found.trials))
     over = ("COMPLETE", "PRUNED")
     while (done := sum(t.state.name in over for t in found.trials)) < trials:
         listener(Event(kind="step", text=f"hyper-parameters, trial {done + 1} of {trials}"))
         found.optimize(objective, n_trials=1)
     return _best(recipe, found, ranges)
+
+
+def said(value: float | int | str) -> str:
+    """A hyper-parameter in words."""
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def default_ranges(recipe: Recipe) -> dict[str, Range]:
@@ -181,7 +187,7 @@ def _best(recipe: Recipe, study: Any, ranges: dict[str, Range]) -> Tuned:
         or (isinstance(value, float) and math.isclose(value, getattr(recipe.settings, name)))
         for name, value in values.items()
     )
-    words = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+    words = ", ".join(f"{name}={said(value)}" for name, value in values.items())
     changes = recipe.changes if same else "; ".join(p for p in (recipe.changes, words) if p)
     return Tuned(
         recipe=replace(recipe, settings=replace(recipe.settings, **values), changes=changes),

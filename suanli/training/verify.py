@@ -231,6 +231,8 @@ def _group_partings(
         )
         late = _LATE if group in ("buffer", "output") else 1.0
         allowed = k * late * (1 + _SMALL / math.sqrt(n)) * earned
+        if not math.isfinite(allowed):  # eager itself overflows: then nothing is shown by it
+            allowed = 0.0
         error = _distance(candidate[name], reference[name])
         size = sizes[name] or rms * math.sqrt(n) or 1.0
         found.append(_parting(name, "error", error / size, allowed / size))
