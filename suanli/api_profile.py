@@ -172,9 +172,11 @@ class _Maker:
             return subjects.of_engine(self._what, batch)
         if folder is not None:
             self._no_plan(plan, "an engine")
+            self._only("an engine answers", train=False)
             engine = self._stack.enter_context(Engine.load(folder, trust=self._options.trust))
             return subjects.of_engine(engine, batch)
         if self._run_folder() is not None:
+            self._only("a run trains", train=True)
             return training_subjects.of_run(Path(self._what), _train_plan(plan), batch)
         if self._is_step():
             self._no_plan(plan, "a step of your own")
@@ -182,6 +184,9 @@ class _Maker:
                 self._what, model=self._model, batch=batch or 1, device=self._options.device
             )
         if isinstance(self._what, nn.Module) and self._loss is not None:
+            self._only("a model with a loss trains", train=True)
+            if batch is not None:
+                raise BadInputError("the loader says how large a batch is, leave `batch` out")
             return training_subjects.of_loader(
                 self._what,
                 self._data,
@@ -223,11 +228,14 @@ class _Maker:
             return resolve(self._what, data=self._options.data)
         if isinstance(self._what, Recipe):
             return self._what.workload
-        made: Workload
-        made = (
-            of_module(self._what, self._data) if isinstance(self._what, nn.Module) else self._what
-        )
-        return made
+        if isinstance(self._what, nn.Module):
+            return of_module(self._what, self._data)
+        if not isinstance(self._what, Workload):
+            raise BadInputError(
+                f"a {type(self._what).__name__} cannot be profiled",
+                next_step="give a model, a workload, a recipe, an engine, a folder or a function",
+            )
+        return self._what
 
     def _recipe(self) -> "Recipe | None":
         """What is trained; None for a workload without data of its own."""
@@ -253,7 +261,8 @@ class _Maker:
         from suanli.training.recipe import Recipe
         from suanli.training.recipes import RECIPES
 
-        return isinstance(self._what, Recipe) or self._what in RECIPES
+        named = isinstance(self._what, str) and self._what in RECIPES
+        return isinstance(self._what, Recipe) or named
 
     def _is_step(self) -> bool:
         from torch import nn
@@ -274,6 +283,11 @@ class _Maker:
             return None
         folder = Path(self._what)
         return folder if (folder / name).is_file() else None
+
+    def _only(self, what: str, *, train: bool) -> None:
+        if self._options.train not in (None, train):
+            option = "--infer" if train else "--train"
+            raise BadInputError(f"{what}: {option} makes no sense", next_step=f"leave {option} out")
 
     def _no_plan(self, plan: object, what: str) -> None:
         if self._options.plan is not None and plan is not None:
@@ -309,7 +323,7 @@ def _train_plan(plan: "Plan | TrainPlan | None") -> "TrainPlan | None":
     from suanli.base.train_plan import TrainPlan
 
     if plan is not None and not isinstance(plan, TrainPlan):
-        raise BadInputError("this is a plan of inference", next_step="leave --train out")
+        raise BadInputError("this is a plan of inference", next_step="give --infer")
     return plan
 
 

@@ -102,6 +102,8 @@ def predict(  # noqa: PLR0913, PLR0917
         raise BadInputError(
             "give --gpu NAME or --choose", next_step="suanli predict --list names the cards"
         )
+    if not choose and (max_cost is not None or deadline or max_power is not None or measure):
+        raise BadInputError("--max-cost, --deadline, --max-power and --measure go with --choose")
     ask = api.options(
         training=train,
         batch=batch,

@@ -128,8 +128,9 @@ class TestFinding:
             assert all(find_sheet(known) is sheet for known in sheet.nvml_names)
 
     def test_a_name_of_several_cards_asks_which(self) -> None:
-        with pytest.raises(BadInputError, match=r"which h100.*h100-nvl.*h100-pcie.*h100-sxm5"):
-            find_sheet("h100")
+        for typed in ("h100", "NVIDIA H100"):
+            with pytest.raises(BadInputError, match=r"(?i)which .*h100-nvl.*h100-pcie.*h100-sxm5"):
+                find_sheet(typed)
 
     def test_an_unknown_name_offers_near_ones(self) -> None:
         with pytest.raises(BadInputError, match="rtx-4090") as raised:
@@ -180,6 +181,34 @@ fp32 = 20.0
         with pytest.raises(ArtefactError, match=r"own\.toml"):
             catalogue()
         (user_folder() / "own.toml").unlink()
+
+    @pytest.mark.parametrize(
+        ("line", "other", "message"),
+        [
+            ("memory_gb = 12", "memory_gb = nan", "memory_gb must be"),
+            ("memory_gb_per_s = 500", "memory_gb_per_s = 0", "memory_gb_per_s must be"),
+            ("memory_gb_per_s = 500", "power_w = -1", "power_w must be"),
+            ('"8.9"', '"Ada"', "compute_capability"),
+            ("memory_gb = 12", "memory_gb = 12\nyear = 2025-01-01", "own.toml"),
+            ('name = "Card 9"', 'name = "NVIDIA"', "a name of its own"),
+        ],
+    )
+    def test_a_figure_that_makes_no_sense_is_named(
+        self, line: str, other: str, message: str
+    ) -> None:
+        self.add("Card 9")
+        path = user_folder() / "own.toml"
+        assert line in path.read_text()
+        path.write_text(path.read_text().replace(line, other))
+        with pytest.raises(ArtefactError, match=message) as raised:
+            catalogue()
+        assert "own.toml" in str(raised.value) and "\n" not in str(raised.value)
+
+    def test_a_file_that_is_no_text_is_named(self) -> None:
+        self.add("Card 9")
+        (user_folder() / "own.toml").write_bytes(b"\xff\xfe")
+        with pytest.raises(ArtefactError, match=r"own\.toml"):
+            catalogue()
 
 
 def test_files_are_named_as_the_card_is_typed() -> None:

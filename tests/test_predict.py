@@ -1,4 +1,4 @@
-"""`suanli predict`: layouts, prices, measured cards, ranking, the verb and its JSON."""
+"""`suanli predict`: layouts, ranking, the verb and its JSON."""
 
 import json
 import subprocess
@@ -11,21 +11,18 @@ import jsonschema
 import pytest
 import torch
 
-from suanli.base import codec, schema
+from suanli.base import schema
 from suanli.base.errors import BadInputError
 from suanli.base.hardware import Ceiling, Ceilings, DeviceInfo
-from suanli.base.plan import Plan
 from suanli.base.prediction import ParallelLayout
-from suanli.base.work import Operator, Work
 from suanli.cost.layouts import checked, legal_splits, micro_batches
-from suanli.cost.predictor import predict_operators
 from suanli.devices import catalogue, find_sheet
 from suanli.predicting import choose as choosing
-from suanli.predicting import measured, verb
+from suanli.predicting import verb
 from suanli.predicting.ask import Ask, parse_layout
-from suanli.predicting.choose import Limits, parse_time, rank
+from suanli.predicting.choose import Limits, rank
 from suanli.predicting.one import predict_on
-from suanli.predicting.prices import Prices, read_prices
+from suanli.predicting.prices import Prices
 from suanli.predicting.subject import Subject, subject
 from suanli.reports import predict_text
 from suanli.workloads.record import Inputs, Workload
@@ -138,6 +135,9 @@ def test_beyond_a_server_the_network_is_said() -> None:
     ask = Ask(training=True, batch=256, dtype="bf16", devices=64)
     usual = predict_on(vision(), H100, ask)
     assert any("400 GB/s" in note for note in usual.notes)
+    # bridges join two cards, the bus all eight of a server
+    bridged = predict_on(vision(), find_sheet("rtx-3090"), replace(ask, devices=4))
+    assert not any("network" in note for note in bridged.notes)
     slow = predict_on(vision(), H100, replace(ask, network_gb_per_s=5.0))
     assert slow.step_ms.p50 > usual.step_ms.p50
 
@@ -156,6 +156,13 @@ def test_keys_and_values_of_earlier_tokens() -> None:
     ask = Ask(batch=4, dtype="bf16", context=1000)
     found = predict_on(tower(False, "bf16"), H100, ask)
     assert found.memory.kv_cache_bytes == 4 * 2 * 16 * 2 * 1000 * 4
+    without, longer = (
+        predict_on(tower(False, "bf16"), H100, replace(ask, context=tokens))
+        for tokens in (0, 1_000_000)
+    )
+    # they are read in every step
+    read_ms = 1e3 * longer.memory.kv_cache_bytes / 3.35e12
+    assert longer.step_ms.p50 > max(read_ms, without.step_ms.p50)
     with pytest.raises(BadInputError, match="attention"):
         predict_on(vision(False), H100, ask)
 
@@ -171,128 +178,6 @@ def test_the_workloads_own_loss_and_update() -> None:
     found = subject(resolve("mnist-mlp"), training=True, precision="fp32")
     assert found.optimizer == "sgd-momentum" and not found.notes
     assert any("nll_loss" in op.name for op in found.work(64).operators)
-
-
-# -- what a person asks ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"dtype": "fp12"}, "unknown dtype"),
-        ({"dtype": "int8", "training": True}, "training in int8"),
-        ({"batch": 0}, "--batch"),
-        ({"devices": 0}, "--gpus"),
-        ({"context": -1}, "--context"),
-        ({"network_gb_per_s": 0.0}, "--network"),
-        ({"plan": "quick"}, "eager, compiled or a plan's file"),
-    ],
-)
-def test_what_makes_no_sense_is_named(fields, message) -> None:
-    with pytest.raises(BadInputError, match=message):
-        Ask(**fields).checked()
-
-
-def test_a_plans_file_gives_precision_and_kind(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text(codec.dumps(Plan(backend="tensorrt", precision="fp16", device="cuda:0")))
-    ask = Ask(plan=str(path)).checked()
-    assert (ask.dtype, ask.kind) == ("fp16", "compiled")
-    assert predict_on(vision(False), T4, ask).plan.backend == "tensorrt"
-
-
-def test_prices_are_by_card(tmp_path: Path) -> None:
-    path = tmp_path / "prices.toml"
-    path.write_text('currency = "EUR"\n[per_hour]\nT4 = 0.5\n"H100-SXM5-80GB" = 3\n')
-    prices = read_prices(path)
-    assert prices == Prices(currency="EUR", per_hour={"t4": 0.5, "h100-sxm5-80gb": 3.0})
-    found = predict_on(vision(False), T4, Ask(batch=8), prices=prices)
-    assert found.cost is not None
-    assert found.cost.per_step == pytest.approx(0.5 * found.step_ms.p50 / 3.6e6)
-    assert predict_on(vision(False), find_sheet("l4"), Ask(), prices=prices).cost is None
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[per_hour]\nt4 = -1\n", "negative"),
-        ('[per_hour]\nt4 = "much"\n', "no number"),
-        ("[per_hour]\nt4 = nan\n", "no number"),
-        ("[per_hour]\nt44 = 1\n", "no GPU 't44'"),
-        ("t4 = 1\n", "no prices"),
-        ("t4 = ", "no price file"),
-    ],
-)
-def test_prices_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "prices.toml"
-    path.write_text(text)
-    with pytest.raises(BadInputError, match=message):
-        read_prices(path)
-    with pytest.raises(BadInputError, match="no file"):
-        read_prices(tmp_path / "absent.toml")
-
-
-def test_times_as_they_are_typed() -> None:
-    assert [parse_time(t) for t in ("90", "90s", "30m", "2h", "1.5 d")] == [
-        *(90, 90, 1800, 7200),
-        129600,
-    ]
-    for wrong in ("soon", "-3h", "0", "2 weeks"):
-        with pytest.raises(BadInputError, match="no time"):
-            parse_time(wrong)
-
-
-# -- what doctor measured -------------------------------------------------------------------------
-
-
-def doctored(**changes: float) -> Ceilings:
-    device = DeviceInfo(name="cuda:0", title="Tesla T4", fingerprint="x", memory_bytes=2**34)
-    rates = {"fp16": 25e12} | changes
-    items = [
-        Ceiling(what="matmul", unit="FLOP/s", dtype=d, achieved=r, how=f"torch {d} 8192x8192x8192")
-        for d, r in rates.items()
-    ]
-    copy = Ceiling(what="copy", unit="B/s", achieved=220e9, working_set_bytes=2**30)
-    return Ceilings(device=device, items=(*items, copy), threads=2, measured_at="2026-01-01")
-
-
-def test_a_measured_card_gives_back_what_was_measured() -> None:
-    sheet = measured.with_ceilings(T4, doctored())
-    n = 8192
-    product = Operator(
-        name="mm",
-        dtype="fp16",
-        flops=2 * n**3,
-        bytes_read=4 * n * n,
-        bytes_written=2 * n * n,
-        input_shapes=((n, n), (n, n)),
-        output_shapes=((n, n),),
-        matmul=True,
-    )
-    work = Work(
-        operators=(product,),
-        batch=1,
-        parameters=0,
-        parameter_bytes=0,
-        input_bytes=0,
-        output_bytes=0,
-    )
-    ms = predict_operators(work, sheet, dtype="fp16").step_ms.p50
-    assert 2 * n**3 / ms / 1e9 == pytest.approx(25, rel=0.02)
-    assert sheet.mark == "measured" and sheet.dense_tflops["fp32"] == T4.dense_tflops["fp32"]
-    assert "suanli doctor" in (sheet.source_of("dense_tflops.fp16") or "")
-
-
-def test_the_measured_file_wins_over_the_datasheet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SUANLI_CACHE", str(tmp_path))
-    assert measured.as_measured(T4) is T4
-    folder = tmp_path / "ceilings"
-    folder.mkdir()
-    (folder / "cuda-0-x.json").write_text(codec.dumps(doctored()))
-    assert measured.as_measured(T4).mark == "measured"
-    assert measured.as_measured(H100) is H100
 
 
 # -- choosing -------------------------------------------------------------------------------------
@@ -312,6 +197,18 @@ def test_the_fastest_comes_first_and_who_lacks_the_type_is_out() -> None:
     assert ranked[0].pareto
     assert {e.gpu for e in chosen(dtype="bf16")[1]} == {"t4", "gtx-1080-ti"}
     assert any(e.reason == "no fp8" for e in chosen(training=False, dtype="fp8")[1])
+
+
+def test_what_no_card_can_do_is_refused_once() -> None:
+    with pytest.raises(BadInputError, match="no layout of 3"):
+        chosen(devices=3)
+    with pytest.raises(BadInputError, match="tp=2 needs"):
+        chosen(devices=2, layout="tp=2")
+
+
+def test_a_rate_that_is_not_in_the_sheet_is_not_called_absent() -> None:
+    reasons = {e.gpu: e.reason for e in chosen(training=False, dtype="int8")[1]}
+    assert reasons["gtx-1080-ti"] == "its int8 rate is unknown"
 
 
 def test_with_prices_the_cheapest_comes_first() -> None:
@@ -432,6 +329,9 @@ def test_the_text_fits(call: Call, quick: None) -> None:
         ("predict mnist-mlp --gpu t4 --gpus 2 --layout tp=2 --batch 4", "tp=2 needs"),
         ("predict mnist-mlp --choose --deadline soon", "no time"),
         ("predict mnist-mlp --choose --max-cost 3", "--prices"),
+        ("predict mnist-mlp --gpu t4 --max-cost -3", "go with --choose"),
+        ("predict mnist-mlp --gpu t4 --deadline 2h", "go with --choose"),
+        ("predict mnist-mlp --gpu cpu --gpus 4", "not of the CPU"),
     ],
 )
 def test_bad_input_is_one_line_and_two(call: Call, line: str, message: str) -> None:
@@ -451,6 +351,44 @@ def test_a_workload_that_cannot_be_captured(call: Call, tmp_path: Path) -> None:
     )
     code, _, err = call("predict", f"{file}:model", "--gpu", "t4")
     assert code == 2 and "own.py:4" in err and err.count("\n") == 1
+
+
+def test_a_model_that_computes_nothing_is_one_line() -> None:
+    workload = Workload(
+        name="nothing",
+        make_model=torch.nn.Identity,
+        make_inputs=lambda b: Inputs(args=(torch.zeros(b, 4),)),
+    )
+    made = subject(workload, training=False, precision="fp32")
+    with pytest.raises(BadInputError, match="computes nothing"):
+        predict_on(made, T4, Ask(batch=4))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_of_one_batch_is_predicted_at_it(training: bool) -> None:
+    workload = Workload(
+        name="fixed",
+        make_model=lambda: torch.nn.Linear(8, 8),
+        make_inputs=lambda b: Inputs(args=(torch.zeros(1, 8),)),
+        dynamic_batch=False,
+    )
+    made = subject(workload, training=training, precision="fp32")
+    assert predict_on(made, T4, Ask(training=training)).batch == 1
+    with pytest.raises(BadInputError, match="batch of 1 only"):
+        predict_on(made, T4, Ask(training=training, batch=2))
+
+
+def test_of_a_table_only_the_rows_taken_bound_the_step() -> None:
+    workload = Workload(
+        name="table",
+        make_model=lambda: torch.nn.Sequential(
+            torch.nn.Embedding(2_000_000, 64), torch.nn.Linear(64, 8)
+        ),
+        make_inputs=lambda b: Inputs(args=(torch.zeros(b, dtype=torch.int64),)),
+    )
+    made = subject(workload, training=False, precision="fp32")
+    found = predict_on(made, H100, Ask(batch=256))
+    assert found.sol.fraction < 0.1  # the whole table would be 0.15 ms
 
 
 def test_in_python_a_module_as_it_is() -> None:

@@ -167,6 +167,17 @@ def test_narrow_types_move_fewer_bytes_and_updates_stay_wide() -> None:
     assert list(narrow["moved"]) == [4000.0, 7000.0]
 
 
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_eight_bits_are_for_weights_and_products(dtype: str) -> None:
+    product = Operator(
+        name="mm", matmul=True, flops=2 * 10 * 20 * 30, bytes_read=4 * (10 * 30 + 30 * 20),
+        bytes_written=4 * 10 * 20, parameter_bytes=4 * 30 * 20,
+        input_shapes=((10, 30), (30, 20)), output_shapes=((10, 20),),
+    )  # fmt: skip
+    moved = kernels_of(work(sweep(1000), product), How(dtype=dtype))["moved"]
+    assert list(moved) == [4000.0, 2 * (300 + 200) + 600]
+
+
 def test_compiling_takes_bytes_and_starts_away() -> None:
     for of in (BIG, SMALL):
         assert ms(of, A100, plan_kind="compiled") < ms(of, A100)

@@ -114,6 +114,51 @@ def test_several_servers_need_a_network() -> None:
     assert quick < slow
 
 
+def test_replicas_of_tensor_parallel_groups_meet_over_the_network() -> None:
+    """A group of eight fills a server: two replicas are in two servers, however few they are."""
+
+    def waits(tp: int, rate: float) -> float:
+        fabric = fabric_of(A100, network_bytes_per_s=rate)
+        layout = ParallelLayout(dp=2, tp=tp)
+        answer = predict_parallel(WORK, A100, layout, dtype="bf16", fabric=fabric)
+        return answer.communication_ms
+
+    assert waits(8, 2e9) > 2 * waits(8, 200e9)
+    assert waits(4, 2e9) == waits(4, 200e9)  # both replicas in one server
+    with pytest.raises(BadInputError, match="network"):
+        ms(ParallelLayout(dp=2, tp=8))
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+def test_stages_in_several_servers_send_over_the_network(tp: int) -> None:
+    layout = ParallelLayout(tp=tp, pp=16 // tp, micro_batches=4)
+    slow, quick = (
+        predict_parallel(
+            WORK, A100, layout, dtype="bf16", fabric=fabric_of(A100, network_bytes_per_s=rate)
+        ).communication_ms
+        for rate in (1e9, 200e9)
+    )
+    assert quick < slow
+
+
+def test_the_limit_counts_one_update_however_many_micro_batches() -> None:
+    """Weights and the optimiser's states are moved once a step, by each replica its share."""
+    wide = [replace(op, flops=op.flops // 1000) for op in WORK.operators]
+    work = replace(WORK, operators=tuple(wide))  # bound by memory
+    one, many, sharded = (
+        predict_parallel(work, A100, layout, dtype="bf16").sol_ms
+        for layout in (
+            ParallelLayout(),
+            ParallelLayout(micro_batches=64),
+            ParallelLayout(dp=8, sharded=True),
+        )
+    )
+    assert many == pytest.approx(one, rel=0.01)
+    assert sharded < one / 4
+    compute = predict_parallel(WORK, A100, ParallelLayout(micro_batches=64), dtype="bf16").sol_ms
+    assert compute >= 64e3 * WORK.matmul_flops / 312e12 * 0.999
+
+
 def test_intervals_widen_with_the_number_of_cards() -> None:
     one = predict_parallel(WORK, A100, ParallelLayout(), dtype="bf16")
     eight = predict_parallel(WORK, A100, ParallelLayout(dp=8), dtype="bf16")

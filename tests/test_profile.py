@@ -263,9 +263,21 @@ def test_the_verdict_names_what_takes_most() -> None:
     ]
     times = StepTimes(forward_ms=20.0, backward_ms=60.0, idle_ms=20.0)
     said = verdict("memory", times, table, None, 100.0)
-    assert said.startswith("memory-bound: 60% is normalisation, softmax and losses in backward")
+    assert said.startswith("memory-bound: 60 % is normalisation, softmax and losses in backward")
     assert "data loading hidden" in said
-    assert "20% between operators" in said
+    assert "20 % between operators" in said
+
+
+def test_a_step_that_copies_does_not_wait_for_data() -> None:
+    said = verdict("data", StepTimes(forward_ms=30.0, transfer_ms=70.0), [], None, 100.0)
+    assert said == "copies between host and device: 70 % of the step"
+
+
+def test_overhead_is_in_small_calls_or_between_them() -> None:
+    idle = verdict("overhead", StepTimes(forward_ms=30.0, idle_ms=70.0), [], None, 100.0)
+    assert idle == "overhead-bound: nothing is computed in 70 % of the step"
+    small = verdict("overhead", StepTimes(forward_ms=95.0, idle_ms=5.0), [], None, 100.0)
+    assert "calls weigh more than what they compute" in small
 
 
 def test_what_binds_is_the_largest_share() -> None:
@@ -405,14 +417,26 @@ def test_the_fullest_moment_and_what_is_scratch_in_it() -> None:
         _event("[memory]", 12, size=1000),
         _event("[memory]", 14, size=50),
         _event("[memory]", 25, size=-1000),
-        _event("suanli.grad:70", 16, 17),
+        _event("suanli.grad:0:70", 16, 17),
         _event("[memory]", 50, size=-100),
-        _event("suanli.grad:70", 60, 61),
+        _event("suanli.grad:1:70", 60, 61),
         _event("suanli.memory:end", 90, 91),
         _event("[memory]", 95, size=5000),
     ]
     found = memory._peak(events, 500)
     assert (found.total, found.gradients, found.workspace) == (1650, 0, 1000)
+
+
+def test_a_gradient_that_micro_batches_add_to_counts_once() -> None:
+    events = [
+        _event("suanli.memory:begin", 0, 1),
+        _event("suanli.grad:0:70", 5, 6),
+        _event("suanli.grad:1:30", 7, 8),
+        _event("suanli.grad:0:70", 15, 16),
+        _event("[memory]", 20, size=100),
+        _event("suanli.memory:end", 90, 91),
+    ]
+    assert memory._peak(events, 500).gradients == 100
 
 
 # -- timeline -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import nn
 import suanli
 from suanli import cli
 from suanli.base import codec, schema
-from suanli.base.errors import BadInputError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.lazy import present
 from suanli.base.plan import Plan
 from suanli.base.profile_results import ProfileResult
@@ -130,11 +130,12 @@ def test_the_advice_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(item.plan is not None and not item.failed for item in tried)
 
 
-def test_a_plan_that_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suanli.base.errors import SuanliError
-
+@pytest.mark.parametrize("kind", [SuanliError, TypeError])
+def test_a_plan_that_cannot_be_tried_says_why(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise SuanliError("no such kernel here")
+        raise kind("no such kernel here")
 
     monkeypatch.setattr("suanli.profiling.checking.raced", refuse)
     found = suanli.profile(Block(), torch.randn(2, 16, 8, 8), steps=3, check=1, device="cpu")
@@ -323,6 +324,36 @@ def test_a_model_with_an_optimizer_is_put_back() -> None:
 def test_a_loader_that_gives_something_else_is_refused() -> None:
     with pytest.raises(BadInputError, match="the loader gives"):
         suanli.profile(Block(), [torch.zeros(1)], nn.functional.cross_entropy, device="cpu")
+
+
+def test_a_loader_that_runs_out_is_refused() -> None:
+    batches = (batch for batch in [(torch.randn(4, 16, 8, 8), torch.tensor([0, 1, 2, 3]))] * 2)
+    loss = nn.functional.cross_entropy
+    with pytest.raises(BadInputError, match="only once"):
+        suanli.profile(Block(), batches, loss, steps=3, device="cpu")
+    with pytest.raises(BadInputError, match="no samples"):
+        suanli.profile(Block(), [(torch.zeros(0, 16, 8, 8), torch.zeros(0))], loss, device="cpu")
+    with pytest.raises(BadInputError, match="a NoneType does not"):
+        suanli.profile(Block(), None, loss, device="cpu")
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    for folder, file, train in (("e", "manifest.json", True), ("r", "run.json", False)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("{}")
+        with pytest.raises(BadInputError, match="makes no sense"):
+            suanli.profile(tmp_path / folder, train=train)
+    loader, loss = [(torch.zeros(1), torch.zeros(1))], nn.functional.cross_entropy
+    with pytest.raises(BadInputError, match="leave `batch` out"):
+        suanli.profile(Block(), loader, loss, batch=3, device="cpu")
+    with pytest.raises(BadInputError, match="a list cannot be profiled"):
+        suanli.profile([1, 2], device="cpu")
+
+
+def test_a_check_that_can_try_nothing_says_so() -> None:
+    model, x = Block().eval(), torch.randn(2, 16, 8, 8)
+    found = suanli.profile(lambda: model(x), model=model, steps=3, check=2, device="cpu")
+    assert "nothing was tried: it exists only once" in found.notes
 
 
 @pytest.mark.gpu

@@ -133,6 +133,8 @@ def test_markup_refuses_what_a_page_may_not_have(tag: str, attributes: dict[str,
 def test_unseen_characters_are_shown() -> None:
     assert "\u202e" not in str(el("p", "a\u202eb\x00c"))
     assert str(el("p", "a\u202eb")) == "<p>a\ufffdb</p>"
+    hidden = str(el("p", "a\u200b\ufeff\u2028b", title="caf\udce9"))
+    assert hidden.encode().decode() == '<p title="caf\ufffd">a\ufffd\ufffd\ufffdb</p>'
     assert str(el("p", title='"><b>')) == '<p title="&quot;&gt;&lt;b&gt;"></p>'
 
 
@@ -178,6 +180,15 @@ def test_a_profile_with_nothing_optional_still_gives_a_page() -> None:
     text = report.html([Subject(record=result, source="x")])
     assert "Roofline" not in text
     assert "No change is known" in text
+
+
+def test_figures_that_no_measurement_gives_are_refused() -> None:
+    no_time = parts.profile_result(3, step_ms=planted.estimate(0.0))
+    peak = replace(no_time.ceilings[0], what="matmul", dtype="fp32", hardware=1e308)
+    endless = parts.profile_result(3, ceilings=(peak, *no_time.ceilings))
+    for odd in (no_time, endless):
+        with pytest.raises(BadInputError, match="holds figures that cannot be shown"):
+            report.html([Subject(record=odd, source="odd.json")])
 
 
 def test_a_busy_machine_is_said() -> None:

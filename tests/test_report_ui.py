@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -195,6 +196,39 @@ def test_a_damaged_result_is_said_and_no_more(tmp_path: Path) -> None:
     record = codec.dumps(planted.optimize_result())
     (tmp_path / "x.json").write_text(record[: len(record) // 2], encoding="utf-8")
     assert "is not JSON" in text_of(tmp_path)
+
+
+def test_odd_names_and_pipes(tmp_path: Path) -> None:
+    """A name in another encoding is shown as far as it is text; a pipe is no result."""
+    record = codec.dumps(parts.profile_result(3))
+    (tmp_path / os.fsdecode(b"caf\xe9 one.json")).write_text(record, encoding="utf-8")
+    os.mkfifo(tmp_path / "pipe.events.jsonl")
+    (listed,) = listing.entries(tmp_path)
+    said = "".join(map(str, views.list_parts(tmp_path)))
+    assert "caf\ufffd one.json" in said.encode().decode()
+    assert "".join(map(str, views.result_parts(listed))).encode()
+
+
+def test_events_keep_every_character(tmp_path: Path) -> None:
+    """Some characters end a line for Python and not for JSON; halves of surrogates are no UTF-8."""
+    odd = "a\u2028b\x85c\udce9"
+    with EventsLog(tmp_path / "x", verb="optimize", workload=odd) as log:
+        log(Event(kind="step", text=odd))
+    lines = events_log.read(events_log.path_of(tmp_path / "x"))
+    assert [line.begin is not None for line in lines] == [True, False, False]
+    assert lines[-1].end is not None
+
+
+def test_a_resumed_run_is_live_although_a_line_was_torn(tmp_path: Path) -> None:
+    path = events_log.path_of(tmp_path / "x")
+    path.write_text('{"at": 1.0, "begin": {"verb": "tra', encoding="utf-8")
+    with EventsLog(tmp_path / "x", verb="train", workload="w", append=True) as log:
+        log(Event(kind="step", text="again"))
+        for _ in range(1000):
+            if len(path.read_text(encoding="utf-8").split("\n")) >= 4:
+                break
+            time.sleep(0.01)
+        assert listing.state_of(events_log.read(path)) == "live"
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

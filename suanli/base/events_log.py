@@ -154,12 +154,24 @@ class EventsLog:
         assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a" if self._append else "w", encoding="utf-8") as file:
+            mode = "a" if self._append else "w"
+            torn = self._append and _is_torn(self._path)
+            with self._path.open(mode, encoding="utf-8", errors="replace") as file:
+                file.write("\n" if torn else "")  # else the first line would be lost with it
                 while (line := self._lines.get()) is not None:
                     file.write(json.dumps(codec.to_json(line), ensure_ascii=False) + "\n")
                     file.flush()
         except OSError as error:
             self._lost = error.strerror or str(error)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line of a file has no end; OSError but for a file that is not there."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def read(path: Path) -> list[Line]:
@@ -175,7 +187,7 @@ def read(path: Path) -> list[Line]:
     except OSError as error:
         raise ArtefactError(f"cannot read {path.name}: {error.strerror or error}") from None
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # splitlines would also cut at U+2028, which JSON may hold
         try:
             found.append(codec.loads(Line, line))
         except ArtefactError:

@@ -42,7 +42,8 @@ class Confirmation:
         speedup_vs_eager: Eager fp32's step over the chosen one's; None where only the best baseline
             was raced, which is so at the batch sizes that were not asked for.
         speedup_vs_best_baseline: The best verified baseline's step over the chosen one's.
-        baseline_ms: The best verified baseline's own step, in the same race.
+        baseline_ms: The best verified baseline's own step, in the same race; None in engines of
+            versions that did not keep it.
         variant: Which of the engine's plans serves this batch size.
         note: What is said when the plan does not win here; "" where it does.
     """
@@ -52,10 +53,10 @@ class Confirmation:
     samples_per_s: float
     speedup_vs_eager: Estimate | None
     speedup_vs_best_baseline: Estimate
-    baseline_ms: Estimate
     best_baseline: Plan
     variant: int = 0
     note: str = ""
+    baseline_ms: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,13 @@ def fabric_of(gpu: GpuSheet, *, network_bytes_per_s: float | None = None) -> Fab
 
 
 def collective_s(
-    kind: Collective, n_bytes: float, devices: int, fabric: Fabric, p: LinkParameters
+    kind: Collective,
+    n_bytes: float,
+    devices: int,
+    fabric: Fabric,
+    p: LinkParameters,
+    *,
+    apart: int = 1,
 ) -> float:
     """Seconds of one collective.
 
@@ -75,13 +81,15 @@ def collective_s(
         devices: How many take part; they fill server after server.
         fabric: How they are joined.
         p: Fitted constants.
+        apart: Only every so many-th card takes part; the groups of those between run beside, each
+            on adapters of its own.
 
     Raises:
         BadInputError: More servers are needed and nothing is known of the network between them.
     """
     if devices <= 1 or n_bytes <= 0:
         return 0.0
-    server = fabric.inside.devices
+    server = max(1, fabric.inside.devices // apart)
     if devices <= server:
         return _ring_s(_wire_bytes(kind, n_bytes, devices), devices, fabric.inside, p)
     if fabric.between is None:
@@ -91,9 +99,11 @@ def collective_s(
         )
     servers = -(-devices // server)
     # Inside each server first, then its cards exchange their parts with those of the others.
-    inside = _ring_s(_wire_bytes(kind, n_bytes, server), server, fabric.inside, p)
     part = n_bytes / server
     between = _ring_s(_wire_bytes(kind, part, servers), servers, fabric.between, p)
+    if server == 1:
+        return between
+    inside = _ring_s(_wire_bytes(kind, n_bytes, server), server, fabric.inside, p)
     return max(inside, between) + p.level_share * min(inside, between)
 
 

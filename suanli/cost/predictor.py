@@ -185,8 +185,18 @@ def simplest_bound_ms(work: Work, gpu: GpuSheet, *, dtype: str, devices: int = 1
     return 1e3 * work.matmul_flops / (devices * peak_flops(gpu, dtype))
 
 
-def least_ms(work: Work, gpu: GpuSheet, *, dtype: str) -> float:
+def least_ms(
+    work: Work, gpu: GpuSheet, *, dtype: str, micro_batches: int = 1, state_share: float = 1.0
+) -> float:
     """Least milliseconds that the sheet allows for the step's products or unavoidable bytes.
+
+    Args:
+        work: Of one micro-batch and the update.
+        gpu: The card.
+        dtype: What products run in.
+        micro_batches: How many of them the step has. Each computes anew and has inputs and outputs
+            of its own; weights could be read once, and there is one update.
+        state_share: Part of the update that this device makes.
 
     Raises:
         BadInputError: The card has no units for the type.
@@ -197,10 +207,14 @@ def least_ms(work: Work, gpu: GpuSheet, *, dtype: str) -> float:
         for op in work.operators
         if op.matmul
     )
-    compute_s = flops / peak_flops(gpu, dtype)
+    compute_s = flops * micro_batches / peak_flops(gpu, dtype)
     states = sum(op.bytes_read + op.bytes_written for op in work.operators if _updates(op.phase))
-    weights = narrowed(work.parameter_bytes, "fp32", dtype)
-    moved = weights + work.input_bytes + work.output_bytes + states
+    read = work.parameter_bytes
+    if work.read_parameter_bytes is not None:  # of a table the rows taken, at most all of them
+        read = min(read, work.read_parameter_bytes)
+    weights = narrowed(read, "fp32", dtype)
+    passed = micro_batches * (work.input_bytes + work.output_bytes)
+    moved = weights + passed + states * state_share
     memory_s = moved / (gpu.memory_bytes_per_s or float("inf"))
     return 1e3 * max(compute_s, memory_s)
 

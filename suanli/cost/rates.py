@@ -49,6 +49,11 @@ def element_bytes(precision: str) -> float:
     return _BYTES[precision]
 
 
+def between(precision: str) -> str:
+    """The type of what passes between operators: eight bits are for weights and products."""
+    return "bf16" if precision in ("fp8", "int8") else precision
+
+
 def narrowed(size: float, stored: str, precision: str) -> float:
     """Bytes that data stored as `stored` takes in a plan of this precision, if that is less."""
     if stored not in _BYTES or stored in ("int8", "uint8"):

@@ -28,7 +28,7 @@ from suanli.cost.predictor import (
     moved_bytes,
     waiting_s,
 )
-from suanli.cost.rates import element_bytes, narrowed
+from suanli.cost.rates import between, element_bytes, narrowed
 from suanli.cost.work_kernels import KINDS, How, Kernels, kernels_of
 
 _BLOCK = re.compile(r"^(.*?)\.?(\d+)(?:\.|$)")
@@ -139,7 +139,7 @@ def predict_parallel(
     blocks = blocks_of(work)
     training = parts.backward_s > 0
     again = 1.0 if layout.recompute and training else 0.0
-    boundary = narrowed(blocks.boundary_bytes, blocks.dtype, dtype)
+    boundary = narrowed(blocks.boundary_bytes, blocks.dtype, between(dtype))
     passes = (2.0 if training else 1.0) + again
     tensor_s = blocks.count * 2.0 * passes
     tensor_s *= collective_s("all_reduce", boundary, layout.tp, fabric, p.links)
@@ -150,10 +150,7 @@ def predict_parallel(
     ends = parts.ends_s / max(device_s, 1e-12) if layout.pp > 1 else 0.0
     stage_s = through_s * ((1.0 - ends) / layout.pp + ends)
     slots = layout.micro_batches + layout.pp - 1
-    send_s = 0.0
-    if layout.pp > 1:
-        one = collective_s("send_recv", boundary, layout.tp * 2, fabric, p.links)
-        send_s = slots * (2.0 if training else 1.0) * one
+    send_s = slots * (2.0 if training else 1.0) * _send_s(boundary, layout, fabric, p)
     gradients_s = _replicas_s(work, layout, parts, fabric, p, dtype=dtype) if training else 0.0
     update_s = parts.update_s / (layout.dp if layout.sharded else 1)
     total_s = slots * stage_s + send_s + gradients_s + update_s
@@ -214,22 +211,41 @@ def _split(kernels: Kernels, tp: int) -> Kernels:
     return replace(kernels, columns=columns)
 
 
+def _send_s(n_bytes: float, layout: ParallelLayout, fabric: Fabric, p: Parameters) -> float:
+    """Seconds from a stage to the next.
+
+    Beyond one server the next stage of some is in another one, and all wait for the slowest; there
+    each card of a tensor-parallel group sends its part, and the group gathers the parts (Narayanan
+    et al., "Efficient large-scale language model training on GPU clusters", 2021).
+    """
+    if layout.pp == 1:
+        return 0.0
+    server = fabric.inside.devices
+    if layout.devices <= server:
+        return collective_s("send_recv", n_bytes, layout.tp * 2, fabric, p.links)
+    sent = collective_s("send_recv", n_bytes / layout.tp, 2, fabric, p.links, apart=server)
+    return sent + collective_s("all_gather", n_bytes, layout.tp, fabric, p.links)
+
+
 def _replicas_s(
     work: Work, layout: ParallelLayout, parts: _Parts, fabric: Fabric, p: Parameters, *, dtype: str
 ) -> float:
-    """Seconds that keeping replicas equal adds to a step, beyond what computation hides."""
+    """Seconds that keeping replicas equal adds to a step, beyond what computation hides.
+
+    Tensor-parallel groups fill servers first, so that the same part of two replicas is `tp` apart.
+    """
     if layout.dp == 1:
         return 0.0
     mine = work.parameters / (layout.tp * layout.pp)
     backward_s = parts.backward_s / layout.pp
     forward_s = parts.forward_s / layout.pp
-    width = element_bytes(dtype)
+    width, apart = element_bytes(dtype), layout.tp
     if not layout.sharded:
         size = mine * (_GRADIENT_BYTES if width == 4 else width)
-        whole = collective_s("all_reduce", size, layout.dp, fabric, p.links)
+        whole = collective_s("all_reduce", size, layout.dp, fabric, p.links, apart=apart)
         return whole - min(p.overlap * whole, p.overlap * backward_s)
-    gather = collective_s("all_gather", mine * width, layout.dp, fabric, p.links)
-    scatter = collective_s("reduce_scatter", mine * width, layout.dp, fabric, p.links)
+    gather = collective_s("all_gather", mine * width, layout.dp, fabric, p.links, apart=apart)
+    scatter = collective_s("reduce_scatter", mine * width, layout.dp, fabric, p.links, apart=apart)
     per_micro = gather - min(p.overlap * gather, p.overlap * forward_s)
     again = gather + scatter
     per_micro += again - min(p.overlap * again, p.overlap * backward_s)
@@ -269,7 +285,13 @@ def _answer(
         unit=unit_of(gpu, dtype),
         busy=min(1.0, useful_s / total_s),
     )
-    least = least_ms(work, gpu, dtype=dtype) * layout.micro_batches / (layout.tp * layout.pp)
+    least = least_ms(
+        work,
+        gpu,
+        dtype=dtype,
+        micro_batches=layout.micro_batches,
+        state_share=1.0 / layout.dp if layout.sharded else 1.0,
+    ) / (layout.tp * layout.pp)
     return StepPrediction(
         step_ms=interval(1e3 * total_s, float(spread)),
         bound_by=max(terms, key=lambda name: terms[name]),

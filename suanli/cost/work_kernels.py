@@ -14,7 +14,7 @@ import numpy as np
 
 from suanli.base.prediction import KernelKind, PlanKind
 from suanli.base.work import Operator, Phase, Work
-from suanli.cost.rates import element_bytes, narrowed
+from suanli.cost.rates import between, element_bytes, narrowed
 from suanli.cost.whole_kernels import Part, parts
 
 KINDS: tuple[KernelKind, ...] = (
@@ -126,7 +126,7 @@ class How:
     """How the operators are run.
 
     Attributes:
-        dtype: What products run in, and how wide data between operators is.
+        dtype: What products run in; `between` says how wide data between operators is.
         plan_kind: Operator by operator, or compiled and fused.
         autocast: Whether weights stay in fp32 and are narrowed in every step.
         channels_last: Whether images lie channels last, which tensor units need.
@@ -197,7 +197,9 @@ def _moved(op: Operator, how: How) -> float:
     size = float(op.bytes_read + op.bytes_written)
     if op.phase == "optimizer" or (how.autocast and op.name.startswith("embedding")):
         return size
-    return narrowed(size, op.dtype, how.dtype)
+    weights = min(size, float(op.parameter_bytes)) if op.matmul else 0.0
+    passed = narrowed(size - weights, op.dtype, between(how.dtype))
+    return passed + narrowed(weights, op.dtype, how.dtype)
 
 
 def _product(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
@@ -324,7 +326,7 @@ def _recurrent(index: int, op: Operator, moved: float, how: How) -> Iterator[Ker
         n=gates * hidden,
         k=k,
     )
-    width = element_bytes(how.dtype)
+    width = element_bytes(between(how.dtype))
     yield Kernel(
         operator=index,
         kind=recurrent,
@@ -343,7 +345,7 @@ def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
         yield from _sweep(index, op, moved, how)
         return
     shape = max(op.input_shapes, key=prod, default=(1,))
-    width = element_bytes(how.dtype)
+    width = element_bytes(between(how.dtype))
     length = shape[-1] if shape else 1
     if "batch_norm" in op.name and len(shape) > 1:
         length = prod(shape) // max(1, shape[1])

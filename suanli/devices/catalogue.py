@@ -6,6 +6,7 @@ folder) adds a card, or takes the place of the one with the same name.
 """
 
 import difflib
+import math
 import re
 import tomllib
 from functools import cache
@@ -81,7 +82,7 @@ def find_sheet(name: str) -> GpuSheet:
     Raises:
         BadInputError: No card or several cards are called so; the message lists what is near.
     """
-    wanted = _words(name)
+    wanted = [word for word in _words(name) if word not in _MAKER_WORDS]
     key = _joined(wanted)
     for sheet in catalogue():
         names = (sheet.name, *sheet.aliases, *sheet.nvml_names)
@@ -118,12 +119,35 @@ def read_sheet(path: Path) -> GpuSheet:
     """Read one card's file.
 
     Raises:
-        ArtefactError: It is not TOML, or not such a record.
+        ArtefactError: It cannot be read, is not TOML or not such a record, or a figure makes no
+            sense.
     """
     try:
-        return from_json(GpuSheet, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, ArtefactError) as error:
+        sheet = from_json(GpuSheet, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, ArtefactError) as error:
         raise ArtefactError(f"{path.name}: {error}") from None
+    wrong = _wrong(sheet)
+    if wrong:
+        raise ArtefactError(f"{path.name}: {wrong}")
+    return sheet
+
+
+def _wrong(sheet: GpuSheet) -> str:
+    """What makes no sense in a sheet, or ""; a blank figure does."""
+    if not slug(sheet):
+        return "the card needs a name of its own"
+    if not re.fullmatch(r"\d+\.\d+", sheet.compute_capability):
+        return f'compute_capability is written "8.9", not {sheet.compute_capability!r}'
+    figures = {name: getattr(sheet, name) for name in _figure_names(sheet)}
+    figures |= {f"dense_tflops.{dtype}": rate for dtype, rate in sheet.dense_tflops.items()}
+    for name, value in figures.items():
+        if not (value > 0 and math.isfinite(value)):
+            return f"{name} must be a number more than 0, not {value:g}"
+    return ""
+
+
+def _figure_names(sheet: GpuSheet) -> list[str]:
+    return [f for f in sheet.known_figures() if "." not in f and f != "memory_kind"]
 
 
 def sheet_for(nvml_name: str) -> GpuSheet | None:

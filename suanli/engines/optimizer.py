@@ -437,6 +437,7 @@ class Optimizer:
         first = confirmed.confirmations[0]
         batch, plan = first.batch, confirmed.winner.plan
         assert first.speedup_vs_eager is not None
+        assert first.baseline_ms is not None
         notes = [
             *self._notes,
             *found.notes,

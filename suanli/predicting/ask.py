@@ -69,6 +69,8 @@ class Ask:
         ):
             if value is not None and not least <= value <= 2**20:
                 raise BadInputError(f"{name} must be from {least} to {2**20}, not {value}")
+        if asked.training and asked.context:
+            raise BadInputError("--context is of inference: training keeps no earlier tokens")
         if asked.network_gb_per_s is not None and not asked.network_gb_per_s > 0:
             raise BadInputError("--network must be more than 0 GB/s")
         return asked

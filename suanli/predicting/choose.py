@@ -87,20 +87,26 @@ def rank(
         limits: What is asked of a card.
         prices: By the hour; a card without one is ranked last.
         say: Told what is going on.
+
+    Raises:
+        BadInputError: What is asked can be done on no card, whichever it is.
     """
     kept: list[Ranked] = []
     out: list[Excluded] = []
+    tried, refused = 0, list[BadInputError]()
     for index, sheet in enumerate(sheets):
         name = slug(sheet)
         say(f"{index + 1} of {len(sheets)}: {name}")
         reason = _lacks(sheet, ask, limits)
         if not reason:
+            tried += 1
             try:
                 found = predict_on(subject, as_measured(sheet), ask, prices=prices)
             except BadInputError as error:
-                if ask.devices == 1 and not _about(sheet, error):
-                    raise  # no card can do it: the same line for each would say nothing
                 reason = str(error)
+                refused += [] if _about(sheet, error) else [error]
+                if refused and ask.devices == 1:
+                    raise  # no card can do it: the same line for each would say nothing
             else:
                 entry = _job(found, limits)
                 reason = _beyond(entry, limits)
@@ -108,6 +114,8 @@ def rank(
                     kept.append(entry)
         if reason:
             out.append(Excluded(gpu=name, reason=reason))
+    if tried and len(refused) == tried:
+        raise refused[0]
     marked = [replace(entry, pareto=not _beaten(entry, kept)) for entry in kept]
     return tuple(sorted(marked, key=_order)), tuple(out)
 
@@ -116,8 +124,9 @@ def _about(sheet: GpuSheet, error: BadInputError) -> bool:
     return sheet.name in str(error)
 
 
-# The first compute capability with tensor units for a type (NVIDIA, "CUDA C++ Programming Guide").
-_SINCE = {"fp16": 7.0, "bf16": 8.0, "tf32": 8.0, "int8": 7.2, "fp8": 8.9}
+# The first compute capability with fast products of a type: tensor units, and before them the dot
+# products of four bytes (NVIDIA, "CUDA C++ Programming Guide").
+_SINCE = {"fp16": 7.0, "bf16": 8.0, "tf32": 8.0, "int8": 6.1, "fp8": 8.9}
 
 
 def _lacks(sheet: GpuSheet, ask: Ask, limits: Limits) -> str:

@@ -9,10 +9,11 @@ from suanli.base.memory import MemoryUse
 from suanli.base.predict_results import Cost, LeastTime, Prediction
 from suanli.base.prediction import ParallelLayout, StepPrediction
 from suanli.cost.collective_time import fabric_of
+from suanli.cost.context import with_context
 from suanli.cost.layouts import checked, legal_splits, micro_batches
 from suanli.cost.memory import Held, memory_use, usable_bytes
 from suanli.cost.predictor import predict_operators
-from suanli.cost.rates import element_bytes
+from suanli.cost.rates import between, element_bytes
 from suanli.cost.scaling import predict_parallel
 from suanli.devices import slug
 from suanli.predicting.ask import Ask, parse_layout
@@ -55,10 +56,10 @@ def predict_on(
         BadInputError: The card lacks units for the type or figures that cannot be done without,
             or no layout divides the model.
     """
-    batch = subject.checked_batch(ask.batch or usual_batch(ask))
+    batch = subject.checked_batch(ask.batch or subject.fixed_batch or usual_batch(ask))
     notes = list(subject.notes)
     network, said = ask.network(sheet)
-    if ask.devices > (sheet.nvlink_gpus or 8):
+    if ask.devices > 1 and ask.devices > fabric_of(sheet).inside.devices:
         notes.append(said)
     choice = _best(subject, sheet, ask, batch, network, say)
     if ask.kind == "compiled":
@@ -66,6 +67,8 @@ def predict_on(
     if ask.dtype in ("fp8", "int8"):
         notes.append(f"weights of one byte, what passes between operators in bf16 ({ask.dtype})")
     step, name = choice.step, slug(sheet)
+    if not step.step_ms.p50 > 0:
+        raise BadInputError(f"{subject.name} computes nothing: no operator takes time")
     return Prediction(
         gpu=name,
         n_devices=ask.devices,
@@ -191,7 +194,7 @@ def _with_memory(
     exact: bool = False,
 ) -> tuple[ParallelLayout, MemoryUse, bool]:
     micro = batch // (layout.dp * layout.micro_batches)
-    width = element_bytes(ask.dtype) if ask.dtype not in ("fp8", "int8") else 2.0
+    width = element_bytes(between(ask.dtype))
     boundary = subject.shape.boundary_bytes * micro * width / 4.0
     held = Held(
         states=STATES.get(subject.optimizer, 0),
@@ -228,6 +231,8 @@ def _time(
 ) -> StepPrediction:
     micro = batch // (layout.dp * layout.micro_batches)
     work = subject.work(micro)
+    if ask.context:
+        work = with_context(work, subject.shape, ask.context)
     if layout.devices == 1 and layout.micro_batches == 1 and not layout.recompute:
         return predict_operators(
             work, sheet, dtype=ask.dtype, plan_kind=ask.kind, channels_last=ask.channels_last

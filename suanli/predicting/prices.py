@@ -28,8 +28,8 @@ def read_prices(path: Path) -> Prices:
     """Read a price file: TOML with `currency` and a table `per_hour` by card.
 
     Raises:
-        BadInputError: It is absent or no such file, names an unknown card, or a price is no number
-            or negative.
+        BadInputError: It is absent or no such file, names an unknown card or one card twice, or a
+            price is no number or negative.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -40,15 +40,25 @@ def read_prices(path: Path) -> Prices:
     table = data.get("per_hour")
     if not isinstance(table, dict) or not table:
         raise BadInputError(f"{path.name} has no prices", next_step=_FORM)
-    return Prices(
-        currency=str(data.get("currency", "")),
-        per_hour={slug(find_sheet(name)): _price(path, name, p) for name, p in table.items()},
-    )
+    per_hour: dict[str, float] = {}
+    for name, price in table.items():
+        card = slug(find_sheet(name))
+        if card in per_hour:
+            raise BadInputError(f"{path.name} has two prices of {card}")
+        per_hour[card] = _price(path, name, price)
+    return Prices(currency=str(data.get("currency", "")), per_hour=per_hour)
 
 
 def _price(path: Path, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
         raise BadInputError(f"{path.name}: the price of {name} is no number", next_step=_FORM)
     if value < 0:
         raise BadInputError(f"{path.name}: the price of {name} is negative: {value:g}")
     return float(value)
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what floats hold
+        return False

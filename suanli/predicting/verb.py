@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suanli.base import schema
+from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.hardware import DeviceInfo
@@ -67,11 +68,13 @@ def predict(
     """
     clock, asked = _Clock(on_event), ask.checked()
     on_cpu = gpu.lower() in _CPU
+    if on_cpu and (asked.devices > 1 or asked.layout or asked.context or prices):
+        raise BadInputError("--gpus, --layout, --context and --prices are of GPUs, not of the CPU")
     sheet = None if on_cpu else as_measured(find_sheet(gpu))
     known = _prices(prices)
     captured = _captured(workload, asked, clock.say, cpu=on_cpu)
     if sheet is None:
-        batch = asked.batch or usual_batch(asked)
+        batch = asked.batch or captured.fixed_batch or usual_batch(asked)
         measured = ceilings("cpu", progress=lambda text: clock.say(f"measuring the CPU: {text}"))
         found = predict_cpu(captured, measured, asked, batch)
         target = measured.device
@@ -120,7 +123,7 @@ def choose(
     known = _prices(prices)
     limits = limits.checked(known)
     captured = _captured(workload, asked, clock.say)
-    batch = captured.checked_batch(asked.batch or usual_batch(asked))
+    batch = captured.checked_batch(asked.batch or captured.fixed_batch or usual_batch(asked))
     asked = replace(asked, batch=batch)
     ranked, excluded = rank(captured, catalogue(), asked, limits, prices=known, say=clock.say)
     own = _here(workload, captured, asked, timed, clock.say)

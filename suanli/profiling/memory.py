@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,10 +108,10 @@ def _on_cpu(subject: Subject) -> dict[str, int]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for parameter in parameters.values():
+        for index, parameter in enumerate(parameters.values()):
             if parameter.requires_grad and parameter.is_leaf:
                 hook: Any = parameter.register_post_accumulate_grad_hook
-                handle = hook(_note_gradient)
+                handle = hook(partial(_note_gradient, index))
                 stack.callback(handle.remove)
         # it warns of blocks from before the recording, of which only the release is seen
         stack.enter_context(without_stderr())
@@ -139,9 +140,9 @@ def _note(name: str) -> None:
         pass
 
 
-def _note_gradient(parameter: torch.Tensor) -> None:
+def _note_gradient(index: int, parameter: torch.Tensor) -> None:
     if parameter.grad is not None:
-        _note(f"{_GRAD}{parameter.grad.untyped_storage().nbytes()}")
+        _note(f"{_GRAD}{index}:{parameter.grad.untyped_storage().nbytes()}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +197,12 @@ def _peak(events: Sequence[RawEvent], before: int) -> Peak:
         now += event.size
         if now > most:
             most, at = now, event.start_ns
-    gradients = sum(
-        int(e.name.removeprefix(_GRAD))
-        for e in inside
-        if e.name.startswith(_GRAD) and e.start_ns <= at
-    )
+    held: dict[str, int] = {}  # by parameter: micro-batches add to a gradient that is there
+    for event in inside:
+        if event.name.startswith(_GRAD) and event.start_ns <= at:
+            index, size = event.name.removeprefix(_GRAD).split(":")
+            held[index] = int(size)
+    gradients = sum(held.values())
     running = [e for e in inside if e.name.startswith("aten::") and e.start_ns <= at < e.end_ns]
     workspace = 0
     if running:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -215,10 +215,14 @@ def of_loader(
         plan: How the step is computed; the loader is used as it is.
 
     Raises:
-        BadInputError: The loader is empty, or gives something else.
+        BadInputError: The loader is empty, gives something else, or gives its batches only once.
     """
+    if not isinstance(loader, Iterable):
+        raise BadInputError(f"a loader gives batches, a {type(loader).__name__} does not")
     first_inputs, first_labels = _batch_of(next(iter(loader), None))
-    size = int(first_labels.shape[0])
+    size = int(first_labels.shape[0]) if first_labels.dim() else 0
+    if not size:
+        raise BadInputError("the loader's first batch holds no samples")
     source = _again(loader)
     workload = Workload(
         name=type(model).__name__, make_model=lambda: model, make_inputs=_unused, loss=loss
@@ -245,6 +249,7 @@ def of_loader(
     found.own_loader = True
 
     def put_back() -> None:
+        source.close()  # a DataLoader's processes end with its iterator
         if optimizer is not None and states is not None:
             model.load_state_dict(plain.state_dict())
             model.train(plain.training)
@@ -258,9 +263,22 @@ def _unused(batch: int) -> Any:
     raise BadInputError("a model with a loader has no example inputs")
 
 
-def _again(loader: Iterable[Any]) -> Iterator[Any]:
+def _again(loader: Iterable[Any]) -> Generator[Any, None, None]:
+    """Batches without end.
+
+    Raises:
+        BadInputError: A pass over the loader gives none: it is a generator that has run out.
+    """
     while True:
-        yield from loader
+        any_came = False
+        for batch in loader:
+            any_came = True
+            yield batch
+        if not any_came:
+            raise BadInputError(
+                "the loader gives its batches only once",
+                next_step="give a DataLoader, or a list of batches",
+            )
 
 
 def _batch_of(given: Any) -> tuple[Tensors, torch.Tensor]:

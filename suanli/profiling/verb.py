@@ -68,6 +68,10 @@ class Profiler:
         if self.checks and self.remake is not None:
             checker = Checker(subject=subject, remake=self.remake, most=self.checks, say=self._say)
             advice, interrupted = checker.checked(advice)
+        tried = any(item.measured_speedup or item.failed for item in advice)
+        if self.checks and not tried and not interrupted:
+            why = "no change here is one of plan or batch" if self.remake else "it exists only once"
+            result = replace(result, notes=(*result.notes, f"nothing was tried: {why}"))
         return _with(result, advice, interrupted, time.monotonic() - started)
 
     def _say(self, text: str) -> None:

@@ -129,11 +129,17 @@ def verdict(
     for (name, phase), ms in largest:
         where = f" in {phase}" if training and phase != "optimizer" else ""
         if ms >= 0.05 * step_ms:
-            told.append(f"{ms / step_ms:.0%} is {_FAMILIES[name]}{where}")
+            told.append(f"{units.share(ms / step_ms)} is {_FAMILIES[name]}{where}")
+    waited = times.data_ms + times.transfer_ms
+    copied = times.transfer_ms > times.data_ms
+    what = "copies between host and device" if copied else "waits for data"
     head = {
-        "data": f"waits for data: {times.data_ms / step_ms:.0%} of the step",
-        "overhead": f"overhead-bound: nothing is computed in {times.idle_ms / step_ms:.0%}"
-        " of the step",
+        "data": f"{what}: {units.share(waited / step_ms)} of the step",
+        "overhead": "overhead-bound: nothing is computed in "
+        f"{units.share(times.idle_ms / step_ms)} of the step"
+        if 2 * times.idle_ms >= step_ms
+        else "overhead-bound: calls weigh more than what they compute, "
+        f"{units.share(times.idle_ms / step_ms)} of the step is between them",
         "communication": "waits for other processes",
         "compute": "compute-bound",
         "memory": "memory-bound",
@@ -141,9 +147,10 @@ def verdict(
     parts = [", ".join(told)] if told else []
     if training and bound != "data":
         share = times.data_ms / step_ms
-        parts.append("data loading hidden" if share < _WORTH else f"data loading {share:.0%}")
+        loading = "hidden" if share < _WORTH else units.share(share)
+        parts.append(f"data loading {loading}")
     if bound != "overhead" and times.idle_ms >= 0.1 * step_ms:
-        parts.append(f"{times.idle_ms / step_ms:.0%} between operators")
+        parts.append(f"{units.share(times.idle_ms / step_ms)} between operators")
     if sol is not None and sol.fraction is not None:
         parts.append(f"{units.share(sol.fraction)} of the speed of light")
     return (

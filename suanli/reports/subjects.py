@@ -93,7 +93,7 @@ def read_history(path: Path) -> tuple[TrainProgress, ...]:
     try:
         if not path.is_file() or path.stat().st_size > _LIMIT_BYTES:
             return ()
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ()
     found = []

@@ -14,9 +14,11 @@ Value = str | int | float | bool | None
 _VOID = {"meta", "br", "input", "hr", "link"}
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]*")
 # C0 and C1 controls, and the marks that turn the direction of what follows: a name may not
-# change how its neighbours read (Unicode Technical Report 36, 2.10)
+# change how its neighbours read (Unicode Technical Report 36, 2.10). What has no width hides in a
+# name; halves of surrogates, which names of files in another encoding hold, are no text at all.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069"
+    "\ufeff\ud800-\udfff]"
 )
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
 _SPECIAL = re.compile("[&<>\"']")

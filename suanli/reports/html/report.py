@@ -30,7 +30,21 @@ _SECTIONS: dict[type[Any], Callable[[Any], Section]] = {
 
 
 def section(subject: Subject) -> Section:
-    """What a page shows of one result."""
+    """What a page shows of one result.
+
+    Raises:
+        BadInputError: It holds figures that no measurement gives, such as a step of no time.
+    """
+    try:
+        return _section(subject)
+    except (ArithmeticError, ValueError) as error:
+        raise BadInputError(
+            f"{subject.source or 'the result'} holds figures that cannot be shown: {error}",
+            next_step="make it again",
+        ) from error
+
+
+def _section(subject: Subject) -> Section:
     if isinstance(subject.record, TrainResult):
         return train.section(subject.record, subject.history)
     return _SECTIONS[type(subject.record)](subject.record)

@@ -95,6 +95,8 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
                 yield path
             elif depth < _DEEPEST:
                 yield from _walk(path, depth + 1)
+        elif not item.is_file(follow_symlinks=False):
+            continue  # to open a pipe would wait for whoever writes to it
         elif item.name.endswith(events_log.SUFFIX) or _is_result(path):
             yield path
 

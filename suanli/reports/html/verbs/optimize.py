@@ -180,13 +180,14 @@ def _race(race: Confirmation) -> Row:
             return Figure.of(None, "")
         return Figure.of(estimate.p50, f"{ratio(estimate)} ({interval(estimate)})")
 
+    theirs = race.baseline_ms.p50 if race.baseline_ms is not None else None
     return [
         Figure.of(race.batch, str(race.batch)),
         Figure.of(race.step_ms.p50, units.milliseconds(race.step_ms.p50)),
         Figure.of(race.samples_per_s, units.rate(race.samples_per_s)),
         over(race.speedup_vs_eager),
         over(race.speedup_vs_best_baseline),
-        Figure.of(race.baseline_ms.p50, units.milliseconds(race.baseline_ms.p50)),
+        Figure.of(theirs, units.milliseconds(theirs or 0.0)),
         race.best_baseline.title,
         race.note,
     ]

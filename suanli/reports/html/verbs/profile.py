@@ -93,7 +93,7 @@ def _tiles(result: ProfileResult) -> list[Tile | None]:
 
 
 def _stopped(result: ProfileResult) -> list[str]:
-    return ["Stopped early: fewer steps were measured."] if result.interrupted else []
+    return ["Stopped before all advice was tried."] if result.interrupted else []
 
 
 def _waterfall(result: ProfileResult) -> Element | None:

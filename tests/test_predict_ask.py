@@ -1,0 +1,138 @@
+"""`suanli predict`: what a person asks, prices, and cards that `suanli doctor` measured."""
+
+from pathlib import Path
+
+import pytest
+
+from suanli.base import codec
+from suanli.base.errors import BadInputError
+from suanli.base.hardware import Ceiling, Ceilings, DeviceInfo
+from suanli.base.plan import Plan
+from suanli.base.work import Operator, Work
+from suanli.cost.predictor import predict_operators
+from suanli.devices import find_sheet
+from suanli.predicting import measured
+from suanli.predicting.ask import Ask
+from suanli.predicting.choose import parse_time
+from suanli.predicting.one import predict_on
+from suanli.predicting.prices import Prices, read_prices
+from tests.test_predict import H100, T4, vision
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": "fp12"}, "unknown dtype"),
+        ({"dtype": "int8", "training": True}, "training in int8"),
+        ({"batch": 0}, "--batch"),
+        ({"devices": 0}, "--gpus"),
+        ({"context": -1}, "--context"),
+        ({"network_gb_per_s": 0.0}, "--network"),
+        ({"context": 9, "training": True}, "of inference"),
+        ({"plan": "quick"}, "eager, compiled or a plan's file"),
+    ],
+)
+def test_what_makes_no_sense_is_named(fields, message) -> None:
+    with pytest.raises(BadInputError, match=message):
+        Ask(**fields).checked()
+
+
+def test_a_plans_file_gives_precision_and_kind(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(codec.dumps(Plan(backend="tensorrt", precision="fp16", device="cuda:0")))
+    ask = Ask(plan=str(path)).checked()
+    assert (ask.dtype, ask.kind) == ("fp16", "compiled")
+    assert predict_on(vision(False), T4, ask).plan.backend == "tensorrt"
+
+
+def test_prices_are_by_card(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text('currency = "EUR"\n[per_hour]\nT4 = 0.5\n"H100-SXM5-80GB" = 3\n')
+    prices = read_prices(path)
+    assert prices == Prices(currency="EUR", per_hour={"t4": 0.5, "h100-sxm5-80gb": 3.0})
+    found = predict_on(vision(False), T4, Ask(batch=8), prices=prices)
+    assert found.cost is not None
+    assert found.cost.per_step == pytest.approx(0.5 * found.step_ms.p50 / 3.6e6)
+    assert predict_on(vision(False), find_sheet("l4"), Ask(), prices=prices).cost is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[per_hour]\nt4 = -1\n", "negative"),
+        ('[per_hour]\nt4 = "much"\n', "no number"),
+        ("[per_hour]\nt4 = nan\n", "no number"),
+        ("[per_hour]\nt44 = 1\n", "no GPU 't44'"),
+        (f"[per_hour]\nt4 = 1{'0' * 400}\n", "no number"),
+        ('[per_hour]\nt4 = 1\n"tesla t4" = 2\n', "two prices of t4"),
+        ("t4 = 1\n", "no prices"),
+        ("t4 = ", "no price file"),
+    ],
+)
+def test_prices_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(text)
+    with pytest.raises(BadInputError, match=message):
+        read_prices(path)
+    with pytest.raises(BadInputError, match="no file"):
+        read_prices(tmp_path / "absent.toml")
+
+
+def test_times_as_they_are_typed() -> None:
+    assert [parse_time(t) for t in ("90", "90s", "30m", "2h", "1.5 d")] == [
+        *(90, 90, 1800, 7200),
+        129600,
+    ]
+    for wrong in ("soon", "-3h", "0", "2 weeks"):
+        with pytest.raises(BadInputError, match="no time"):
+            parse_time(wrong)
+
+
+def doctored(**changes: float) -> Ceilings:
+    device = DeviceInfo(name="cuda:0", title="Tesla T4", fingerprint="x", memory_bytes=2**34)
+    rates = {"fp16": 25e12} | changes
+    items = [
+        Ceiling(what="matmul", unit="FLOP/s", dtype=d, achieved=r, how=f"torch {d} 8192x8192x8192")
+        for d, r in rates.items()
+    ]
+    copy = Ceiling(what="copy", unit="B/s", achieved=220e9, working_set_bytes=2**30)
+    return Ceilings(device=device, items=(*items, copy), threads=2, measured_at="2026-01-01")
+
+
+def test_a_measured_card_gives_back_what_was_measured() -> None:
+    sheet = measured.with_ceilings(T4, doctored())
+    n = 8192
+    product = Operator(
+        name="mm",
+        dtype="fp16",
+        flops=2 * n**3,
+        bytes_read=4 * n * n,
+        bytes_written=2 * n * n,
+        input_shapes=((n, n), (n, n)),
+        output_shapes=((n, n),),
+        matmul=True,
+    )
+    work = Work(
+        operators=(product,),
+        batch=1,
+        parameters=0,
+        parameter_bytes=0,
+        input_bytes=0,
+        output_bytes=0,
+    )
+    ms = predict_operators(work, sheet, dtype="fp16").step_ms.p50
+    assert 2 * n**3 / ms / 1e9 == pytest.approx(25, rel=0.02)
+    assert sheet.mark == "measured" and sheet.dense_tflops["fp32"] == T4.dense_tflops["fp32"]
+    assert "suanli doctor" in (sheet.source_of("dense_tflops.fp16") or "")
+
+
+def test_the_measured_file_wins_over_the_datasheet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUANLI_CACHE", str(tmp_path))
+    assert measured.as_measured(T4) is T4
+    folder = tmp_path / "ceilings"
+    folder.mkdir()
+    (folder / "cuda-0-x.json").write_text(codec.dumps(doctored()))
+    assert measured.as_measured(T4).mark == "measured"
+    assert measured.as_measured(H100) is H100
