@@ -26,12 +26,7 @@ from suanli.engines.evaluate import (
     point_loss,
     steps_per_check,
 )
-from suanli.engines.finalists import (
-    baseline_caveats,
-    distinct_variants,
-    finalists,
-    refusal,
-)
+from suanli.engines.finalists import baseline_caveats, distinct_variants, finalists, refusal
 from suanli.engines.inprocess import eager_trials
 from suanli.engines.manifest import Numbers
 from suanli.engines.own_module import over_own_module, speed_over_graph
@@ -222,6 +217,8 @@ class Optimizer:
                 quantised_was_refused |= winner.plan.quantized
                 self._listener(Event(kind="note", text=f"{winner.plan.title}: {outcome.reason}"))
                 continue
+            if not self._workload.ref:  # else the baselines' processes built the module itself
+                outcome = self._over_own_module(session, outcome, trials)
             if session.batches[0] in confirming.losing_batches(outcome.confirmations):
                 if not self._request.keep:
                     return self._unchanged(session, outcome, trials, found)
@@ -281,11 +278,6 @@ class Optimizer:
             if not replaced or attempt:
                 break
             serving |= replaced
-        if not self._workload.ref:  # else the baselines' processes built the module itself
-            self._say("timing your own module")
-            with self._spending.part("race"):
-                speed = speed_over_graph(self._model, session)
-            confirmations = over_own_module(confirmations, trials, speed)
         return Confirmed(
             winner=serving[session.batches[0]],
             variants=tuple(variants),
@@ -294,6 +286,18 @@ class Optimizer:
             quality=quality,
             reopened=reopened,
         )
+
+    def _over_own_module(
+        self, session: Session, confirmed: Confirmed, trials: Sequence[Trial]
+    ) -> Confirmed:
+        """What was confirmed, over the person's own module where that beats its exported graph."""
+        self._say("timing your own module")
+        with self._spending.part("race"):
+            speed = speed_over_graph(self._model, session)
+        races, said = over_own_module(confirmed.confirmations, trials, speed)
+        if said:
+            self._notes.append(said)
+        return replace(confirmed, confirmations=races)
 
     def _held(
         self,

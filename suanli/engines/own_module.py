@@ -12,7 +12,7 @@ from suanli.base.results import Confirmation
 from suanli.base.timing import Estimate
 from suanli.base.trial import Trial
 from suanli.engines.session import Session
-from suanli.measure.timing import Contender, race, timed_calls
+from suanli.measure.timing import Contender, race
 
 _MARGIN = 1.03  # below, the two are taken as one
 _SECONDS = 4.0
@@ -39,29 +39,29 @@ def speed_over_graph(model: nn.Module, session: Session) -> Estimate:
     own = model if device == "cpu" else copy.deepcopy(model).to(device)
 
     def side(module: nn.Module) -> Contender:
-        def run(calls: int) -> list[float]:
-            with torch.inference_mode():
-                return timed_calls(lambda: module(*args, **kwargs), calls, settle=1, sync=sync)
-
-        return Contender(run=run, pause=_nothing, resume=_nothing)
+        return Contender.here(lambda: module(*args, **kwargs), sync=sync)
 
     graph = session.program.exported_module().to(device)
-    return race(side(graph), side(own), blocks=(3, 12), max_seconds=_SECONDS).ratio
+    with torch.inference_mode():
+        return race(side(graph), side(own), blocks=(3, 12), max_seconds=_SECONDS).ratio
 
 
 def over_own_module(
     confirmations: Sequence[Confirmation], trials: Sequence[Trial], speed: Estimate
-) -> tuple[Confirmation, ...]:
+) -> tuple[tuple[Confirmation, ...], str]:
     """The races with the person's own module in place of its graph, where that is faster.
 
     Args:
         confirmations: The asked batch first; only that one is compared.
         trials: Where eager fp32 is found.
         speed: `speed_over_graph` at the asked batch.
+
+    Returns:
+        The races, and what to say of them; "" where the module is no faster than its graph.
     """
     first, *others = confirmations
     if speed.lo95 <= _MARGIN or first.speedup_vs_eager is None:
-        return tuple(confirmations)
+        return tuple(confirmations), ""
     over = Estimate(
         p50=first.speedup_vs_eager.p50 / speed.p50,
         lo95=first.speedup_vs_eager.lo95 / speed.hi95,
@@ -71,9 +71,7 @@ def over_own_module(
         f"your module, called as it is, is {speed.p50:.2f}x as fast as its exported graph, which "
         f"the trials ran; the speed-ups at batch {first.batch} are over your module"
     )
-    changed = replace(
-        first, speedup_vs_eager=over, note="; ".join(filter(None, [first.note, said]))
-    )
+    changed = replace(first, speedup_vs_eager=over)
     if over.p50 < first.speedup_vs_best_baseline.p50:
         eager = next(
             trial.plan
@@ -86,8 +84,4 @@ def over_own_module(
             speedup_vs_best_baseline=over,
             baseline_ms=first.step_ms.scaled(over.p50),
         )
-    return (changed, *others)
-
-
-def _nothing() -> None:
-    """One process: the idle side does nothing by itself."""
+    return (changed, *others), said

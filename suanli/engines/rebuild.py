@@ -9,7 +9,7 @@ from suanli.engines.engine import Engine
 from suanli.engines.optimizer import Optimizer
 from suanli.engines.request import check_target, workload_of_engine
 from suanli.engines.unchanged import Unchanged
-from suanli.measure.timing import Contender, race, timed_calls
+from suanli.measure.timing import Contender, race
 from suanli.workloads.record import Inputs
 
 _RACE_S = 4.0
@@ -55,11 +55,4 @@ def _older_wins(old: Engine, new: Engine, inputs: Inputs) -> str:
 
 
 def _side(engine: Engine, inputs: Inputs) -> Contender:
-    def run(calls: int) -> list[float]:
-        return timed_calls(lambda: engine(*inputs.args, **inputs.kwargs), calls, settle=1)
-
-    return Contender(run=run, pause=_nothing, resume=_nothing)
-
-
-def _nothing() -> None:
-    """One process: the idle side does nothing by itself."""
+    return Contender.here(lambda: engine(*inputs.args, **inputs.kwargs))

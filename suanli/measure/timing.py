@@ -222,6 +222,11 @@ class Contender:
     pause: Callable[[], None] = _nothing
     resume: Callable[[], None] = _nothing
 
+    @classmethod
+    def here(cls, fn: Call, *, sync: Call | None = None) -> "Contender":
+        """A call in this process; see `timed_calls` for `fn` and `sync`."""
+        return cls(run=lambda calls: timed_calls(fn, calls, settle=1, sync=sync))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RaceResult:

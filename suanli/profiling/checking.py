@@ -11,7 +11,6 @@ from suanli.base.profile_results import Advice
 from suanli.base.timing import Estimate
 from suanli.base.train_plan import TrainPlan
 from suanli.measure.timing import Contender, race, timed_calls
-from suanli.profiling.stopwatch import Part
 from suanli.profiling.subjects import Subject
 
 Remake = Callable[[Plan | TrainPlan, int, Path], Subject]
@@ -84,19 +83,7 @@ def _contender(subject: Subject) -> Contender:
     def run(calls: int) -> list[float]:
         with ExitStack() as stack:
             stack.enter_context(subject.conditions())
-            return timed_calls(lambda: subject.step(_unheard), calls, sync=_sync(subject))
+            return timed_calls(subject.run, calls, sync=subject.sync())
 
     run(_WARM_CALLS)  # compiles, and makes the libraries' kernels
     return Contender(run=run)
-
-
-def _sync(subject: Subject) -> Callable[[], object] | None:
-    if not subject.device.startswith("cuda"):
-        return None
-    import torch
-
-    return lambda: torch.cuda.synchronize(subject.device)
-
-
-def _unheard(part: Part) -> None:
-    return None

@@ -6,8 +6,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 
-import torch
-
 from suanli.base.errors import CaptureError
 from suanli.base.profile_results import ProfilerCost
 from suanli.base.timing import Estimate
@@ -78,7 +76,7 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
     """
     say("counting the work")
     work = work_of(subject)
-    sync = _sync(subject)
+    sync = subject.sync()
     say("compiling and warming up" if subject.compiled else "warming up")
     with named_kernels() if subject.compiled else nullcontext():
         _warm_up(subject, sync)
@@ -120,20 +118,10 @@ def named_kernels() -> Iterator[None]:
         yield
 
 
-def _sync(subject: Subject) -> Callable[[], object] | None:
-    if not subject.device.startswith("cuda"):
-        return None
-    return lambda: torch.cuda.synchronize(subject.device)
-
-
-def _unheard(part: Part) -> None:
-    return None
-
-
 def _warm_up(subject: Subject, sync: Callable[[], object] | None) -> None:
     end = time.perf_counter() + _WARM_SECONDS
     for count in range(1000):
-        subject.step(_unheard)
+        subject.run()
         if sync is not None:
             sync()
         if count + 1 >= _WARM_STEPS and time.perf_counter() >= end:

@@ -22,7 +22,6 @@ from suanli.devices import device as find_device
 from suanli.measure.footprint import footprint
 from suanli.predicting.subject import STATES
 from suanli.profiling._stderr import without_stderr
-from suanli.profiling.stopwatch import Part
 from suanli.profiling.subjects import Subject
 
 _GRAD, _MARK = "suanli.grad:", "suanli.memory:"
@@ -80,7 +79,7 @@ def _states(subject: Subject) -> int:
 def _on_cuda(subject: Subject) -> dict[str, int]:
     torch.cuda.synchronize(subject.device)
     torch.cuda.reset_peak_memory_stats(subject.device)
-    subject.step(_unheard)
+    subject.run()
     torch.cuda.synchronize(subject.device)
     peak = torch.cuda.max_memory_allocated(subject.device)
     parameters = [p for m in _models(subject) for p in m.parameters()]
@@ -94,10 +93,6 @@ def _on_cuda(subject: Subject) -> dict[str, int]:
         "activations": rest,
         "workspace": 0,
     }
-
-
-def _unheard(part: Part) -> None:
-    return None
 
 
 def _on_cpu(subject: Subject) -> dict[str, int]:
@@ -120,7 +115,7 @@ def _on_cpu(subject: Subject) -> dict[str, int]:
             torch.profiler.profile(activities=activities, profile_memory=True)
         )
         _note(_MARK + "begin")
-        subject.step(_unheard)
+        subject.run()
         _note(_MARK + "end")
     weights, states = _weights(subject), _states(subject)
     inputs = 0 if subject.training else subject.input_bytes

@@ -99,6 +99,20 @@ class Subject:
         """Name of the device: "cpu", "cuda:0", and so on."""
         return self.plan.device
 
+    def run(self) -> object:
+        """Run one step, of whose parts nobody hears."""
+        return self.step(_unheard)
+
+    def sync(self) -> Callable[[], object] | None:
+        """What waits for the device; None where a step ends with its call."""
+        if not self.device.startswith("cuda"):
+            return None
+        return lambda: torch.cuda.synchronize(self.device)
+
+
+def _unheard(part: Part) -> None:
+    return None
+
 
 def inference(workload: Workload, plan: Plan, batch: int, scratch: Path) -> Subject:
     """A workload's forward pass under a plan.

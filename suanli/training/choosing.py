@@ -21,12 +21,11 @@ from suanli.parallel.replicas import Replicas
 from suanli.plans.ranking import ranked
 from suanli.plans.store import TrialStore, store_key
 from suanli.training.exchange import Exchange, Facts
-from suanli.training.faster_device import step_flops
 from suanli.training.fit import default_plan
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
 from suanli.training.trials import Chosen, PlanSearch, situation_of
-from suanli.training.work_of import quick_ms
+from suanli.training.work_of import quick_ms, step_work
 from suanli.workloads.record import Samples
 
 # A search may take this part of what the run is expected to take, and is not begun under so much;
@@ -138,13 +137,14 @@ class PlanChoice:
         folder = temporary_folder(scratch, "train-")  # what a killed search left goes
         try:
             exchange = Exchange.write(folder, model, self._recipe, train, facts)
+            work = step_work(model, self._recipe, train)
             situation = situation_of(
                 self._recipe,
                 model,
                 request.device,
                 images=images,
                 blocks=_has_blocks(model),
-                flops=step_flops(model, self._recipe, train),
+                flops=float(work.flops) if work is not None else None,
             )
             finder = PlanSearch(self._recipe, exchange, situation, self._listener)
             return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))

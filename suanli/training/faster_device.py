@@ -8,12 +8,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from suanli.base.errors import SuanliError
-from suanli.measure.capture import capture
 from suanli.training.fit import default_plan
 from suanli.training.forward import machine_as_planned
 from suanli.training.recipe import Recipe
-from suanli.training.work_of import quick_ms
+from suanli.training.work_of import quick_ms, step_work
 from suanli.workloads.record import Samples
 
 # Operations of a step from which a CPU is not tried: 5 s at 100 GFLOP/s, which any server reaches.
@@ -41,32 +39,13 @@ def faster_device(
     Returns:
         Its name, and a line on what was measured ("" where nothing was).
     """
-    flops = step_flops(model, recipe, train)
-    if flops is None or flops > _MOST_FLOPS:
+    work = step_work(model, recipe, train)
+    if work is None or work.flops > _MOST_FLOPS:
         return gpu, ""
     timed = step_ms or (lambda device: _timed(model, recipe, train, device))
     on_gpu, on_cpu = timed(gpu), timed("cpu")
     best = "cpu" if on_cpu < on_gpu else gpu
     return best, f"a step takes {on_cpu:.3g} ms on the CPU, {on_gpu:.3g} ms on {gpu}: {best} it is"
-
-
-def step_flops(model: nn.Module, recipe: Recipe, train: Samples) -> float | None:
-    """Operations of a training step; None where they cannot be counted."""
-    batch = min(recipe.settings.batch, len(train))
-    assert train.labels is not None
-    try:
-        work = capture(
-            model,
-            tuple(part[:batch] for part in train.inputs),
-            batch=batch,
-            training=True,
-            loss=recipe.workload.loss,
-            targets=train.labels[:batch],
-            optimizer="sgd",
-        )
-    except SuanliError:
-        return None
-    return float(work.flops)
 
 
 def _timed(model: nn.Module, recipe: Recipe, train: Samples, device: str) -> float:

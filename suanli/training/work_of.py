@@ -42,16 +42,14 @@ class Limit:
         return self.peak_ms / step_ms if self.peak_ms is not None else None
 
 
-def limit_of(
-    model: nn.Module, recipe: Recipe, train: Samples, plan: TrainPlan, ceilings: Ceilings
-) -> Limit | None:
-    """Count the work of one step and what the ceilings allow; None where it cannot be counted."""
+def step_work(model: nn.Module, recipe: Recipe, train: Samples) -> Work | None:
+    """The work of one training step of the recipe's batch; None where it cannot be counted."""
     batch = min(recipe.settings.batch, len(train))
     assert train.labels is not None
     momentum = recipe.settings.optimizer == "sgd" and recipe.settings.momentum > 0
     optimizer = _COUNTED.get(recipe.settings.optimizer, "sgd-momentum")
     try:
-        work = capture(
+        return capture(
             model,
             tuple(part[:batch] for part in train.inputs),
             batch=batch,
@@ -61,6 +59,15 @@ def limit_of(
             optimizer="sgd-momentum" if momentum else optimizer,
         )
     except SuanliError:
+        return None
+
+
+def limit_of(
+    model: nn.Module, recipe: Recipe, train: Samples, plan: TrainPlan, ceilings: Ceilings
+) -> Limit | None:
+    """Count the work of one step and what the ceilings allow; None where it cannot be counted."""
+    work = step_work(model, recipe, train)
+    if work is None:
         return None
     sol = speed_of_light(work, ceilings, precision=plan.precision)
     peak = ceilings.peak_flops(plan.precision)
