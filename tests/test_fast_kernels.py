@@ -11,9 +11,9 @@ from torch.nn import functional
 from suanli.base.compiler import find_compiler
 from suanli.base.errors import BadInputError, MissingBackendError
 from suanli.base.train_plan import TrainPlan
-from suanli.training.fused import FusedNorm, fused_cnn
+from suanli.training.fused import FusedConv2d, FusedNorm, fused_cnn
 from suanli.training.kernels import put_in_place
-from suanli.training.native import convolution, operators
+from suanli.training.native import behind, convolution, operators
 from suanli.training.native import library as native
 from suanli.workloads.models.fast import cifar10_fast
 
@@ -74,6 +74,27 @@ def test_norm_act_and_its_gradients(
     assert error(found[2], expected_gradients[2]) < 1e-5
     assert error(mean, pooled.mean((0, 2, 3))) < 1e-5
     assert error(variance, pooled.var((0, 2, 3), unbiased=False)) < 1e-5
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [(7, 9), (8, 6), (31, 31)])
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("kind", list(native.KINDS))
+def test_bias_act_and_its_gradients(kind: str, pool: bool, size: tuple[int, int]) -> None:
+    torch.manual_seed(2)
+    x = images(5, 64, *size).requires_grad_()
+    bias = torch.randn(64).requires_grad_()
+    y, *_ = behind.bias_act(x, bias, pool, native.KINDS[kind])
+    gradient = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x, bias], gradient)
+
+    exact = [t.detach().double().requires_grad_() for t in (x, bias)]
+    moved = exact[0] + exact[1][:, None, None]
+    expected = ACTIVATIONS[kind](functional.max_pool2d(moved, 2) if pool else moved)
+    expected_gradients = torch.autograd.grad(expected, exact, gradient.double())
+    assert error(y, expected) < ROUNDING
+    assert error(found[0], expected_gradients[0]) < ROUNDING
+    assert error(found[1], expected_gradients[1]) < 1e-5
 
 
 @needs_compiler
@@ -219,28 +240,35 @@ def test_operators_keep_torchs_rules() -> None:
     for given in ((weight, bias, None, True), (weight, bias, images(2, 32, 6, 6), False)):
         torch.library.opcheck(operators.norm_act, (x, *given, 2, 1e-5), test_utils=names)
     torch.library.opcheck(operators.act, (x, 2), test_utils=names)
+    for pool in (True, False):
+        torch.library.opcheck(behind.bias_act, (x, bias, pool, 2), test_utils=names)
     filters = torch.randn(16, 32, 3, 3)
     torch.library.opcheck(convolution.conv2d, (x, filters, None, 1), test_utils=names)
 
 
 @needs_tiles
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "size", "kernel"),
-    [(24, 64, 31, 3), (64, 40, 15, 3), (33, 16, 7, 5), (256, 96, 3, 3), (16, 16, 5, 1)],
+    ("inputs", "outputs", "size", "kernel", "padding"),
+    [
+        *((24, 64, 31, 3, 1), (64, 40, 15, 3, 1), (33, 16, 7, 5, 2), (256, 96, 3, 3, 1)),
+        *((16, 16, 5, 1, 0), (1, 32, 28, 3, 0), (32, 64, 13, 3, 0), (6, 16, 14, 5, 0)),
+        *((20, 16, 9, 5, 1), (64, 64, 3, 3, 0)),
+    ],
 )
-def test_weight_gradient(inputs: int, outputs: int, size: int, kernel: int) -> None:
+def test_weight_gradient(inputs: int, outputs: int, size: int, kernel: int, padding: int) -> None:
     torch.manual_seed(3)
-    x, g = images(7, inputs, size, size), images(7, outputs, size, size)
+    behind_it = size + 2 * padding - kernel + 1
+    x, g = images(7, inputs, size, size), images(7, outputs, behind_it, behind_it)
     weight = torch.zeros(outputs, inputs, kernel, kernel, dtype=torch.float64)
     expected = torch.ops.aten.convolution_backward(
-        *(g.double(), x.double(), weight, None, [1, 1], [kernel // 2] * 2, [1, 1], False),
+        *(g.double(), x.double(), weight, None, [1, 1], [padding] * 2, [1, 1], False),
         *([0, 0], 1, [False, True, False]),
     )[1]
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found = convolution.weight_gradient(g, x, kernel)
+            found = convolution.weight_gradient(g, x, kernel, padding)
             assert error(found, expected) < 2e-6, threads
     finally:
         torch.set_num_threads(before)
@@ -255,7 +283,7 @@ def test_the_librarys_kernels_still_work_in_between() -> None:
     x, g = images(4, 64, 9, 9), images(4, 64, 9, 9)
     for _ in range(3):
         assert error(a @ b, expected) < ROUNDING
-        convolution.weight_gradient(g, x, 3)
+        convolution.weight_gradient(g, x, 3, 1)
         assert error(a @ b, expected) < ROUNDING
 
 
@@ -371,12 +399,69 @@ def test_layers_outside_of_sequences() -> None:
         assert float((found[name] - right).norm()) <= allowed + 1e-9, name
 
 
+class Tutorial(nn.Module):
+    """Convolutions as tutorials write them: activations and pools are functions."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order = order
+        self.conv1, self.conv2 = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3)
+        self.conv3 = nn.Conv2d(64, 20, 3)  # not a multiple of 32: nothing is joined with it
+        self.pool = nn.MaxPool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.order == "relu-pool":
+            x = self.pool(functional.relu(self.conv1(x)))
+            x = functional.max_pool2d(torch.relu(self.conv2(x)), 2)
+        elif self.order == "pool-silu":
+            x = functional.silu(self.pool(self.conv1(x)))
+            x = functional.silu(functional.max_pool2d(self.conv2(x), kernel_size=2))
+        else:  # a pool behind a SiLU is not one before it, and one of three is none of the kernels
+            x = self.pool(functional.silu(self.conv1(x)))
+            x = functional.max_pool2d(torch.relu(self.conv2(x)), 3, stride=2)
+        # no ReLU at the end: few values would fall to one side of its kink or the other
+        return functional.gelu(self.conv3(x)).mean((2, 3))
+
+
+def tutorial(order: str) -> nn.Module:
+    if order != "layers":
+        return Tutorial(order)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.GELU()),
+        *(nn.Conv2d(64, 20, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("order", "pools"), [("layers", 2), ("relu-pool", 2), ("pool-silu", 2), ("other", 0)]
+)
+def test_what_stands_behind_convolutions_is_joined(order: str, pools: int) -> None:
+    torch.manual_seed(8)
+    model = tutorial(order).to(memory_format=torch.channels_last).train()
+    x, labels = images(8, 3, 25, 23), torch.randint(0, 20, (8,))
+    exact, eager_model = copy.deepcopy(model).double(), copy.deepcopy(model)
+    expected = gradients(exact, exact, x.double(), labels)
+    eager = gradients(eager_model, eager_model, x, labels)
+    twin = fused_cnn(model, PLAN)
+    joined = [m for m in twin.modules() if isinstance(m, FusedConv2d)]
+    assert len(joined) == 3
+    assert sum(m.pool is not None for m in joined) == pools
+    assert joined[0].activation is not None
+    assert joined[2].activation is None
+    found = gradients(model, twin, x, labels)
+    for name, right in expected.items():
+        allowed = 1.5 * float((eager[name] - right).norm()) + 1e-3 * float(right.norm())
+        assert float((found[name] - right).norm()) <= allowed + 1e-9, name
+
+
 @needs_compiler
 def test_what_does_not_fit_is_said() -> None:
     model = cifar10_fast()
     with pytest.raises(BadInputError, match="bf16"):
         fused_cnn(model, TrainPlan())
-    with pytest.raises(BadInputError, match="no batch norm"):
+    with pytest.raises(BadInputError, match="no layer"):
         fused_cnn(nn.Sequential(nn.Linear(2, 2)), PLAN)
 
 

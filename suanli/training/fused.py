@@ -2,13 +2,14 @@
 
 In every `nn.Sequential` of the model, runs of [max-pool 2x2] - batch norm - [ReLU, GELU or SiLU]
 become one operator, other activations one each. Everywhere, convolutions of stride 1 become one
-whose weight gradient is fp32, and batch norms on their own become one, together with the shortcut
-and the activation that a residual block's `forward` puts behind them (see `fused_blocks`).
+whose weight gradient is fp32, together with the pool and the activation behind them where there is
+no norm in between, and batch norms on their own become one, together with the shortcut and the
+activation that a residual block's `forward` puts behind them (see `fused_blocks`).
 Everything else stays as it is. The parameters and buffers stay the model's own.
 """
 
 import copy
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.fused_blocks import join_blocks
 from suanli.training.native.library import BLOCK, KINDS, library
+
+_MONOTONE = ("identity", "relu")  # a largest value stays the largest
 
 
 def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
@@ -45,33 +48,59 @@ def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
         count += _fuse(module) if isinstance(module, nn.Sequential) else _fuse_children(module)
     twin = join_blocks(twin)
     if not count:
-        raise BadInputError("fused-cnn finds no batch norm in this model that it could compute")
+        raise BadInputError("fused-cnn finds no layer in this model that it could compute")
     return twin
 
 
 def suits_fused_cnn(model: nn.Module) -> bool:
-    """Whether there is a batch norm in the model that the kernels compute."""
-    return any(map(_normalises, model.modules()))
+    """Whether there is a batch norm or a convolution in the model that the kernels compute."""
+    return any(
+        _normalises(layer) or (_is_plain(layer) and layer.out_channels % BLOCK == 0)
+        for layer in model.modules()
+    )
 
 
 class FusedConv2d(nn.Module):
-    """A convolution of stride 1 in bf16 with an fp32 weight gradient.
+    """Convolution - [2x2 max-pool] - [activation], of stride 1 in bf16 with fp32 weight gradients.
 
     Args:
         layer: What it takes the place of.
     """
 
+    takes_shortcut = False
+
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.layer = layer
+        self.pool: nn.Module | None = None
+        self.activation: nn.Module | None = None
+
+    def joins(self, layer: nn.Module) -> bool:
+        """Take in a pool or an activation; a pool behind a ReLU is one before it."""
+        if self.layer.out_channels % BLOCK:
+            return False
+        if _pools_by_two(layer) and self.pool is None and _kind(self.activation) in _MONOTONE:
+            self.pool = layer
+        elif _kind(layer) not in ("", "identity") and self.activation is None:
+            self.activation = layer
+        else:
+            return False
+        return True
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, I, H, W] -> bf16 [B, O, H', W']."""
+        from suanli.training.native.behind import bias_act
         from suanli.training.native.convolution import conv2d
 
-        padding = cast(tuple[int, int], self.layer.padding)[0]
-        result: Tensor = conv2d(images, self.layer.weight, self.layer.bias, padding)
-        return result
+        layer, pooled = self.layer, self.pool is not None
+        padding = cast(tuple[int, int], layer.padding)[0]
+        if not pooled and self.activation is None:
+            return cast(Tensor, conv2d(images, layer.weight, layer.bias, padding))
+        result = conv2d(images, layer.weight, None, padding)
+        if pooled and min(result.shape[2:]) < 2:
+            raise ValueError(f"a 2x2 max-pool of images of {tuple(result.shape[2:])}")
+        kind = KINDS[_kind(self.activation)]
+        return cast(Tensor, bias_act(result, layer.bias, pooled, kind)[0])
 
 
 class FusedNorm(nn.Module):
@@ -90,11 +119,15 @@ class FusedNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.pool, self.norm, self.activation = pool, norm, activation
+        self.takes_shortcut = pool is None and activation is None
         self._kind = KINDS[_kind(activation)]
 
-    def activate_with(self, activation: nn.Module) -> None:
-        """Take an activation in as well; there is none so far."""
-        self.activation, self._kind = activation, KINDS[_kind(activation)]
+    def joins(self, layer: nn.Module) -> bool:
+        """Take in an activation, if there is none so far."""
+        if self.activation is not None or _kind(layer) in ("", "identity"):
+            return False
+        self.activation, self._kind = layer, KINDS[_kind(layer)]
+        return True
 
     def forward(self, images: Tensor, added: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> the same, or half the size with a pool.
@@ -163,7 +196,7 @@ class FusedActivation(nn.Module):
 
 
 def _fuse(sequence: nn.Sequential) -> int:
-    """Put the kernels into a sequence; gives how many batch norms were fused."""
+    """Put the kernels into a sequence; gives how many layers were fused."""
     layers = list(sequence)
     made: list[nn.Module] = []
     count = position = 0
@@ -171,22 +204,26 @@ def _fuse(sequence: nn.Sequential) -> int:
         taken = layers[position : position + 3]
         pool = taken[0] if _pools_by_two(taken[0]) else None
         rest = taken[1:] if pool is not None else taken
-        norm = rest[0] if rest and _normalises(rest[0]) else None
-        if norm is not None:
-            after = rest[1] if len(rest) > 1 and _kind(rest[1]) else None
-            made.append(
-                FusedNorm(cast(nn.MaxPool2d | None, pool), cast(nn.BatchNorm2d, norm), after)
-            )
-            position += 1 + (pool is not None) + (after is not None)
+        if rest and _normalises(rest[0]):
+            norm = FusedNorm(cast(nn.MaxPool2d | None, pool), cast(nn.BatchNorm2d, rest[0]), None)
+            norm.takes_shortcut = False
+            after = len(rest) > 1 and norm.joins(rest[1])
+            made.append(norm)
+            position += 1 + (pool is not None) + after
             count += 1
             continue
         layer = layers[position]
-        if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+        position += 1
+        if _is_plain(layer):
             layer = FusedConv2d(layer)
+            while position < len(layers) and not _normalised_next(layers, position):
+                if not layer.joins(layers[position]):
+                    break
+                position += 1
+            count += 1
         elif _kind(layer) in ("gelu", "silu"):
             layer = FusedActivation(layer)
         made.append(layer)
-        position += 1
     if [id(layer) for layer in made] != [id(layer) for layer in layers]:
         for name in [name for name, _ in sequence.named_children()]:
             delattr(sequence, name)
@@ -196,11 +233,12 @@ def _fuse(sequence: nn.Sequential) -> int:
 
 
 def _fuse_children(module: nn.Module) -> int:
-    """Put kernels in the place of single layers; gives how many batch norms there were."""
+    """Put kernels in the place of single layers; gives how many there were."""
     count = 0
     for name, layer in list(module.named_children()):
-        if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+        if _is_plain(layer):
             setattr(module, name, FusedConv2d(layer))
+            count += 1
         elif _normalises(layer):
             setattr(module, name, FusedNorm(None, cast(nn.BatchNorm2d, layer), None))
             count += 1
@@ -227,14 +265,21 @@ def _pools_by_two(layer: nn.Module) -> bool:
     )
 
 
+def _normalised_next(layers: list[nn.Module], position: int) -> bool:
+    """Whether what comes next belongs to a norm: it, or a pool before it."""
+    after = position + 1 if _pools_by_two(layers[position]) else position
+    return after < len(layers) and _normalises(layers[after])
+
+
 def _normalises(layer: nn.Module) -> bool:
     return type(layer) is nn.BatchNorm2d and layer.num_features % BLOCK == 0
 
 
-def _is_plain(layer: nn.Conv2d) -> bool:
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether it is a convolution of stride 1 with equal padding of zeros."""
     return (
-        layer.stride == (1, 1)
+        type(layer) is nn.Conv2d
+        and layer.stride == (1, 1)
         and layer.dilation == (1, 1)
         and layer.groups == 1
         and layer.padding_mode == "zeros"

@@ -1,8 +1,8 @@
-"""Fused norms take in what a block's `forward` does behind them: a shortcut, an activation.
+"""Fused layers take in what a `forward` does behind them: a shortcut, an activation, a pool.
 
-A residual block adds and activates in Python, where no list of layers shows it. Each block that
-holds fused norms is traced with its layers as they are (torch.fx); one whose `forward` cannot be
-traced stays as it was.
+Many a network adds, activates and pools in Python, where no list of layers shows it. Each block
+that holds fused layers is traced with its layers as they are (torch.fx); one whose `forward` cannot
+be traced stays as it was.
 """
 
 import operator
@@ -22,15 +22,22 @@ _ACTIVATIONS: dict[tuple[str, Any], type[nn.Module]] = {
 }
 
 
+_POOLS = (functional.max_pool2d, torch.max_pool2d)
+
+
 @runtime_checkable
 class Joinable(Protocol):
-    """A norm that can take in what comes behind it."""
+    """A layer that can take in what comes behind it.
 
-    pool: nn.Module | None
-    activation: nn.Module | None
+    Attributes:
+        takes_shortcut: Whether it can be called with a second tensor, which it adds to its result
+            before the activation.
+    """
 
-    def activate_with(self, activation: nn.Module) -> None:
-        """Take in an activation."""
+    takes_shortcut: bool
+
+    def joins(self, layer: nn.Module) -> bool:
+        """Take in a layer that comes behind, if it can; says whether it did."""
 
 
 class _Layers(fx.Tracer):
@@ -44,7 +51,7 @@ def join_blocks(model: nn.Module) -> nn.Module:
     """Join what can be joined in the model and every block of it.
 
     Args:
-        model: With fused norms in it; its blocks are changed.
+        model: With fused layers in it; its blocks are changed.
 
     Returns:
         What takes the model's place: itself, unless its own `forward` was joined.
@@ -53,13 +60,11 @@ def join_blocks(model: nn.Module) -> nn.Module:
         joined = join_blocks(child)
         if joined is not child:
             setattr(model, name, joined)
-    if isinstance(model, nn.Sequential) or not _holds_norms(model):
+    if isinstance(model, nn.Sequential) or not any(
+        isinstance(m, Joinable) for m in model.children()
+    ):
         return model
     return _joined(model)
-
-
-def _holds_norms(module: nn.Module) -> bool:
-    return any(isinstance(m, Joinable) and m.activation is None for m in module.children())
 
 
 def _joined(block: nn.Module) -> nn.Module:
@@ -71,40 +76,39 @@ def _joined(block: nn.Module) -> nn.Module:
     targets = [node.target for node in calls]
     count = 0
     for node in calls:
-        norm = block.get_submodule(str(node.target))
+        layer = block.get_submodule(str(node.target))
         # one that is called twice cannot end in two ways
-        if isinstance(norm, Joinable) and targets.count(node.target) == 1:
-            count += _take_in(graph, node, norm, block)
+        if isinstance(layer, Joinable) and targets.count(node.target) == 1:
+            count += _take_in(graph, node, layer, block)
     if not count:
         return block
     graph.lint()
     return fx.GraphModule(block, graph)
 
 
-def _take_in(graph: fx.Graph, node: fx.Node, norm: Joinable, block: nn.Module) -> int:
-    """Join a norm with an addition and an activation behind it, or with one of them."""
+def _take_in(graph: fx.Graph, node: fx.Node, layer: Joinable, block: nn.Module) -> int:
+    """Join a layer with an addition and other layers behind it; gives whether there were any."""
+    taken, added = list[fx.Node](), None
     after = _only_user(node)
-    if norm.activation is not None or after is None:
-        return 0
-    end, added = None, None
-    if norm.pool is None:
+    if after is not None and layer.takes_shortcut:
         added = _other_operand(after, node)
-    if added is not None:
-        end, after = after, _only_user(after)
-    activation = None if after is None else _activation(after, block)
-    if activation is not None:
-        norm.activate_with(activation)
-        end = after
-    if end is None:
+        if added is not None:
+            taken.append(after)
+            after = _only_user(after)
+    while after is not None:
+        found = _activation(after, block) or _pool(after, block)
+        if found is None or not layer.joins(found):
+            break
+        taken.append(after)
+        after = _only_user(after)
+    if not taken:
         return 0
-    with graph.inserting_before(end):
+    with graph.inserting_after(taken[-1]):
         args = (node.args[0],) if added is None else (node.args[0], added)
         made = graph.call_module(str(node.target), args)
-    end.replace_all_uses_with(made)
-    graph.erase_node(end)
-    for between in list(node.users):
-        graph.erase_node(between)
-    graph.erase_node(node)
+    taken[-1].replace_all_uses_with(made)
+    for gone in (*reversed(taken), node):
+        graph.erase_node(gone)
     return 1
 
 
@@ -132,3 +136,16 @@ def _activation(node: fx.Node, block: nn.Module) -> nn.Module | None:
     kind = _ACTIVATIONS.get((node.op, node.target))
     plain = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
     return kind() if kind is not None and plain else None
+
+
+def _pool(node: fx.Node, block: nn.Module) -> nn.MaxPool2d | None:
+    """A max-pool that does what the node does, where it is one."""
+    if node.op == "call_module":
+        found = block.get_submodule(str(node.target))
+        return found if type(found) is nn.MaxPool2d else None
+    if node.op != "call_function" or node.target not in _POOLS:
+        return None
+    try:
+        return nn.MaxPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    except TypeError:
+        return None

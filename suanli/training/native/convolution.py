@@ -16,13 +16,14 @@ _CHUNK_PIXELS = 512  # packed at a time: what stays in a core's second-level cac
 _MOST_TAPS = 49
 
 
-def weight_gradient(gradient: Tensor, images: Tensor, kernel: int) -> Tensor:
-    """Gradient of the weights of a padded convolution of stride 1, in fp32.
+def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int) -> Tensor:
+    """Gradient of the weights of a convolution of stride 1, in fp32.
 
     Args:
-        gradient: bf16 [B, O, H, W], channels last.
+        gradient: bf16 [B, O, H', W'], channels last.
         images: bf16 [B, I, H, W], channels last.
-        kernel: Height and width of the kernel, an odd number; half of it is the padding.
+        kernel: Height and width of the kernel, an odd number.
+        padding: On each side, at most half of the kernel.
 
     Returns:
         fp32 [O, I, kernel, kernel], channels last.
@@ -46,6 +47,7 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int) -> Tensor:
         outputs=outputs,
         kernel=kernel,
         threads=threads,
+        inset=kernel // 2 - padding,
         x=address(images),
         g=address(gradient),
         result=address(result),
@@ -65,8 +67,8 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int) -> Tensor:
 
 def _own_kernel(weight: Tensor, padding: int) -> bool:
     height, width = weight.shape[2:]
-    same = height == width and height % 2 == 1 and padding == height // 2
-    return same and height * width <= _MOST_TAPS and tile_library() is not None
+    square = height == width and height % 2 == 1 and padding <= height // 2
+    return square and height * width <= _MOST_TAPS and tile_library() is not None
 
 
 def _low(weight: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ def conv2d_backward(
             *(False, [0, 0], 1, [wanted[0], wanted[1] and not own, False]),
         )
     if own:
-        by_weight = weight_gradient(gradient, low_images, weight.shape[2])
+        by_weight = weight_gradient(gradient, low_images, weight.shape[2], padding)
     by_bias = gradient.sum((0, 2, 3), dtype=torch.float32) if wanted[2] else torch.empty(0)
     # Results of an operator must be tensors, and may not share memory.
     return [

@@ -14,7 +14,8 @@ from suanli.base.compiler import INSTALL, CompilerError, find_compiler
 from suanli.base.errors import MissingBackendError
 
 SOURCE = Path(__file__).with_name("norm.c")
-HEADER = Path(__file__).with_name("vectors.h")
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "pools.h"))
+BIAS_SOURCE = Path(__file__).with_name("bias.c")
 MOVES_SOURCE = Path(__file__).with_name("moves.c")
 WEIGHTS_SOURCE = Path(__file__).with_name("weights.c")
 CHUNKS = 64  # as in norm.c
@@ -43,6 +44,23 @@ class Norm(ctypes.Structure):
     )
 
 
+class Biased(ctypes.Structure):
+    """The argument of `suanli_bias_forward` and `suanli_bias_backward`."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("images", "height", "width", "channels")),
+        *((name, _INT) for name in ("pooled", "kind", "threads")),
+        *(
+            (name, _POINTER)
+            for name in (
+                *("bias", "input", "values", "output", "masks"),
+                *("kept", "output_gradient", "input_gradient", "bias_gradient"),
+                *("partial", "lines"),
+            )
+        ),
+    )
+
+
 class Activation(ctypes.Structure):
     """The argument of `suanli_activation`."""
 
@@ -59,6 +77,7 @@ class Weights(ctypes.Structure):
     _fields_ = (
         *((name, _LONG) for name in ("images", "height", "width", "inputs", "outputs")),
         *((name, _INT) for name in ("kernel", "threads")),
+        ("inset", _LONG),
         *(
             (name, _POINTER)
             for name in ("x", "g", "result", "pairs", "turned", "sums", "places", "zeros")
@@ -105,6 +124,23 @@ class Library:
         library.suanli_use_region.argtypes = [_POINTER]
         library.suanli_use_region.restype = None
         library.suanli_use_region(region)
+
+
+class BiasLibrary:
+    """The built kernels for bias and activation behind a convolution.
+
+    Args:
+        path: The shared library.
+        loop: `Library.loop`.
+    """
+
+    def __init__(self, path: Path, loop: ctypes.c_void_p) -> None:
+        library = ctypes.CDLL(str(path))
+        library.suanli_use_loop.argtypes = [_POINTER]
+        library.suanli_use_loop(loop)
+        self.forward, self.backward = library.suanli_bias_forward, library.suanli_bias_backward
+        for function in (self.forward, self.backward):
+            function.argtypes, function.restype = [ctypes.POINTER(Biased)], None
 
 
 class TileLibrary:
@@ -156,6 +192,21 @@ def library() -> Library:
     return build()
 
 
+@cache
+def bias_library() -> BiasLibrary:
+    """The kernels behind convolutions, built on the first call.
+
+    Raises:
+        MissingBackendError: There is no C compiler.
+        CompilerError: It cannot build them.
+    """
+    path = built(BIAS_SOURCE, ())
+    try:
+        return BiasLibrary(path, library().loop)
+    except OSError as error:
+        raise CompilerError(f"what was built cannot be loaded: {error}") from None
+
+
 def present() -> bool:
     """Whether the kernels can be had here; builds them on the first call."""
     try:
@@ -186,8 +237,8 @@ def built(source: Path, flags: tuple[str, ...]) -> Path:
     if sys.platform == "win32" or compiler is None:
         raise MissingBackendError("a C compiler for the fused training kernels", INSTALL)
     # What is built is known by the source alone, so what it includes must show in the flags.
-    header = hashlib.sha256(HEADER.read_bytes()).hexdigest()[:16]
-    every = [f"-I{HEADER.parent}", f"-DSUANLI_HEADER_{header}"]
+    header = hashlib.sha256(b"".join(one.read_bytes() for one in HEADERS)).hexdigest()[:16]
+    every = [f"-I{source.parent}", f"-DSUANLI_HEADER_{header}"]
     every += ["-O3", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-pthread", "-lm"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         every.append("-mprefer-vector-width=512")

@@ -14,9 +14,9 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "pools.h"
 #include "vectors.h"
 
-#define BLOCK 32 /* channels that one pair of mask words covers: one cache line of bf16 */
 #define CHUNKS 64
 #define MOST_THREADS 64
 
@@ -101,76 +101,17 @@ static long first_unit(const norm *a, long chunk) { return units(a) * chunk / CH
 
 /* ---- forward ------------------------------------------------------------------------------- */
 
-/* The largest of four bf16 in each of 32 channels, and its place (0..3) as two words of bits. */
-INLINE void pool_block(const bf16 *const from[4], bf16 *to, uint32_t *masks) {
-#ifdef WIDE
-    __m512i key[4];
-    const __m512i low = _mm512_set1_epi16(0x7fff);
-    for (int i = 0; i < 4; i++) {
-        __m512i value = _mm512_loadu_si512(from[i]);
-        /* signed integers in the order of the numbers: the bits below the sign turn with it */
-        __m512i sign = _mm512_srai_epi16(value, 15);
-        key[i] = _mm512_xor_si512(value, _mm512_and_si512(sign, low));
-    }
-    __mmask32 right_above = _mm512_cmpgt_epi16_mask(key[1], key[0]);
-    __mmask32 right_below = _mm512_cmpgt_epi16_mask(key[3], key[2]);
-    __m512i above = _mm512_mask_mov_epi16(key[0], right_above, key[1]);
-    __m512i below = _mm512_mask_mov_epi16(key[2], right_below, key[3]);
-    __mmask32 is_below = _mm512_cmpgt_epi16_mask(below, above);
-    __m512i best = _mm512_mask_mov_epi16(above, is_below, below);
-    __m512i sign = _mm512_srai_epi16(best, 15);
-    _mm512_storeu_si512(to, _mm512_xor_si512(best, _mm512_and_si512(sign, low)));
-    masks[0] = (right_above & ~is_below) | (right_below & is_below);
-    masks[1] = is_below;
-#else
-    uint32_t first = 0, second = 0;
-    for (int c = 0; c < BLOCK; c++) {
-        int place = 0;
-        int32_t best = 0;
-        for (int i = 0; i < 4; i++) {
-            int16_t bits = (int16_t)from[i][c];
-            int32_t key = bits < 0 ? bits ^ 0x7fff : bits;
-            if (i == 0 || key > best) {
-                best = key;
-                place = i;
-            }
-        }
-        to[c] = from[place][c];
-        first |= (uint32_t)(place & 1) << c;
-        second |= (uint32_t)(place >> 1) << c;
-    }
-    masks[0] = first;
-    masks[1] = second;
-#endif
-}
-
-static void pool_unit(const norm *a, long unit) {
-    long channels = a->channels, width = out_width(a), oh = out_height(a);
-    long image = unit / oh, y = unit % oh;
-    const bf16 *above = a->input + ((image * a->height + 2 * y) * a->width) * channels;
-    const bf16 *below = above + a->width * channels;
-    bf16 *to = a->values + unit * width * channels;
-    uint32_t *masks = a->masks + unit * width * (channels / BLOCK) * 2;
-    for (long x = 0; x < width; x++)
-        for (long c = 0; c < channels; c += BLOCK) {
-            const bf16 *const from[4] = {
-                above + 2 * x * channels + c, above + (2 * x + 1) * channels + c,
-                below + 2 * x * channels + c, below + (2 * x + 1) * channels + c};
-            pool_block(from, to + x * channels + c, masks);
-            masks += 2;
-        }
-}
-
 /* Sums of x - k and (x - k)^2 over a chunk; k, the first row of all, keeps the squares from
    cancelling where the mean is large. */
 static void statistics_chunk(void *context, long chunk) {
     const norm *a = context;
     long channels = a->channels, width = out_width(a);
+    picture shape = {a->height, a->width, channels};
     float *sums = a->partial + chunk * 2 * channels;
     memset(sums, 0, 2 * channels * sizeof(float));
     for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
-        if (a->pooled) pool_unit(a, unit);
-        const bf16 *rows = a->values + unit * width * channels;
+        bf16 *rows = a->values + unit * width * channels;
+        if (a->pooled) pool_line(&shape, a->input, unit, rows, a->masks);
         for (long c = 0; c < channels; c += LANES) {
             vec k = load_float(a->mean + c); /* holds the shift until the statistics are there */
             vec one = all_of(0.0f), two = all_of(0.0f);
@@ -284,50 +225,10 @@ static void reduce_chunk(void *context, long chunk) {
     FOR_KIND(reduce_units)
 }
 
-/* Put a block of gradients where the largest pixel was, and zero on the other three. */
-INLINE void scatter_block(const bf16 *from, const uint32_t *masks, bf16 *const to[4]) {
-#ifdef WIDE
-    __m512i value = _mm512_loadu_si512(from);
-    uint32_t first = masks[0], second = masks[1];
-    const uint32_t here[4] = {~first & ~second, first & ~second, ~first & second, first & second};
-    for (int i = 0; i < 4; i++)
-        /* past the caches: four times what was read is written, and nobody reads it soon */
-        _mm512_stream_si512((__m512i *)to[i], _mm512_maskz_mov_epi16(here[i], value));
-#else
-    for (int i = 0; i < 4; i++)
-        for (int c = 0; c < BLOCK; c++) {
-            uint32_t place = ((masks[0] >> c) & 1) | (((masks[1] >> c) & 1) << 1);
-            to[i][c] = place == (uint32_t)i ? from[c] : 0;
-        }
-#endif
-}
-
-static void scatter_unit(const norm *a, long unit, const bf16 *line) {
-    long channels = a->channels, width = out_width(a), oh = out_height(a);
-    long image = unit / oh, y = unit % oh;
-    bf16 *above = a->input_gradient + ((image * a->height + 2 * y) * a->width) * channels;
-    bf16 *below = above + a->width * channels;
-    const uint32_t *masks = a->masks + unit * width * (channels / BLOCK) * 2;
-    for (long x = 0; x < width; x++)
-        for (long c = 0; c < channels; c += BLOCK) {
-            bf16 *const to[4] = {
-                above + 2 * x * channels + c, above + (2 * x + 1) * channels + c,
-                below + 2 * x * channels + c, below + (2 * x + 1) * channels + c};
-            scatter_block(line + x * channels + c, masks, to);
-            masks += 2;
-        }
-    /* What an odd size leaves out of every window. */
-    if (a->width % 2) {
-        memset(above + (a->width - 1) * channels, 0, channels * sizeof(bf16));
-        memset(below + (a->width - 1) * channels, 0, channels * sizeof(bf16));
-    }
-    if (a->height % 2 && y == oh - 1)
-        memset(below + a->width * channels, 0, a->width * channels * sizeof(bf16));
-}
-
 /* dx = weight / deviation * (dz - mean(dz) - x_hat * mean(dz * x_hat)) */
 INLINE void gradient_units(const norm *a, long chunk, int kind) {
     long channels = a->channels, width = out_width(a);
+    picture shape = {a->height, a->width, channels};
     for (long unit = first_unit(a, chunk); unit < first_unit(a, chunk + 1); unit++) {
         const bf16 *values = a->values + unit * width * channels;
         /* with a shortcut the first pass has taken the activation's slope into account */
@@ -351,7 +252,7 @@ INLINE void gradient_units(const norm *a, long chunk, int kind) {
                 store(to + x * channels + c, dz * factor - (normal * two + one));
             }
         }
-        if (a->pooled) scatter_unit(a, unit, to);
+        if (a->pooled) scatter_line(&shape, to, a->masks, unit, a->input_gradient);
     }
 #ifdef WIDE
     _mm_sfence(); /* such stores are ordered by nothing else */

@@ -39,12 +39,13 @@ def in_blocks(values: Tensor) -> bool:
     return (last or values.is_contiguous()) and values.numel() % BLOCK == 0
 
 
-def _rows(images: Tensor) -> Tensor:
+def rows(images: Tensor) -> Tensor:
     """The same values with channels innermost and no gaps."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _like(images: Tensor, height: int, width: int) -> Tensor:
+def empty_rows(images: Tensor, height: int, width: int) -> Tensor:
+    """A tensor of another size that lies in memory as `rows` gives it."""
     batch, channels = images.shape[:2]
     shape = (batch, channels, height, width)
     return torch.empty(
@@ -52,7 +53,8 @@ def _like(images: Tensor, height: int, width: int) -> Tensor:
     )
 
 
-def _sizes(images: Tensor, pool: bool) -> tuple[int, int]:
+def pooled_sizes(images: Tensor, pool: bool) -> tuple[int, int]:
+    """Height and width behind the pool, if there is one."""
     height, width = images.shape[2:]
     return (height // 2, width // 2) if pool else (height, width)
 
@@ -83,18 +85,18 @@ def norm_act(
         backward pass: 1 / deviation [C], pooled values, and where the largest pixels were (the last
         two are empty without a pool).
     """
-    images = _rows(images)
-    added = None if added is None else _rows(added)
+    images = rows(images)
+    added = None if added is None else rows(added)
     batch, channels = images.shape[:2]
-    out_height, out_width = _sizes(images, pool)
-    result = _like(images, out_height, out_width)
-    values = _like(images, out_height, out_width) if pool else images
+    out_height, out_width = pooled_sizes(images, pool)
+    result = empty_rows(images, out_height, out_width)
+    values = empty_rows(images, out_height, out_width) if pool else images
     blocks = batch * out_height * out_width * channels // BLOCK if pool else 0
     masks = torch.empty(blocks, 2, dtype=torch.int32)
     mean, variance, inverse = torch.empty(3, channels).unbind()
     partial = torch.empty(CHUNKS, 2, channels)
     record = Norm(
-        **_shape(images, pool, kind),
+        **shape_fields(images, pool, kind),
         eps=eps,
         input=address(images),
         values=address(values),
@@ -123,11 +125,11 @@ def _(
     kind: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    out_height, out_width = _sizes(images, pool)
-    result = _like(images, out_height, out_width)
+    out_height, out_width = pooled_sizes(images, pool)
+    result = empty_rows(images, out_height, out_width)
     statistics = [images.new_empty(images.shape[1], dtype=torch.float32) for _ in range(3)]
     blocks = result.numel() // BLOCK if pool else 0
-    kept = _like(images, out_height, out_width) if pool else images.new_empty(0)
+    kept = empty_rows(images, out_height, out_width) if pool else images.new_empty(0)
     masks = images.new_empty((blocks, 2), dtype=torch.int32)
     return result, statistics[0], statistics[1], statistics[2], kept, masks
 
@@ -159,20 +161,20 @@ def norm_act_backward(
     """
     pool, kind = bool(mode[0]), mode[1]
     values, masks = pooled
-    gradient = _rows(gradient.to(torch.bfloat16))
+    gradient = rows(gradient.to(torch.bfloat16))
     if not pool:
-        values = _rows(images)
-    channels, width = images.shape[1], _sizes(images, pool)[1]
-    result = _like(images, *images.shape[2:])
+        values = rows(images)
+    channels, width = images.shape[1], pooled_sizes(images, pool)[1]
+    result = empty_rows(images, *images.shape[2:])
     partial = torch.empty(CHUNKS, 2, channels)
     weight_gradient, bias_gradient = torch.empty(channels), torch.empty(channels)
     means = torch.empty(2, channels)
     lines = torch.empty(CHUNKS * width * channels if pool else 0, dtype=torch.bfloat16)
     mean, inverse = statistics
-    added = None if added is None else _rows(added)
-    by_added = _like(gradient, *gradient.shape[2:]) if added is not None else torch.empty(0)
+    added = None if added is None else rows(added)
+    by_added = empty_rows(gradient, *gradient.shape[2:]) if added is not None else torch.empty(0)
     record = Norm(
-        **_shape(images, pool, kind),
+        **shape_fields(images, pool, kind),
         values=address(values),
         masks=address(masks),
         weight=address(weight),
@@ -205,12 +207,13 @@ def _(
     mode: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean = statistics[0]
-    result = _like(images, *images.shape[2:])
-    by_added = images.new_empty(0) if added is None else _like(images, *images.shape[2:])
+    result = empty_rows(images, *images.shape[2:])
+    by_added = images.new_empty(0) if added is None else empty_rows(images, *images.shape[2:])
     return result, torch.empty_like(mean), torch.empty_like(mean), by_added
 
 
-def _shape(images: Tensor, pool: bool, kind: int) -> dict[str, Any]:
+def shape_fields(images: Tensor, pool: bool, kind: int) -> dict[str, Any]:
+    """The fields that the records of all kernels over images begin with."""
     batch, channels, height, width = images.shape
     return {
         "images": batch,

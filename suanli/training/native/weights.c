@@ -1,5 +1,5 @@
-/* The gradient of a convolution's weights on tile registers (AMX): stride 1, odd kernel, padded so
-   that the output has the input's size; bf16 in channels-last layout, sums in fp32.
+/* The gradient of a convolution's weights on tile registers (AMX): stride 1, odd kernel, padded by half
+   of it or less; bf16 in channels-last layout, sums in fp32.
 
      dW[o][dy][dx][i] = sum over pixels p of g[p][o] * x[p + (dy, dx)][i]
 
@@ -29,7 +29,10 @@ typedef void (*loop_over)(long, int, void (*)(void *, long), void *);
 typedef struct {
     long images, height, width, inputs, outputs; /* channels */
     int kernel, threads;
-    const bf16 *x, *g; /* [images, height, width, inputs], [.., outputs] */
+    /* Pixels that the output lacks on each side: kernel / 2 less the padding. They count as zeros of
+       its gradient. */
+    long inset;
+    const bf16 *x, *g; /* [images, height, width, inputs], [.., less by 2 * inset, outputs] */
     float *result;     /* [outputs, kernel, kernel, inputs] */
     /* Work space, see suanli_weights_sizes. */
     bf16 *pairs;       /* [inputs / 16][phase][pairs][16][2] */
@@ -96,11 +99,12 @@ static void find_places(const turn *t) {
         for (long y = 0; y < a->height; y++) {
             long flat = margin_of(a) + n * image_of(a) + y * line;
             const bf16 *from_x = a->x + (image * a->height + y) * a->width * a->inputs;
-            const bf16 *from_g = a->g + (image * a->height + y) * a->width * a->outputs;
-            for (long i = 0; i < a->width; i++) {
-                x[flat + i] = from_x + i * a->inputs;
-                g[flat + i] = from_g + i * a->outputs;
-            }
+            for (long i = 0; i < a->width; i++) x[flat + i] = from_x + i * a->inputs;
+            if (y < a->inset || y >= a->height - a->inset) continue;
+            long line_g = image * (a->height - 2 * a->inset) + y - a->inset;
+            const bf16 *from_g = a->g + line_g * (a->width - 2 * a->inset) * a->outputs;
+            for (long i = a->inset; i < a->width - a->inset; i++, from_g += a->outputs)
+                g[flat + i] = from_g;
         }
     }
 }
