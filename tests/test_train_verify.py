@@ -111,6 +111,7 @@ def test_compiled_plans_pass_and_compiled_bugs_do_not(
     for plan in (
         FAST32.with_(compile="default"),
         FAST32.with_(compile="default", compile_scope="step"),
+        FAST32.with_(compile="default", compile_scope="joint"),
         FAST16.with_(compile="default"),
     ):
         found = bench.check(plan)

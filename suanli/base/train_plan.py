@@ -27,7 +27,8 @@ class TrainPlan:
         memory_layout: Of four-dimensional inputs and weights.
         compile: torch.compile's mode, or "none"; "reduce-overhead" records CUDA graphs.
         compile_scope: "model" compiles the forward and backward pass; "step" also the loss and the
-            optimiser.
+            optimiser; "joint" makes one graph of the forward pass, the loss and the backward pass,
+            which runs without autograd.
         optimizer_kernel: "loop" (one tensor after the other), "foreach", or "fused".
         micro_batch: Samples of one forward pass; 0 is the whole batch. Gradients accumulate.
         checkpointing: Recompute the activations of every block in the backward pass.
@@ -47,7 +48,7 @@ class TrainPlan:
     weights: Literal["fp32", "bf16"] = "fp32"
     memory_layout: Literal["contiguous", "channels_last"] = "contiguous"
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
-    compile_scope: Literal["model", "step"] = "model"
+    compile_scope: Literal["model", "step", "joint"] = "model"
     optimizer_kernel: Literal["loop", "foreach", "fused"] = "foreach"
     micro_batch: int = 0
     checkpointing: bool = False
@@ -149,7 +150,21 @@ def _contradiction(plan: TrainPlan) -> str:
         return "reduce-overhead records CUDA graphs, and there is no GPU in it"
     if plan.compile == "none" and plan.compile_scope != "model":
         return "a scope of compilation without compilation"
+    if plan.compile_scope == "joint":
+        return _against_one_graph(plan)
     return _against_sharding(plan) if plan.sharded else ""
+
+
+def _against_one_graph(plan: TrainPlan) -> str:
+    """What a plan decides that a joint graph does not allow; "" where there is nothing."""
+    wrong = {
+        "a mode of compilation": plan.compile != "default",
+        "fp16": plan.precision == "fp16",  # its gradients are scaled when it is too late
+        "checkpointing": plan.checkpointing,
+        "parameters in shares": plan.sharded,
+    }
+    found = [name for name, is_there in wrong.items() if is_there]
+    return f"one joint graph does not go with {', '.join(found)}" if found else ""
 
 
 def _against_sharding(plan: TrainPlan) -> str:

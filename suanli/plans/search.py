@@ -28,6 +28,7 @@ Evaluate = Callable[[Plan, float], Trial]
 NEAR = 1.5  # variations are tried in families whose best is within this factor of the best
 HOPELESS = 3.0  # a plan whose sibling was this much slower than the best must be expected near it
 _LEAST_GAIN = 0.001  # of the best step: a variation expected to gain less is not worth a trial
+_FIRST_PLAN = 2.0  # times the first baseline that the first plan may take, whatever the budget
 _BASELINE_SHARE = 0.5  # an optional baseline that needs more of what is left waits until the end
 _PATIENCE = 5.0  # a trial may take this many times what is expected of it
 _LEAST_LIMIT_S = 40.0
@@ -77,8 +78,10 @@ def search(  # noqa: PLR0913
 ) -> SearchResult:
     """Find the fastest verified plan within a budget.
 
-    The first baseline (eager fp32) is always tried, whatever the budget. After it no trial is
-    started that is not expected to end within the budget, and none gets more time than is left. A
+    The first baseline (eager fp32) is always tried, whatever the budget, and the most promising
+    plan gets twice the time that it took: else a long reference would leave nothing to find. After
+    them no trial is started that is not expected to end within the budget, and none gets more time
+    than is left. A
     candidate is passed over, and said to be, when its lower bound is above the best, when a plan of
     the same backend was three times slower than the best and it is not expected to come near, or
     when two families of its backend have failed. With a budget of infinity only lower bounds are a
@@ -130,6 +133,8 @@ class _Search:
         self._skipped = [_skip(c, c.why_not) for c in candidates if c.why_not]
         self._outlook = Outlook()
         self._best_of: dict[str, Measured] = {}
+        self._reference_s = 0.0  # what the first baseline took
+        self._begun = False  # whether anything but baselines was tried
         self._failed: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._bounds: dict[str, float] = {}
 
@@ -271,6 +276,9 @@ class _Search:
             trial = failed_within(_failure(candidate, _one_line(error)), "error", limit_s)
             keep = False  # it failed on this side, which says nothing about the plan
         seconds = self._clock() - started
+        if candidate is self._reference:
+            self._reference_s = seconds
+        self._begun |= not candidate.baseline
         trial = _completed(trial, seconds, limit_s)
         if keep and self._store is not None:
             self._store.put(trial, key=candidate.plan.key)
@@ -296,6 +304,8 @@ class _Search:
         left = self._left()
         if candidate is self._reference:
             return max(left, _OPEN_LIMIT_S) if left < math.inf else 4 * _OPEN_LIMIT_S
+        if not candidate.baseline:
+            left = max(left, self._granted_s())
         floor = _OPEN_LIMIT_S if self._exhaustive else _LEAST_LIMIT_S
         return min(left, max(floor, _PATIENCE * self._outlook.seconds(candidate)))
 
@@ -350,8 +360,14 @@ class _Search:
     def _left(self) -> float:
         return self._budget_s - self._spent()
 
+    def _granted_s(self) -> float:
+        """Seconds that the first plan gets, whatever the budget."""
+        return 0.0 if self._begun else _FIRST_PLAN * self._reference_s
+
     def _fits(self, candidate: Candidate) -> bool:
         left = self._left()
+        if not candidate.baseline:
+            left = max(left, self._granted_s())
         return left > 0 and self._outlook.seconds(candidate) <= left
 
     def _best_ms(self) -> float | None:

@@ -96,7 +96,8 @@ def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
     for precision in _precisions(situation):
         tuned = _tuned(situation, small=small).with_(precision=precision)
         yield _candidate(tuned, situation, eager_ms, coarse=True)
-        yield _candidate(tuned.with_(compile="default"), situation, eager_ms, coarse=True)
+        compiled = tuned.with_(compile="default", compile_scope="joint" if small else "model")
+        yield _candidate(compiled, situation, eager_ms, coarse=True)
     tuned = _tuned(situation, small=small)
     for row, needed in situation.kernels.items():
         with_row = tuned.with_(kernels=(row,), **needed)
@@ -166,7 +167,9 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         threads: list[dict[str, object]] = [{"threads": count} for count in counts]
         choices.append([same, *threads])
     if plan.compile == "default":
-        modes: list[dict[str, object]] = [{"compile_scope": "step"}, {"compile": "max-autotune"}]
+        scopes = [scope for scope in ("model", "step", "joint") if scope != plan.compile_scope]
+        modes: list[dict[str, object]] = [{"compile_scope": scope} for scope in scopes]
+        modes.append({"compile": "max-autotune"})
         if machine.kind == "cuda":
             modes.append({"compile": "reduce-overhead"})
         choices.append([same, *modes])

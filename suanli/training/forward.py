@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Phase
+from suanli.training.joint import JointGraph
 from suanli.training.kernels import put_in_place
 from suanli.training.recipe import Tensors
 
@@ -29,7 +30,8 @@ class Forward:
 
     Attributes:
         on_phase: Told when the forward pass begins, the backward pass, and what follows them; of a
-            batch in parts for each part. For those who time a step from outside.
+            batch in parts for each part. For those who time a step from outside. What is one graph
+            is all forward.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, plan: TrainPlan) -> None:
@@ -45,7 +47,12 @@ class Forward:
         self._undo = _recompute_blocks(inner) if plan.checkpointing else _nothing
         self.call: Callable[..., Any] = inner
         self.loss: Loss = loss
-        if plan.compile != "none":
+        self._joint: JointGraph | None = None
+        if plan.compile_scope == "joint":
+            self._joint = JointGraph(
+                inner, lambda output, y: loss(_plain(output), y), self._context
+            )
+        elif plan.compile != "none":
             self.call = torch.compile(inner, mode=_mode(plan))
             if plan.compile_scope == "step":
                 self.call, self.loss = inner, loss
@@ -98,6 +105,8 @@ class Forward:
 
     def _one(self, inputs: Tensors, labels: torch.Tensor, scale: float) -> torch.Tensor:
         self.on_phase("forward")
+        if self._joint is not None:
+            return self._joint(self._typed(inputs), labels, scale)
         whole = getattr(self, "_whole", self._forward)
         loss: torch.Tensor = whole(inputs, labels)
         self.on_phase("backward")
@@ -107,6 +116,9 @@ class Forward:
     def _forward(self, inputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
         with self._context():
             output = self.call(*self._typed(inputs))
+        return self._loss_of(output, labels)
+
+    def _loss_of(self, output: Any, labels: torch.Tensor) -> torch.Tensor:
         return self.loss(_plain(output), labels)
 
     def _context(self) -> AbstractContextManager[Any]:

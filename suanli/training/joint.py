@@ -1,0 +1,111 @@
+"""Forward pass, loss and backward pass as one compiled graph (compile_scope "joint").
+
+The gradients are results of the graph, so that a step needs neither autograd nor the guards and the
+wrappers of `torch.compile`: on small networks these take longer than the arithmetic. What Python
+decides in `forward` is decided once, when the graph is made; a graph that comes out otherwise a
+second time is refused, and so is one that depends on values.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from suanli.base.errors import BadInputError
+from suanli.training.recipe import Tensors
+
+_Shape = tuple[Any, ...]
+
+
+class JointGraph:
+    """Gradients of a model's loss by one graph per shape of a batch.
+
+    Args:
+        model: In training mode; its parameters and buffers are read at every call.
+        loss: `(output, labels) -> loss`.
+        context: Makes the context that the forward pass runs in, such as autocast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, torch.Tensor], torch.Tensor],
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._model, self._loss, self._context = model, loss, context
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._trained = names
+        self._graphs: dict[_Shape, Callable[..., Any]] = {}
+
+    def __call__(self, inputs: Tensors, labels: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Add the batch's gradients, times `scale`, to `grad`; gives the loss, detached.
+
+        Raises:
+            BadInputError: The model's Python cannot be written down as one graph.
+        """
+        batch = (*inputs, labels)
+        key = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in batch)
+        with torch.no_grad():
+            state = [t.detach() for t in self._state().values()]
+            if key not in self._graphs:
+                self._graphs[key] = self._compiled(inputs, labels)
+            loss, *gradients = self._graphs[key](*state, *batch)
+        parameters = dict(self._model.named_parameters())
+        for name, gradient in zip(self._trained, gradients, strict=True):
+            parameter = parameters[name]
+            if gradient is None:
+                continue
+            if scale != 1.0:
+                gradient.mul_(scale)
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad += gradient
+        return loss  # type: ignore[no-any-return]
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        return {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+
+    def _compiled(self, inputs: Tensors, labels: torch.Tensor) -> Callable[..., Any]:
+        first, second = (self._traced(inputs, labels) for _ in range(2))
+        if first.code != second.code:
+            raise BadInputError(
+                "the model's forward is not the same twice: it cannot be one graph",
+                next_step='compile_scope "model"',
+            )
+        given = [t.detach() for t in self._state().values()]
+        made: Callable[..., Any] = torch._inductor.compile(first, [*given, *inputs, labels])
+        return made
+
+    def _traced(self, inputs: Tensors, labels: torch.Tensor) -> GraphModule:
+        """The graph of loss and gradients; what it changes are its arguments."""
+        state = self._state()
+        # the batch that is traced with must not move the model's own statistics
+        copies = [t.detach().clone() for t in state.values()]
+
+        def joint(*args: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            *batch, target = args[len(state) :]
+            given = {
+                name: value.requires_grad_(name in wanted) if value.is_floating_point() else value
+                for name, value in zip(state, args, strict=False)
+            }
+            with torch.enable_grad():
+                with self._context():
+                    output = torch.func.functional_call(self._model, given, tuple(batch))
+                loss = self._loss(output, target)
+                trained = [given[name] for name in self._trained]
+                gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            return loss.detach(), *gradients
+
+        wanted = set(self._trained)
+        try:
+            return make_fx(joint, tracing_mode="fake")(*copies, *inputs, labels)
+        except BadInputError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise BadInputError(f"the model's forward cannot be one graph: {reason}") from error
