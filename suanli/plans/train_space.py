@@ -102,6 +102,9 @@ def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
     for row, needed in situation.kernels.items():
         with_row = tuned.with_(kernels=(row,), **needed)
         yield _candidate(with_row, situation, eager_ms, coarse=True)
+        if small:
+            joined = with_row.with_(compile="default", compile_scope="joint")
+            yield _candidate(joined, situation, eager_ms, coarse=True)
 
 
 def _precisions(situation: TrainSituation) -> list[TrainPrecision]:

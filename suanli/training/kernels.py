@@ -44,6 +44,12 @@ KERNELS: dict[str, Row] = {
         kind="cpu",
         needs={"precision": "bf16", "memory_layout": "channels_last"},
     ),
+    "narrow-cnn": Row(
+        make="suanli.training.narrow:narrow_cnn",
+        suits="suanli.training.narrow:suits_narrow_cnn",
+        kind="cpu",
+        needs={"precision": "fp32", "memory_layout": "contiguous"},
+    ),
 }
 
 

@@ -1,0 +1,160 @@
+"""`suanli::narrow_conv2d`: a convolution of few channels in fp32, with its gradients."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suanli.base.compiler import CompilerError
+from suanli.training.native.library import address, built, library
+
+SOURCE = Path(__file__).with_name("narrow.c")
+MOST_COLUMNS = 7  # of a kernel, as in narrow.c
+_THREADS_FROM = 500_000  # multiplications, under which waking a second thread does not pay
+_POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
+
+
+class Narrow(ctypes.Structure):
+    """The argument of all functions of narrow.c, field by field as in C."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("images", "inputs", "height", "width", "outputs")),
+        *((name, _LONG) for name in ("kernel", "padding")),
+        ("threads", ctypes.c_int),
+        *(
+            (name, _POINTER)
+            for name in (
+                *("x", "w", "bias", "y", "g", "by_x", "by_w", "by_bias"),
+                *("frames", "g_frames", "packed"),
+            )
+        ),
+    )
+
+
+@cache
+def narrow_library() -> ctypes.CDLL:
+    """The kernels, built on the first call.
+
+    Raises:
+        MissingBackendError: There is no C compiler.
+        CompilerError: It cannot build them.
+    """
+    try:
+        made = ctypes.CDLL(str(built(SOURCE, ())))
+    except OSError as error:
+        raise CompilerError(f"what was built cannot be loaded: {error}") from None
+    made.suanli_use_loop.argtypes, made.suanli_use_loop.restype = [_POINTER], None
+    made.suanli_use_loop(library().loop)
+    made.suanli_narrow_sizes.argtypes = [ctypes.POINTER(Narrow), ctypes.POINTER(_LONG)]
+    made.suanli_narrow_sizes.restype = None
+    for name in ("forward", "by_images", "by_weights"):
+        function = getattr(made, f"suanli_narrow_{name}")
+        function.argtypes, function.restype = [ctypes.POINTER(Narrow)], None
+    return made
+
+
+def _record(images: Tensor, weight: Tensor, padding: int, **more: Any) -> tuple[Narrow, Any]:
+    """The argument with its work space, and what keeps that alive."""
+    batch, inputs, height, width = images.shape
+    outputs, kernel = weight.shape[0], weight.shape[2]
+    sums = batch * outputs * inputs * kernel * kernel * height * width
+    record = Narrow(
+        images=batch,
+        inputs=inputs,
+        height=height,
+        width=width,
+        outputs=outputs,
+        kernel=kernel,
+        padding=padding,
+        threads=torch.get_num_threads() if sums >= _THREADS_FROM else 1,
+        w=address(weight),
+        **more,
+    )
+    sizes = (_LONG * 3)()
+    narrow_library().suanli_narrow_sizes(ctypes.byref(record), sizes)
+    frames, g_frames, packed = (torch.empty(size) for size in sizes)
+    record.frames, record.g_frames = address(frames), address(g_frames)
+    record.packed = address(packed)
+    return record, (frames, g_frames, packed)
+
+
+def _result_shape(images: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, int]:
+    height, width = (side + 2 * padding - weight.shape[2] + 1 for side in images.shape[2:])
+    return images.shape[0], weight.shape[0], height, width
+
+
+@torch.library.custom_op("suanli::narrow_conv2d", mutates_args=(), device_types="cpu")
+def narrow_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """A convolution of stride 1 in fp32.
+
+    Args:
+        images: fp32 [B, I, H, W].
+        weight: fp32 [O, I, K, K], K at most 7.
+        bias: fp32 [O], or None.
+        padding: On each side, less than K.
+    """
+    images, weight = images.contiguous(), weight.contiguous()
+    result = torch.empty(_result_shape(images, weight, padding))
+    record, _space = _record(
+        *(images, weight, padding), x=address(images), bias=address(bias), y=address(result)
+    )
+    narrow_library().suanli_narrow_forward(ctypes.byref(record))
+    return result
+
+
+@narrow_conv2d.register_fake
+def _(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    return images.new_empty(_result_shape(images, weight, padding))
+
+
+@torch.library.custom_op("suanli::narrow_conv2d_backward", mutates_args=(), device_types="cpu")
+def narrow_conv2d_backward(
+    gradient: Tensor, images: Tensor, weight: Tensor, padding: int, wanted: list[bool]
+) -> list[Tensor]:
+    """Gradients of images, weight and bias; an empty tensor for each that is not wanted."""
+    gradient, images, weight = (t.contiguous() for t in (gradient, images, weight))
+    by_images = torch.empty(images.shape if wanted[0] else 0)
+    weighs = wanted[1] or wanted[2]
+    by_weight = torch.empty(weight.shape if weighs else 0)
+    by_bias = torch.empty(weight.shape[0] if wanted[2] else 0)
+    record, _space = _record(
+        *(images, weight, padding),
+        x=address(images),
+        g=address(gradient),
+        by_x=address(by_images),
+        by_w=address(by_weight),
+        by_bias=address(by_bias) if wanted[2] else None,
+    )
+    if wanted[0]:
+        narrow_library().suanli_narrow_by_images(ctypes.byref(record))
+    if weighs:
+        narrow_library().suanli_narrow_by_weights(ctypes.byref(record))
+    return [by_images, by_weight if wanted[1] else torch.empty(0), by_bias]
+
+
+@narrow_conv2d_backward.register_fake
+def _(
+    gradient: Tensor, images: Tensor, weight: Tensor, padding: int, wanted: list[bool]
+) -> list[Tensor]:
+    shapes: tuple[tuple[int, ...], ...] = (images.shape, weight.shape, (weight.shape[0],))
+    return [
+        gradient.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)
+    ]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, weight, _, ctx.padding = inputs
+    ctx.save_for_backward(images, weight)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    images, weight = ctx.saved_tensors
+    wanted = [bool(need) for need in ctx.needs_input_grad[:3]]
+    found = narrow_conv2d_backward(gradient, images, weight, ctx.padding, wanted)
+    return (*(one if want else None for one, want in zip(found, wanted, strict=True)), None)
+
+
+narrow_conv2d.register_autograd(_backward, setup_context=_keep)
