@@ -176,6 +176,8 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         if machine.kind == "cuda":
             modes.append({"compile": "reduce-overhead"})
         choices.append([same, *modes])
+    elif plan.kernels and not situation.why_not_compiled:
+        choices.append([same, {"compile": "default", "compile_scope": "joint"}])
     if plan.precision == "bf16" and not plan.kernels:
         choices.append([same, {"weights": "bf16"}])
     choices.append([same, {"optimizer_kernel": "foreach"}])

@@ -14,6 +14,7 @@ from suanli.training.native.library import Weights, address, tile_library
 
 _CHUNK_PIXELS = 512  # packed at a time: what stays in a core's second-level cache with 256 channels
 _MOST_TAPS = 49
+_LEAST_INPUTS = 16  # of a tile; with fewer, what is packed is mostly zeros
 
 
 def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int) -> Tensor:
@@ -68,7 +69,8 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int)
 def _own_kernel(weight: Tensor, padding: int) -> bool:
     height, width = weight.shape[2:]
     square = height == width and height % 2 == 1 and padding <= height // 2
-    return square and height * width <= _MOST_TAPS and tile_library() is not None
+    wide = weight.shape[1] >= _LEAST_INPUTS
+    return square and wide and height * width <= _MOST_TAPS and tile_library() is not None
 
 
 def _low(weight: Tensor) -> Tensor:
