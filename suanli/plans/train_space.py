@@ -178,7 +178,7 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         choices.append([same, *modes])
     elif plan.kernels and not situation.why_not_compiled:
         choices.append([same, {"compile": "default", "compile_scope": "joint"}])
-    if plan.precision == "bf16" and not plan.kernels:
+    if plan.precision == "bf16" and plan.kernels in ((), ("attention",)):
         choices.append([same, {"weights": "bf16"}])
     choices.append([same, {"optimizer_kernel": "foreach"}])
     if machine.batch >= _SPLIT_FROM:
@@ -186,7 +186,7 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
     if plan.data == "resident":
         pinned = machine.kind == "cuda"
         choices.append([same, {"data": "streamed", "prefetch": 2, "pinned": pinned}])
-    if situation.blocks:
+    if situation.blocks and not plan.kernels:
         choices.append([same, {"checkpointing": True}])
     choices.append([same, {"keep_memory": not plan.keep_memory}])
     return choices

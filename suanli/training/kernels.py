@@ -50,6 +50,12 @@ KERNELS: dict[str, Row] = {
         kind="cpu",
         needs={"precision": "fp32", "memory_layout": "contiguous"},
     ),
+    "attention": Row(
+        make="suanli.training.attention:own_attention",
+        suits="suanli.training.attention:suits_own_attention",
+        kind="cpu",
+        needs={"precision": "bf16"},
+    ),
 }
 
 
