@@ -13,6 +13,7 @@ from suanli.base.work import Operator, Phase, Work
 from suanli.devices import device as find_device
 from suanli.engines.backend import LayerTime
 from suanli.engines.backends._torch import use_inductor_cache
+from suanli.measure.capturing.built import placed, places_of
 from suanli.measure.step_record import SetPhase, record_step
 from suanli.measure.timing import median_interval
 from suanli.profiling import joining, rows
@@ -87,12 +88,14 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
         subject.step, steps=steps, max_seconds=_TIME_SECONDS, first=subject.first, sync=sync
     )
     after = energy()
+    models = [] if subject.model is None else [subject.model]
+    operators = work.operators if work is not None else ()
     found = Measured(
         times=times,
         step_ms=median_interval([t.ms for t in times]),
         parts=typical_parts(times),
         work=work,
-        operators=list(work.operators) if work is not None else [],
+        operators=placed(operators, places_of(models), subject.called_from),
         rows=[],
         busy={},
         energy_j=(after - before) / len(times)
@@ -156,7 +159,7 @@ def _from_recording(subject: Subject, found: Measured, sync: Callable[[], object
         )
     found.recording = usual
     found.transfer_ms = sum(ms for _, ms in joining.transfers(usual))
-    _with_update(found)
+    _with_update(subject, found)
     on_device = kind != "cpu"
     phases: tuple[Phase, ...] = ("forward", "backward", "optimizer")
     for phase in phases:
@@ -178,24 +181,31 @@ def _watch(subject: Subject, found: Measured) -> None:
 
     try:
         record = record_step(run, subject.watched)
-        found.operators, found.read_backs = record.operators, record.read_backs
+        places = places_of(subject.watched)
+        found.operators = placed(record.operators, places, subject.called_from)
+        found.read_backs = record.read_backs
+        if subject.own is not None:
+            subject.plan = subject.own.plan_seen(subject.plan, record.operators)
     except CaptureError as error:
         subject.notes.append(f"operators are those of the model as written: {error}")
 
 
-def _with_update(found: Measured) -> None:
+def _with_update(subject: Subject, found: Measured) -> None:
     """One row for the whole update, with the work that the optimiser's formula has."""
     update = [row for row in found.rows if row.phase == "optimizer"]
     if not update:
         return
     counted = [] if found.work is None else found.work.operators
     operators = [op for op in counted if op.phase == "optimizer"]
+    # a step of the user's own calls the update itself; else the line that makes the optimiser
+    called = (op.source for op in found.operators if op.phase == "optimizer" and op.source)
     found.rows = [row for row in found.rows if row.phase != "optimizer"]
     largest = max(update, key=lambda row: row.ms)
     found.rows.append(
         Row(
             name=operators[0].name if operators else largest.name,
             phase="optimizer",
+            source=subject.update_line or next(called, subject.called_from),
             count=sum(row.count for row in update),
             ms=sum(row.ms for row in update),
             operators=operators,

@@ -13,6 +13,7 @@ from suanli.profiling._stderr import without_stderr
 from suanli.profiling.stopwatch import Mark, Part
 
 _MARK, _STEP, _END = "suanli.part:", "suanli.step", "suanli.end"
+_MOVES_BETWEEN = ("Memcpy HtoD", "Memcpy DtoH", "[CUDA memcpy HtoD]", "[CUDA memcpy DtoH]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class Node:
         start_ms: From the step's beginning.
         end_ms: The same.
         part: Part of the step that it began in.
-        device_ms: Time of the kernels that it started, those of `children` included; 0 on a CPU.
+        device_ms: Time of the kernels that it started, those of `children` included and copies
+            between host and device left out; 0 on a CPU.
         kernels: Their names.
         calls: How many calls this is, itself and all inside.
     """
@@ -213,7 +215,8 @@ def _node(event: Any, zero: float, part: Part) -> Node:
         for child in event.cpu_children
         if not child.name.startswith("suanli.")
     )
-    own = list(getattr(event, "kernels", ()))
+    # a copy between host and device is the step's transfer, and no operator's time
+    own = [k for k in getattr(event, "kernels", ()) if not moves_between(k.name)]
     return Node(
         name=event.name,
         start_ms=(event.time_range.start - zero) / 1e3,
@@ -224,6 +227,11 @@ def _node(event: Any, zero: float, part: Part) -> Node:
         kernels=(*(k.name for k in own), *(name for c in children for name in c.kernels)),
         calls=1 + sum(c.calls for c in children),
     )
+
+
+def moves_between(kernel: str) -> bool:
+    """Whether what ran on a device is a copy between it and the host."""
+    return kernel.startswith(_MOVES_BETWEEN)
 
 
 def _kernel(event: Any, zero: float) -> KernelRun:

@@ -65,6 +65,10 @@ def lost_time(
         sol_ms = row.sol_ms or 0.0
         below[row.bound_by] += row.time_ms - min(row.time_ms, sol_ms)
         limits[row.bound_by] += min(row.time_ms, sol_ms)
+    # rows that were faster than their own limits, or have none, leave a part of the whole's limit
+    # to the others: what these lost is so much less
+    missing, lost = max(0.0, sol.ms - sum(limits.values())), sum(below.values())
+    below = {name: ms * max(0.0, 1 - missing / lost) if lost else 0.0 for name, ms in below.items()}
     # the bound of the whole counts one of its terms; what operators need beyond it is avoidable
     beyond = max(0.0, sum(limits.values()) - sol.ms)
     between = min(beyond, limits["memory"] + limits["overhead"])
