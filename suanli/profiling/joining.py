@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from suanli.base.work import Operator, Phase
-from suanli.profiling.recording import Node, Recording, moves_between
+from suanli.profiling.recording import Node, Recording, exchanges, moves_between
 
 
 def _names(text: str) -> frozenset[str]:
@@ -34,6 +34,8 @@ _FRAMES = (
     "Pregraph",
     "AOTDispatcher",
     "## Call",
+    "DistributedDataParallel.",
+    "torch.distributed.",
 )
 # A call whose insides take this part of its time is a frame around them.
 _MOSTLY = 0.5
@@ -178,7 +180,7 @@ def _alone(node: Node, phase: Phase, state: _State) -> list[Joined]:
     """A call that nothing was counted for: what computes inside it, or itself."""
     name = plain_name(node.name)
     inside = [found for child in node.children for found in _alone(child, phase, state)]
-    nothing = name in _NOTHING or name.startswith(_FRAMES)
+    nothing = name in _NOTHING or name.startswith(_FRAMES) or exchanges(node.name)
     mostly = _MOSTLY * state.ms(node)
     if nothing or (inside and sum(state.ms(j.node) for j in inside) >= mostly):
         return inside
@@ -215,9 +217,7 @@ def brought_to(found: list[Joined], recording: Recording, step_ms: float) -> lis
     slower = max(1.0, step_ms / recording.ms) if recording.ms > 0 else 1.0
     if recording.device:
         return found  # a device's times are its own
-    return [
-        replace(j, ms=slower * max(j.ms - cost_ms * j.node.calls, least * j.ms)) for j in found
-    ]
+    return [replace(j, ms=slower * max(j.ms - cost_ms * j.node.calls, least * j.ms)) for j in found]
 
 
 def transfers(recording: Recording) -> Iterator[tuple[str, float]]:

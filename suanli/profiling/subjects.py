@@ -74,6 +74,7 @@ class Subject:
         input_bytes: Inputs of inference, which stand before the step.
         own_loader: Whether batches come from a loader of the user's own.
         own: The step, where it is one of the user's own.
+        together: Whether several processes take the step, and have to run equally many.
         called_from: Line that asked for the profile, for operators that no line of the user's
             calls; "" where that is no line of a program.
         update_line: Line that makes the optimiser; "" where it is one of ours.
@@ -98,6 +99,7 @@ class Subject:
     input_bytes: int = 0
     own_loader: bool = False
     own: OwnStep | None = None
+    together: bool = False
     called_from: str = ""
     update_line: str = ""
     notes: list[str] = field(default_factory=list)

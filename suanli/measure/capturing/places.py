@@ -135,7 +135,7 @@ def building_line() -> str:
 
 
 def line_at(frame: FrameType | None) -> str:
-    """ "file.py:line" of a frame of the user's; "" for another one."""
+    """Gives "file.py:line" of a frame of the user's, and "" for another one."""
     if frame is None or not _is_users(frame.f_code.co_filename):
         return ""
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
