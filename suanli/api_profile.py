@@ -41,7 +41,6 @@ class ProfileOptions:
         device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
         trace: File to write the timeline to, for Perfetto and Chrome.
         trust: Open an engine although nobody whose key is trusted here made it.
-        data: Folder of the workload's data.
     """
 
     train: bool | None = None
@@ -52,7 +51,6 @@ class ProfileOptions:
     device: str = "auto"
     trace: Path | None = None
     trust: bool = False
-    data: Path | None = None
 
     def checked(self) -> "ProfileOptions":
         """These options.
@@ -86,7 +84,8 @@ def profile(
     Args:
         what: A reference, an engine's or a run's folder, an engine, a `Workload`, a `Recipe`, an
             `nn.Module`, or a function that runs one step of a loop of your own.
-        data: For a module: example inputs; or, with a loss, a loader of (input, …, labels).
+        data: For a module: example inputs; or, with a loss, a loader of (input, …, labels). For a
+            reference: the folder of its data.
         loss: `loss(output, labels)`: the module's training step is profiled.
         optimizer: Of the module's parameters; SGD without one.
         model: For a step of your own: the module whose paths operators are shown with.
@@ -143,6 +142,7 @@ class _Maker:
         self._optimizer, self._model, self._options = optimizer, model, options
         self._stack = stack
         self._device = _device(options.device)
+        self._folder = Path(data) if isinstance(data, str | Path) else None
         self.name = str(what) if isinstance(what, str | Path) else type(what).__name__
 
     @property
@@ -171,6 +171,7 @@ class _Maker:
 
         from suanli.engines.engine import Engine
         from suanli.profiling import subjects, training_subjects
+        from suanli.profiling.processes import check_alone
 
         folder = self._engine_folder()
         if isinstance(self._what, Engine):
@@ -184,6 +185,7 @@ class _Maker:
         if self._run_folder() is not None:
             self._only("a run trains", train=True)
             self._no_data("a run")
+            check_alone("a run")
             device = self._device if self._options.device != "auto" else ""
             return training_subjects.of_run(Path(self._what), _train_plan(plan), batch, device)
         if self._is_step():
@@ -204,6 +206,7 @@ class _Maker:
     ) -> "Subject":
         """A module's step, without what stands around the module; a compiled one compiled."""
         from suanli.profiling import training_subjects
+        from suanli.profiling.processes import check_alone
         from suanli.profiling.wrappers import taken_out
 
         within = taken_out(model)
@@ -217,6 +220,7 @@ class _Maker:
             found = self._of_workload(plan, batch, scratch, compiled=within.compiled)
         else:
             self._only("a model with a loss trains", train=True)
+            check_alone("training")
             if batch is not None:
                 raise BadInputError("the loader says how large a batch is, leave `batch` out")
             plain = _plain(self._device, compiled=within.compiled)
@@ -240,6 +244,7 @@ class _Maker:
     ) -> "Subject":
         from suanli.base.train_plan import TrainPlan
         from suanli.profiling import subjects, training_subjects
+        from suanli.profiling.processes import check_alone
 
         training = self._options.train
         if training is None:
@@ -249,6 +254,7 @@ class _Maker:
             if compiled:
                 usual = usual.with_(backend="inductor")
             return subjects.inference(self._workload(), _plan(plan) or usual, batch or 1, scratch)
+        check_alone("training")
         recipe = self._recipe()
         if recipe is None:
             plain = _plain(self._device, compiled=compiled)
@@ -267,7 +273,7 @@ class _Maker:
         from suanli.workloads.resolve import resolve
 
         if isinstance(self._what, str):
-            return resolve(self._what, data=self._options.data)
+            return resolve(self._what, data=self._folder)
         if isinstance(self._what, Recipe):
             return self._what.workload
         if isinstance(self._what, nn.Module):
@@ -288,7 +294,7 @@ class _Maker:
             return self._what
         if isinstance(self._what, str):
             try:
-                return resolve_recipe(self._what, data=self._options.data)
+                return resolve_recipe(self._what, data=self._folder)
             except BadInputError:
                 workload = self._workload()
                 if workload.data is not None and workload.training is not None:
@@ -332,7 +338,7 @@ class _Maker:
             raise BadInputError(f"{what}: {option} makes no sense", next_step=f"leave {option} out")
 
     def _no_data(self, what: str) -> None:
-        if self._options.data is not None:
+        if self._folder is not None:
             raise BadInputError(f"{what} knows its data", next_step="leave --data out")
 
     def _no_plan(self, plan: object, what: str) -> None:

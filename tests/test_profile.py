@@ -251,6 +251,14 @@ def test_lost_time_leads_from_the_step_to_the_limit() -> None:
     assert lost_time(times, table, None) == ()
 
 
+def test_lost_time_adds_up_where_rows_are_faster_than_the_whole_needs() -> None:
+    table = [_profile(50, 5, "compute"), _profile(30, 0, "memory")]
+    times = StepTimes(forward_ms=80.0, idle_ms=20.0)
+    sol = SpeedOfLight(ms=30.0, bound_by="compute", compute_ms=30.0, memory_ms=2.0)
+    lost = lost_time(times, table, sol)
+    assert sum(item.ms for item in lost) == pytest.approx(100.0 - 30.0)
+
+
 def test_the_verdict_names_what_takes_most() -> None:
     table = [
         _row(name="convolution", ms=20.0, operators=[product(name="convolution")]),
