@@ -452,8 +452,8 @@ def test_a_gradient_that_micro_batches_add_to_counts_once() -> None:
 
 def test_the_timeline_points_into_the_table() -> None:
     step = recording(
-        node("aten::addmm", 0, 1),
-        node("aten::copy_", 1, 2),
+        node("aten::addmm", 0, 1, device_ms=1.0),
+        node("aten::copy_", 1, 2, device_ms=0.5),
         device=[KernelRun(name="gemm", start_ms=0.5, end_ms=1.5, stream=7)],
     )
     joined = joining.join(step, [product("a")])

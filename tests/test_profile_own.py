@@ -62,7 +62,8 @@ def test_memory_of_an_own_step_is_told_by_kind(set_to_none: bool, named: bool) -
     assert memory.weights_bytes == pytest.approx(own.bytes, rel=0.01)
     assert memory.optimizer_bytes == pytest.approx(2 * own.bytes, rel=0.01)
     assert memory.gradients_bytes == pytest.approx(own.bytes, rel=0.01)
-    assert memory.activations_bytes < own.bytes
+    # what passes between operators, and two of Adam's own tensors of the largest weight's size
+    assert memory.activations_bytes < 1.1 * own.bytes
     assert all(p.grad is not None for p in own.model.parameters()), "the loop's own are left"
 
 

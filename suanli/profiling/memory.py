@@ -116,9 +116,9 @@ def _on_cpu(subject: Subject) -> dict[str, int]:
     if subject.own is None:
         for parameter in parameters:
             parameter.grad = None
-    # gradients that a step of one's own finds: it frees them, or overwrites them where they are
+    # gradients that a step of one's own finds: it frees them first, which the events do not say, or
+    # overwrites them where they are
     there = {i: weakref.ref(p.grad) for i, p in enumerate(parameters) if p.grad is not None}
-    before = _storages(_gradients(parameters))
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -143,7 +143,8 @@ def _on_cpu(subject: Subject) -> dict[str, int]:
         for index, grad in ((i, ref()) for i, ref in there.items())
         if grad is not None
     }
-    peak = _peak(_raw_events(profile), weights + states + inputs + before, kept)
+    before = weights + states + inputs + sum(kept.values())
+    peak = _peak(_raw_events(profile), before, kept)
     rest = max(0, peak.total - weights - states - peak.gradients - peak.workspace)
     return {
         "weights": weights,
