@@ -13,16 +13,16 @@ from tests import report_parts as parts
 
 
 def test_a_page_that_would_be_too_large_leaves_the_smallest_rows_out() -> None:
-    large = parts.profile_result(1500)
+    large = parts.profile_result(4000)
     text = report.html([Subject(record=large, source="x")])
     assert len(text.encode()) < pages.LIMIT_BYTES
-    assert "smallest of 1,500 operators" in text
+    assert "smallest of 4,000 operators" in text
     assert "are left out to keep the page small" in text
     kept = profile_section.shortened(large, 100)
     assert kept.operators == large.operators[:100], "the longest stay"
     assert len(kept.trace) == 400
     assert [e.start_ms for e in kept.trace] == sorted(e.start_ms for e in kept.trace)
-    assert profile_section.shortened(large, 1501).notes[-1:] != kept.notes[-1:]
+    assert profile_section.shortened(large, 4001).notes[-1:] != kept.notes[-1:]
 
 
 @pytest.mark.parametrize(
