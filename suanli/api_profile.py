@@ -98,6 +98,7 @@ def profile(
     """
     from suanli.measure.capturing.built import lines_noted
     from suanli.measure.capturing.places import line_at
+    from suanli.profiling.processes import first_before_others, number
     from suanli.profiling.verb import Profiler
 
     options = ProfileOptions(**fields).checked()
@@ -109,16 +110,21 @@ def profile(
             subject = maker.make(maker.plan(), options.batch, scratch)
         subject.called_from = line_at(sys._getframe(1))
         stack.callback(subject.close)
+        together = subject.stepper is not None and subject.stepper.replicas.world > 1
+
+        def limits() -> "Ceilings | None":
+            return _ceilings(subject.device, on_event)
+
         profiler = Profiler(
             steps=options.steps,
             checks=options.check,
-            ceilings=_ceilings(subject.device, on_event),
+            ceilings=first_before_others(limits) if together else limits(),
             compiler=_compiler(),
             remake=maker.remake,
             listener=on_event,
         )
         result = profiler.run(subject)
-    if options.trace is not None:
+    if options.trace is not None and not (together and number()):
         from suanli.profiling.trace import write_chrome
 
         write_chrome(result, options.trace)
@@ -148,7 +154,11 @@ class _Maker:
     @property
     def remake(self) -> "Remake | None":
         """How to make the step again; None for what exists once."""
+        from suanli.profiling.processes import world
+
         if self._is_step() or self._engine_folder() is not None or self._optimizer is not None:
+            return None
+        if world() > 1:  # a race takes as many steps as time allows, which differs by process
             return None
         return self.make
 
@@ -171,7 +181,6 @@ class _Maker:
 
         from suanli.engines.engine import Engine
         from suanli.profiling import subjects, training_subjects
-        from suanli.profiling.processes import check_alone
 
         folder = self._engine_folder()
         if isinstance(self._what, Engine):
@@ -185,7 +194,6 @@ class _Maker:
         if self._run_folder() is not None:
             self._only("a run trains", train=True)
             self._no_data("a run")
-            check_alone("a run")
             device = self._device if self._options.device != "auto" else ""
             return training_subjects.of_run(Path(self._what), _train_plan(plan), batch, device)
         if self._is_step():
@@ -220,7 +228,7 @@ class _Maker:
             found = self._of_workload(plan, batch, scratch, compiled=within.compiled)
         else:
             self._only("a model with a loss trains", train=True)
-            check_alone("training")
+            check_alone("training with a loader")
             if batch is not None:
                 raise BadInputError("the loader says how large a batch is, leave `batch` out")
             plain = _plain(self._device, compiled=within.compiled)
@@ -244,7 +252,6 @@ class _Maker:
     ) -> "Subject":
         from suanli.base.train_plan import TrainPlan
         from suanli.profiling import subjects, training_subjects
-        from suanli.profiling.processes import check_alone
 
         training = self._options.train
         if training is None:
@@ -254,7 +261,6 @@ class _Maker:
             if compiled:
                 usual = usual.with_(backend="inductor")
             return subjects.inference(self._workload(), _plan(plan) or usual, batch or 1, scratch)
-        check_alone("training")
         recipe = self._recipe()
         if recipe is None:
             plain = _plain(self._device, compiled=compiled)

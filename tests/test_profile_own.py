@@ -191,12 +191,10 @@ def test_waiting_is_a_part_of_the_step() -> None:
     assert (times.communication_ms, times.idle_ms) == (2.0, 0.0)
 
 
-def test_training_under_torchrun_is_refused_unless_it_is_ones_own(
+def test_a_loader_under_torchrun_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInputError, match="torchrun started 2"):
-        suanli.profile(train_parts.recipe(), steps=3, device="cpu")
     with pytest.raises(BadInputError, match="torchrun started 2"):
         suanli.profile(nn.Linear(2, 2), [], LOSS, steps=3, device="cpu")
 
@@ -233,24 +231,44 @@ dist.destroy_process_group()
 """
 
 
+def by_torchrun(*arguments: str) -> str:
+    """Standard output of a program that two processes run."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    root = str(Path(__file__).parent.parent)
+    ended = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", *arguments],
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_training_that_several_processes_share() -> None:
+    ref = f"{Path(train_parts.__file__)}:still_recipe"
+    said = by_torchrun(
+        *("-m", "suanli.cli", "profile", ref, "--train", "--batch", "64", "--steps", "4"),
+        *("--device", "cpu", "--json", "--check", "1"),
+    )
+    found = json.loads(said)  # one object: the first process alone speaks
+    assert found["categories"]["communication_ms"] > 0
+    assert sum(found["categories"].values()) == pytest.approx(found["step_ms"]["p50"], rel=0.05)
+    (conv,) = [row for row in found["operators"] if row["name"] == "convolution"]
+    assert conv["flops"] == 2 * 32 * 8 * 8 * 8 * 9, "of its own half of the batch"
+    assert any("of 2 processes" in note for note in found["notes"])
+    assert any("nothing was tried" in note for note in found["notes"])
+
+
 @pytest.mark.slow
 def test_two_processes_of_which_one_waits_for_the_other(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    root = str(Path(__file__).parent.parent)
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(program)),
-        ],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    lines = [line for line in ended.stdout.splitlines() if "FOUND" in line]
+    said = by_torchrun(str(program))
+    lines = [line for line in said.splitlines() if "FOUND" in line]
     first, second = sorted(
         (json.loads(line.partition("FOUND")[2]) for line in lines), key=lambda f: f["rank"]
     )
@@ -260,4 +278,4 @@ def test_two_processes_of_which_one_waits_for_the_other(tmp_path: Path) -> None:
         assert found["sum"] == pytest.approx(found["step"], rel=0.05)
         assert {"0", "2"} <= set(found["modules"])
         assert found["steps"] == 5
-        assert any("of 2 is profiled" in note for note in found["notes"])
+        assert any("of 2 processes" in note for note in found["notes"])

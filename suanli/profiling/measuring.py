@@ -125,7 +125,8 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
 
 def _keeping_step(subject: Subject, sync: Callable[[], object] | None) -> GoOn:
     """How the number of steps is decided: where processes take them together, by the first one."""
-    if subject.own is None or not processes.several():
+    shares = subject.stepper is not None and subject.stepper.replicas.world > 1
+    if not processes.several() or not (shares or subject.own is not None):
         return bool
     kind = subject.device.partition(":")[0]
     (one,) = record_steps(subject.step, steps=1, first=subject.first, device=kind, sync=sync)
@@ -133,8 +134,8 @@ def _keeping_step(subject: Subject, sync: Callable[[], object] | None) -> GoOn:
         return bool
     group = torch.distributed
     subject.notes.append(
-        f"process {group.get_rank()} of {group.get_world_size()} is profiled: waiting for the "
-        "others is its own, and differs between processes"
+        f"of {group.get_world_size()} processes that with the number {group.get_rank()} is "
+        "profiled: how long it waits for the others is its own"
     )
     subject.together = True
     return processes.as_the_first_says(subject.device)

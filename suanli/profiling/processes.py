@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +12,7 @@ from suanli.profiling.recording import Node, Recording, exchanges
 
 _Span = tuple[float, float]
 GoOn = Callable[[bool], bool]
+T = TypeVar("T")
 
 
 def as_the_first_says(device: str) -> GoOn:
@@ -35,6 +36,30 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def number() -> int:
+    """This process's among those that torchrun started; 0 for one alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first_before_others(work: Callable[[], T]) -> T:
+    """Do what keeps its result on disk: the first process by itself, then the others.
+
+    All processes of the group have to call it.
+    """
+    group = torch.distributed
+    if group.get_rank() > 0:
+        group.barrier()
+    done = work()
+    if group.get_rank() == 0:
+        group.barrier()
+    return done
+
+
 def check_alone(what: str) -> None:
     """Refuse to profile, in each of several processes, what one process would do.
 
@@ -44,10 +69,9 @@ def check_alone(what: str) -> None:
     Raises:
         BadInputError: torchrun started several processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
+    if world() > 1:
         raise BadInputError(
-            f"{what} is profiled in one process, and torchrun started {world}",
+            f"{what} is profiled in one process, and torchrun started {world()}",
             next_step="leave torchrun out, or give one step of your own loop: "
             "suanli.profile(step, model=model) in every process",
         )

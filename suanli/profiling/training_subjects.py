@@ -16,6 +16,8 @@ from suanli.base.plan import Plan
 from suanli.base.train_plan import TrainPlan
 from suanli.measure.capturing.built import note_paths
 from suanli.measure.capturing.places import defining_line
+from suanli.parallel.replicas import Replicas
+from suanli.profiling import processes
 from suanli.profiling.own_step import OwnStep
 from suanli.profiling.stopwatch import Mark
 from suanli.profiling.subjects import Example, Subject
@@ -65,9 +67,16 @@ def _stepping(
     model: nn.Module, recipe: Recipe, plan: TrainPlan, train: Samples, seed: int
 ) -> Subject:
     size = recipe.settings.batch
+    joined = not processes.several()  # else the group is the caller's, who goes on with it
+    replicas = Replicas.from_environment(plan.device)
+    plan = plan.with_(device=replicas.device)
+    if plan.sharded and replicas.world > 1:
+        raise BadInputError(
+            "a step that is sharded cannot be looked into", next_step="set sharded = false"
+        )
     note_paths(model)
     plain = copy.deepcopy(model)
-    stepper = Stepper(model, recipe, plan)
+    stepper = Stepper(model, recipe, plan, replicas)
     batches = Batches(train, recipe, plan, seed)
 
     def next_batch() -> tuple[Tensors, torch.Tensor]:
@@ -83,12 +92,19 @@ def _stepping(
     next_batch()
     usual_ms = 1e3 * (time.perf_counter() - started)
     assert train.labels is not None
-    example = tuple(part[:size] for part in train.inputs), train.labels[:size]
+    mine = range(size)[replicas.share(size)]  # what this process computes of a batch
+    example = tuple(part[: len(mine)] for part in train.inputs), train.labels[: len(mine)]
     found = _trained(recipe, stepper, plan, next_batch)
     found.model = plain
     found.batch = size
     found.example = _example(recipe, *example)
-    found.close = batches.close
+
+    def close() -> None:
+        batches.close()
+        if joined:
+            replicas.close()
+
+    found.close = close
     found.update_line = defining_line(recipe.optimizer)
     if recipe.arrange is not None:
         once = first_ms - usual_ms
