@@ -204,6 +204,37 @@ def test_kernels_without_names_are_matched_by_their_order() -> None:
     found = spread(layers, operators)
     assert [row.module for row in found if row.module] == ["a", "b"]
     assert sum(row.ms for row in found) == 3.5
+    assert [op.name for op in found[1].operators] == ["relu"], "the kernel is named after it"
+
+
+def test_kernels_that_a_compiler_made_have_a_place() -> None:
+    operators = [
+        product("conv2", name="convolution", source="m.py:1"),
+        pointwise("native_batch_norm", "bn2", source="m.py:1"),
+        product("shortcut", name="convolution", source="m.py:2"),
+        pointwise("add", "block", source="m.py:2"),
+        pointwise("mean", "", source="m.py:9"),
+    ]
+    layers = [
+        LayerTime(name="mkldnn_convolution", kind="conv", time_ms=1),
+        LayerTime(name="mkldnn_convolution", kind="conv", time_ms=1),
+        LayerTime(name="cpp_fused_native_batch_norm_add_0", kind="cpp_fused", time_ms=0.5),
+        LayerTime(name="cpp_fused_zeros_1", kind="cpp_fused", time_ms=0.25),
+    ]
+    found = spread(layers, operators)
+    assert [row.module for row in found] == ["conv2", "shortcut", "bn2", "bn2"]
+    assert found[2].fused == ("native_batch_norm", "add", "mean")
+    assert found[3].source == "m.py:1"
+
+
+def test_a_layer_that_names_an_operator_outside_of_modules_has_it() -> None:
+    operators = [product("stem", name="convolution"), pointwise("mean", "", source="m.py:9")]
+    layers = [
+        LayerTime(name="stem", kind="Convolution", time_ms=4, origin=("stem",)),
+        LayerTime(name="mean:ReduceMean", kind="ReduceMean", time_ms=1, origin=("mean_1:R",)),
+    ]
+    found = spread(layers, operators)
+    assert [(row.name, row.source) for row in found] == [("convolution", ""), ("mean", "m.py:9")]
 
 
 # -- parts, limits, verdict -----------------------------------------------------------------------
