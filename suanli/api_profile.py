@@ -1,5 +1,6 @@
 """Layer 7: the verb `suanli profile` in Python."""
 
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -40,7 +41,6 @@ class ProfileOptions:
         device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
         trace: File to write the timeline to, for Perfetto and Chrome.
         trust: Open an engine although nobody whose key is trusted here made it.
-        data: Folder of the workload's data.
     """
 
     train: bool | None = None
@@ -51,7 +51,6 @@ class ProfileOptions:
     device: str = "auto"
     trace: Path | None = None
     trust: bool = False
-    data: Path | None = None
 
     def checked(self) -> "ProfileOptions":
         """These options.
@@ -85,7 +84,8 @@ def profile(
     Args:
         what: A reference, an engine's or a run's folder, an engine, a `Workload`, a `Recipe`, an
             `nn.Module`, or a function that runs one step of a loop of your own.
-        data: For a module: example inputs; or, with a loss, a loader of (input, …, labels).
+        data: For a module: example inputs; or, with a loss, a loader of (input, …, labels). For a
+            reference: the folder of its data.
         loss: `loss(output, labels)`: the module's training step is profiled.
         optimizer: Of the module's parameters; SGD without one.
         model: For a step of your own: the module whose paths operators are shown with.
@@ -96,26 +96,35 @@ def profile(
         BadInputError: It cannot be profiled, or an option makes no sense.
         SuanliError: The plan cannot be built here.
     """
+    from suanli.measure.capturing.built import lines_noted
+    from suanli.measure.capturing.places import line_at
+    from suanli.profiling.processes import first_before_others, number
     from suanli.profiling.verb import Profiler
 
     options = ProfileOptions(**fields).checked()
-    options = replace(options, device=_device(options.device))
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="suanli-profile-")))
         maker = _Maker(what, data, loss, optimizer, model, options, stack)
         on_event(Event(kind="step", text=f"making {maker.name}"))
-        subject = maker.make(maker.plan(), options.batch, scratch)
+        with lines_noted():
+            subject = maker.make(maker.plan(), options.batch, scratch)
+        subject.called_from = line_at(sys._getframe(1))
         stack.callback(subject.close)
+        together = subject.stepper is not None and subject.stepper.replicas.world > 1
+
+        def limits() -> "Ceilings | None":
+            return _ceilings(subject.device, on_event)
+
         profiler = Profiler(
             steps=options.steps,
             checks=options.check,
-            ceilings=_ceilings(subject.device, on_event),
+            ceilings=first_before_others(limits) if together else limits(),
             compiler=_compiler(),
             remake=maker.remake,
             listener=on_event,
         )
         result = profiler.run(subject)
-    if options.trace is not None:
+    if options.trace is not None and not (together and number()):
         from suanli.profiling.trace import write_chrome
 
         write_chrome(result, options.trace)
@@ -138,12 +147,18 @@ class _Maker:
         self._what, self._data, self._loss = what, data, loss
         self._optimizer, self._model, self._options = optimizer, model, options
         self._stack = stack
+        self._device = _device(options.device)
+        self._folder = Path(data) if isinstance(data, str | Path) else None
         self.name = str(what) if isinstance(what, str | Path) else type(what).__name__
 
     @property
     def remake(self) -> "Remake | None":
         """How to make the step again; None for what exists once."""
+        from suanli.profiling.processes import world
+
         if self._is_step() or self._engine_folder() is not None or self._optimizer is not None:
+            return None
+        if world() > 1:  # a race takes as many steps as time allows, which differs by process
             return None
         return self.make
 
@@ -173,31 +188,67 @@ class _Maker:
         if folder is not None:
             self._no_plan(plan, "an engine")
             self._only("an engine answers", train=False)
+            self._no_data("an engine")
             engine = self._stack.enter_context(Engine.load(folder, trust=self._options.trust))
             return subjects.of_engine(engine, batch)
         if self._run_folder() is not None:
             self._only("a run trains", train=True)
-            return training_subjects.of_run(Path(self._what), _train_plan(plan), batch)
+            self._no_data("a run")
+            device = self._device if self._options.device != "auto" else ""
+            return training_subjects.of_run(Path(self._what), _train_plan(plan), batch, device)
         if self._is_step():
             self._no_plan(plan, "a step of your own")
             return training_subjects.of_step(
-                self._what, model=self._model, batch=batch or 1, device=self._options.device
+                self._what, model=self._model, batch=batch or 1, device=self._device
             )
-        if isinstance(self._what, nn.Module) and self._loss is not None:
+        if isinstance(self._what, nn.Module):
+            return self._of_module(self._what, plan, batch, scratch)
+        return self._of_workload(plan, batch, scratch)
+
+    def _of_module(
+        self,
+        model: "nn.Module",
+        plan: "Plan | TrainPlan | None",
+        batch: int | None,
+        scratch: Path,
+    ) -> "Subject":
+        """A module's step, without what stands around the module; a compiled one compiled."""
+        from suanli.profiling import training_subjects
+        from suanli.profiling.processes import check_alone
+        from suanli.profiling.wrappers import taken_out
+
+        within = taken_out(model)
+        if self._loss is None:
+            if self._data is None:
+                raise BadInputError(
+                    "profile(model, inputs) needs example inputs",
+                    next_step="a tensor, a tuple of arguments or a dictionary; or, with a loss, "
+                    "a loader",
+                )
+            found = self._of_workload(plan, batch, scratch, compiled=within.compiled)
+        else:
             self._only("a model with a loss trains", train=True)
+            check_alone("training with a loader")
             if batch is not None:
                 raise BadInputError("the loader says how large a batch is, leave `batch` out")
-            return training_subjects.of_loader(
-                self._what,
+            plain = _plain(self._device, compiled=within.compiled)
+            found = training_subjects.of_loader(
+                within.module,
                 self._data,
                 self._loss,
                 optimizer=self._optimizer,
-                plan=_train_plan(plan) or _plain(self._options.device),
+                plan=_train_plan(plan) or plain,
             )
-        return self._of_workload(plan, batch, scratch)
+        found.notes += within.notes
+        return found
 
     def _of_workload(
-        self, plan: "Plan | TrainPlan | None", batch: int | None, scratch: Path
+        self,
+        plan: "Plan | TrainPlan | None",
+        batch: int | None,
+        scratch: Path,
+        *,
+        compiled: bool = False,
     ) -> "Subject":
         from suanli.base.train_plan import TrainPlan
         from suanli.profiling import subjects, training_subjects
@@ -206,15 +257,18 @@ class _Maker:
         if training is None:
             training = isinstance(plan, TrainPlan) or self._is_recipe()
         if not training:
-            inference = _plan(plan) or subjects.EAGER.with_(device=self._options.device)
-            return subjects.inference(self._workload(), inference, batch or 1, scratch)
+            usual = subjects.EAGER.with_(device=self._device)
+            if compiled:
+                usual = usual.with_(backend="inductor")
+            return subjects.inference(self._workload(), _plan(plan) or usual, batch or 1, scratch)
         recipe = self._recipe()
         if recipe is None:
-            chosen = _train_plan(plan) or _plain(self._options.device)
+            plain = _plain(self._device, compiled=compiled)
+            chosen = _train_plan(plan) or plain
             return training_subjects.synthetic(self._workload(), chosen, batch or 32)
         if batch is not None:
             recipe = replace(recipe, settings=replace(recipe.settings, batch=batch))
-        return training_subjects.training(recipe, _train_plan(plan), device=self._options.device)
+        return training_subjects.training(recipe, _train_plan(plan), device=self._device)
 
     def _workload(self) -> "Workload":
         from torch import nn
@@ -225,7 +279,7 @@ class _Maker:
         from suanli.workloads.resolve import resolve
 
         if isinstance(self._what, str):
-            return resolve(self._what, data=self._options.data)
+            return resolve(self._what, data=self._folder)
         if isinstance(self._what, Recipe):
             return self._what.workload
         if isinstance(self._what, nn.Module):
@@ -246,7 +300,7 @@ class _Maker:
             return self._what
         if isinstance(self._what, str):
             try:
-                return resolve_recipe(self._what, data=self._options.data)
+                return resolve_recipe(self._what, data=self._folder)
             except BadInputError:
                 workload = self._workload()
                 if workload.data is not None and workload.training is not None:
@@ -289,6 +343,10 @@ class _Maker:
             option = "--infer" if train else "--train"
             raise BadInputError(f"{what}: {option} makes no sense", next_step=f"leave {option} out")
 
+    def _no_data(self, what: str) -> None:
+        if self._folder is not None:
+            raise BadInputError(f"{what} knows its data", next_step="leave --data out")
+
     def _no_plan(self, plan: object, what: str) -> None:
         if self._options.plan is not None and plan is not None:
             raise BadInputError(f"{what} has its plan already", next_step="leave --plan out")
@@ -327,11 +385,11 @@ def _train_plan(plan: "Plan | TrainPlan | None") -> "TrainPlan | None":
     return plan
 
 
-def _plain(device: str) -> "TrainPlan":
+def _plain(device: str, *, compiled: bool) -> "TrainPlan":
     """What a plain PyTorch loop does."""
     from suanli.base.train_plan import TrainPlan
 
-    return TrainPlan(device=device)
+    return TrainPlan(device=device, compile="default" if compiled else "none")
 
 
 def _device(wanted: str) -> str:

@@ -72,6 +72,7 @@ def doctor(
         bool, typer.Option("--refresh", help="Measure the ceilings anew (up to 25 s).")
     ] = False,
     device: Device = "auto",
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Say what is here, and what this machine can do at most.
@@ -82,9 +83,10 @@ def doctor(
     from suanli import api
     from suanli.reports import text
 
+    check_report(report)
     with text.Live(quiet=as_json) as live:
         result = api.doctor(device=device, refresh=refresh, on_event=live.event)
-    _print(result, as_json, text.doctor)
+    _print(result, as_json, text.doctor, report)
 
 
 @app.command(

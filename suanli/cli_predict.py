@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from suanli.base.errors import BadInputError
-from suanli.cli_output import WORKLOAD, Json, examples, print_result
+from suanli.cli_output import WORKLOAD, Json, Report, check_report, examples, print_result
 
 
 def register(app: typer.Typer) -> None:
@@ -83,6 +83,7 @@ def predict(  # noqa: PLR0913, PLR0917
     measure: Annotated[
         bool, typer.Option("--measure", help="With --choose, time some steps here too.")
     ] = False,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Say what a workload would do on GPUs that are not here.
@@ -104,6 +105,7 @@ def predict(  # noqa: PLR0913, PLR0917
         )
     if not choose and (max_cost is not None or deadline or max_power is not None or measure):
         raise BadInputError("--max-cost, --deadline, --max-power and --measure go with --choose")
+    check_report(report)
     ask = api.options(
         training=train,
         batch=batch,
@@ -126,6 +128,6 @@ def predict(  # noqa: PLR0913, PLR0917
         else:
             found = api.predict(workload, gpu=gpu, ask=ask, prices=prices, on_event=live.event)
     if choose:
-        print_result(ranking, as_json, predict_text.choose)
+        print_result(ranking, as_json, predict_text.choose, report)
     else:
-        print_result(found, as_json, predict_text.predict)
+        print_result(found, as_json, predict_text.predict, report)

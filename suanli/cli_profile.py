@@ -1,5 +1,6 @@
 """The command `suanli profile`: arguments to `suanli.api_profile`, nothing else."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +70,8 @@ def profile(  # noqa: PLR0913, PLR0917
     from suanli.reports import profile_text, text
 
     check_report(report)
-    with text.Live(quiet=as_json) as live:
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
+    with text.Live(quiet=as_json or not first) as live:
         result = run(
             what,
             train=train,
@@ -83,4 +85,5 @@ def profile(  # noqa: PLR0913, PLR0917
             trust=trust,
             on_event=live.event,
         )
-    print_result(result, as_json, profile_text.profile, report)
+    if first:
+        print_result(result, as_json, profile_text.profile, report)

@@ -9,9 +9,7 @@ import torch
 from suanli.base import codec
 from suanli.base.profile_results import OperatorProfile, StepTimes
 from suanli.base.work import SpeedOfLight
-from suanli.engines.backend import LayerTime
 from suanli.profiling import joining, memory, rows, trace
-from suanli.profiling.layers import spread
 from suanli.profiling.recording import KernelRun, record_steps
 from suanli.profiling.rows import Row
 from suanli.profiling.stability import stability
@@ -170,42 +168,6 @@ def test_what_was_fused_reads_once_and_writes_once() -> None:
     assert rows.as_one([conv, relu], "bf16").bytes_read == 500
 
 
-# -- layers of backends ---------------------------------------------------------------------------
-
-
-def test_layers_take_their_modules_and_what_follows_them() -> None:
-    operators = [
-        product("stem", name="convolution"),
-        pointwise("native_batch_norm", "bn"),
-        pointwise("relu", "act"),
-        product("head"),
-    ]
-    layers = [
-        LayerTime(name="Reorder_1", kind="Reorder", time_ms=0.5, precision="fp32"),
-        LayerTime(name="stem", kind="Convolution", time_ms=4, precision="bf16", origin=("stem",)),
-        LayerTime(name="Reorder_2", kind="Reorder", time_ms=0.25, precision="fp32"),
-        LayerTime(name="fc", kind="FullyConnected", time_ms=1, precision="bf16", origin=("head",)),
-    ]
-    found = {row.kernel: row for row in spread(layers, operators)}
-    assert found["stem"].fused == ("convolution", "native_batch_norm", "relu")
-    assert (found["stem"].module, found["stem"].ms) == ("stem", 4)
-    assert found["fc"].fused == ()
-    assert (found["Reorder_1"].count, found["Reorder_1"].ms) == (2, 0.75)
-    assert sum(row.ms for row in found.values()) == sum(layer.time_ms for layer in layers)
-
-
-def test_kernels_without_names_are_matched_by_their_order() -> None:
-    operators = [product("a"), pointwise(), product("b")]
-    layers = [
-        LayerTime(name="aten::addmm", kind="addmm", time_ms=1),
-        LayerTime(name="cpp_fused_relu_0", kind="cpp_fused_relu_0", time_ms=0.5),
-        LayerTime(name="aten::addmm", kind="addmm", time_ms=2),
-    ]
-    found = spread(layers, operators)
-    assert [row.module for row in found if row.module] == ["a", "b"]
-    assert sum(row.ms for row in found) == 3.5
-
-
 # -- parts, limits, verdict -----------------------------------------------------------------------
 
 PARTS = {"data": 5.0, "forward": 30.0, "backward": 60.0, "optimizer": 5.0}
@@ -249,6 +211,14 @@ def test_lost_time_leads_from_the_step_to_the_limit() -> None:
     assert causes["traffic that fusion avoids"] == pytest.approx(13.0)
     assert causes["compute-bound, below the ceiling"] == pytest.approx(40.0)
     assert lost_time(times, table, None) == ()
+
+
+def test_lost_time_adds_up_where_rows_are_faster_than_the_whole_needs() -> None:
+    table = [_profile(50, 5, "compute"), _profile(30, 0, "memory")]
+    times = StepTimes(forward_ms=80.0, idle_ms=20.0)
+    sol = SpeedOfLight(ms=30.0, bound_by="compute", compute_ms=30.0, memory_ms=2.0)
+    lost = lost_time(times, table, sol)
+    assert sum(item.ms for item in lost) == pytest.approx(100.0 - 30.0)
 
 
 def test_the_verdict_names_what_takes_most() -> None:
@@ -444,8 +414,8 @@ def test_a_gradient_that_micro_batches_add_to_counts_once() -> None:
 
 def test_the_timeline_points_into_the_table() -> None:
     step = recording(
-        node("aten::addmm", 0, 1),
-        node("aten::copy_", 1, 2),
+        node("aten::addmm", 0, 1, device_ms=1.0),
+        node("aten::copy_", 1, 2, device_ms=0.5),
         device=[KernelRun(name="gemm", start_ms=0.5, end_ms=1.5, stream=7)],
     )
     joined = joining.join(step, [product("a")])

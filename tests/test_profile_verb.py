@@ -194,6 +194,20 @@ def test_a_backends_own_counters_are_mapped_to_operators() -> None:
     assert found.memory is None
 
 
+@pytest.mark.skipif(not present("onnxruntime"), reason="ONNX Runtime is not installed")
+def test_onnx_runtimes_own_counters_are_mapped_to_operators() -> None:
+    plan = Plan(backend="onnxruntime")
+    x = torch.randn(8, 16, 24, 24)
+    found = suanli.profile(Block(), x, batch=8, steps=5, plan=plan, device="cpu")
+    parts_add_up(found)
+    conv = next(row for row in found.operators if row.name == "convolution")
+    assert conv.module == "inner.0"
+    assert conv.source.startswith("test_profile_verb.py:")
+    assert conv.flops >= 2 * 8 * 24 * 24 * 32 * 16 * 9
+    assert conv.kernel
+    assert found.profiler is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_compiled_code_is_mapped_to_the_operators_in_it(train: bool) -> None:
@@ -262,6 +276,19 @@ def test_the_command_prints_one_screen(call, tmp_path: Path) -> None:
     assert "verdict" in out
     assert "of the speed of light" in out
     assert len(out.splitlines()) <= 60
+
+
+def test_the_page_is_written_at_once(call, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    arguments = ("worked-784-128-10", "--steps", "3", "--device", "cpu", "--report", str(page))
+    code, out, err = call(*arguments, "--json")
+    assert code == 0, err
+    text = page.read_text(encoding="utf-8")
+    assert "All operators of a step" in text
+    for row in json.loads(out)["operators"]:
+        assert row["source"] in text
+    code, _, err = call(*arguments[:-1], str(tmp_path / "page.txt"))
+    assert (code, "must end in .html" in err) == (2, True)
 
 
 def test_the_json_is_what_its_schema_says(call, tmp_path: Path) -> None:
@@ -348,6 +375,60 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         suanli.profile(Block(), loader, loss, batch=3, device="cpu")
     with pytest.raises(BadInputError, match="a list cannot be profiled"):
         suanli.profile([1, 2], device="cpu")
+
+
+def test_a_module_without_inputs_is_told_what_is_missing() -> None:
+    with pytest.raises(BadInputError, match=r"profile\(model, inputs\) needs"):
+        suanli.profile(Block(), device="cpu")
+
+
+def test_data_and_device_go_where_they_are_asked_for(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, file in (("e", "manifest.json"), ("r", "run.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("{}")
+        with pytest.raises(BadInputError, match="leave --data out"):
+            suanli.profile(tmp_path / folder, tmp_path)
+    asked: list[Any] = []
+
+    def resolve(ref: str, *, data: Path | None) -> None:
+        asked.append((ref, data))
+        raise BadInputError("enough")
+
+    monkeypatch.setattr("suanli.workloads.resolve.resolve", resolve)
+    assert call("my-net", "--data", str(tmp_path), "--device", "cpu")[0] == 2
+    assert asked.pop() == ("my-net", tmp_path)
+
+    def of_run(folder: Path, plan: Any, batch: int | None, device: str) -> None:
+        asked.append(device)
+        raise BadInputError("enough")
+
+    monkeypatch.setattr("suanli.profiling.training_subjects.of_run", of_run)
+    for device in ("auto", "cpu"):
+        with pytest.raises(BadInputError, match="enough"):
+            suanli.profile(tmp_path / "r", device=device)
+    assert asked == ["", "cpu"], "unasked, a run stays on the device of its own plan"
+
+
+def test_energy_is_what_the_counter_gained_over_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from suanli.devices import device
+
+    class Counter:
+        """The processor, with a counter that gains 12 J while steps are timed."""
+
+        readings = iter([100.0, 112.0])
+
+        def energy_j(self) -> float:
+            return next(self.readings)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(device("cpu"), name)
+
+    monkeypatch.setattr("suanli.profiling.measuring.find_device", lambda name: Counter())
+    model, x = Block().eval(), torch.randn(2, 16, 8, 8)
+    found = suanli.profile(model, x, steps=4, device="cpu")
+    assert found.energy_j == pytest.approx(3.0)
 
 
 def test_a_check_that_can_try_nothing_says_so() -> None:

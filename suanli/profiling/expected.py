@@ -107,15 +107,18 @@ class Basis:
             return 0.0
         return operator_sol(op, self.ceilings, new.precision)[0]
 
-    def step_at(self, batch: int) -> float:
-        """Expected milliseconds at another batch.
+    def step_at(self, batch: int) -> float | None:
+        """Expected milliseconds at another batch; None where it cannot be said.
 
         What lies between operators stays, what computes and moves samples grows.
         """
         grown = batch / self.batch
         total = self.times.idle_ms
-        for row in self.rows:
-            total += row.ms * self._grown(row, grown)
+        try:
+            for row in self.rows:
+                total += row.ms * self._grown(row, grown)
+        except BadInputError:  # products of a type that the device has no ceiling for
+            return None
         return total + grown * (self.times.data_ms + self.times.transfer_ms)
 
     def _grown(self, row: Row, times: float) -> float:

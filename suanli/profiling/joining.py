@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from suanli.base.work import Operator, Phase
-from suanli.profiling.recording import Node, Recording
+from suanli.profiling.recording import Node, Recording, exchanges, moves_between
 
 
 def _names(text: str) -> frozenset[str]:
@@ -34,10 +34,11 @@ _FRAMES = (
     "Pregraph",
     "AOTDispatcher",
     "## Call",
+    "DistributedDataParallel.",
+    "torch.distributed.",
 )
 # A call whose insides take this part of its time is a frame around them.
 _MOSTLY = 0.5
-_MOVES_TO = ("Memcpy HtoD", "Memcpy DtoH", "[CUDA memcpy HtoD]", "[CUDA memcpy DtoH]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Joined:
         phase: Part of the step.
         module: Path of the module, of a call that was not counted its neighbour's.
         ms: Its time, without the profiler's own cost: on the device where there is one.
+        source: Line of the user's, likewise.
         index: Position of `operator` among those counted; -1 without.
     """
 
@@ -58,6 +60,7 @@ class Joined:
     phase: Phase
     module: str
     ms: float
+    source: str = ""
     index: int = -1
 
 
@@ -90,11 +93,13 @@ def join(recording: Recording, operators: Sequence[Operator]) -> list[Joined]:
     found: list[Joined] = []
     for turn, (phase, roots) in enumerate(calls):
         match = by_turn.get(turn)
-        state = _State(match[1] if match is not None and match[0] == phase else [])
+        expected = match[1] if match is not None and match[0] == phase else []
+        state = _State(expected, on_device=bool(recording.device))
         found += [joined for root in roots for joined in _visit(root, phase, state)]
+    state = _State([], on_device=bool(recording.device))
     for root in recording.roots:
         if root.part == "optimizer":
-            found += _alone(root, "optimizer", "")
+            found += _alone(root, "optimizer", state)
     return found
 
 
@@ -131,11 +136,22 @@ def _merged(turns: _Turns) -> _Turns:
 
 
 class _State:
-    """The operators of a pass that have not been met yet."""
+    """The operators of a pass that have not been met yet.
 
-    def __init__(self, expected: list[tuple[int, Operator]]) -> None:
-        self._expected, self._at = expected, 0
-        self.module = ""
+    Attributes:
+        on_device: Whether time is that of the kernels on a device.
+        module: Of the operator that was met last; before the first one, of that one.
+        source: Likewise.
+    """
+
+    def __init__(self, expected: list[tuple[int, Operator]], *, on_device: bool) -> None:
+        self._expected, self._at, self.on_device = expected, 0, on_device
+        first = expected[0][1] if expected else Operator(name="")
+        self.module, self.source = first.module, first.source
+
+    def ms(self, node: Node) -> float:
+        """The call's time; a call of a device's program that starts no kernel takes none of it."""
+        return node.device_ms if self.on_device else node.ms
 
     def take(self, name: str) -> tuple[int, Operator] | None:
         """The next operator if it has this name, or one soon after."""
@@ -144,7 +160,7 @@ class _State:
             index, operator = self._expected[place]
             if operator.name == name:
                 self._at = place + 1
-                self.module = operator.module
+                self.module, self.source = operator.module, operator.source
                 return index, operator
         return None
 
@@ -153,26 +169,36 @@ def _visit(node: Node, phase: Phase, state: _State) -> list[Joined]:
     taken = state.take(plain_name(node.name))
     if taken is not None:
         index, operator = taken
-        return [_joined(node, operator, phase, operator.module, index)]
+        return [_joined(node, operator, phase, state, index)]
     inside = [found for child in node.children for found in _visit(child, phase, state)]
     if any(found.operator is not None for found in inside):
         return inside
-    return _alone(node, phase, state.module)
+    return _alone(node, phase, state)
 
 
-def _alone(node: Node, phase: Phase, module: str) -> list[Joined]:
+def _alone(node: Node, phase: Phase, state: _State) -> list[Joined]:
     """A call that nothing was counted for: what computes inside it, or itself."""
     name = plain_name(node.name)
-    inside = [found for child in node.children for found in _alone(child, phase, module)]
-    nothing = name in _NOTHING or name.startswith(_FRAMES)
-    if nothing or (inside and sum(j.node.ms for j in inside) >= _MOSTLY * node.ms):
+    inside = [found for child in node.children for found in _alone(child, phase, state)]
+    nothing = name in _NOTHING or name.startswith(_FRAMES) or exchanges(node.name)
+    mostly = _MOSTLY * state.ms(node)
+    if nothing or (inside and sum(state.ms(j.node) for j in inside) >= mostly):
         return inside
-    return [_joined(node, None, phase, module, -1)]
+    return [_joined(node, None, phase, state, -1)]
 
 
-def _joined(node: Node, operator: Operator | None, phase: Phase, module: str, index: int) -> Joined:
-    ms = node.device_ms or node.ms
-    return Joined(node=node, operator=operator, phase=phase, module=module, ms=ms, index=index)
+def _joined(
+    node: Node, operator: Operator | None, phase: Phase, state: _State, index: int
+) -> Joined:
+    return Joined(
+        node=node,
+        operator=operator,
+        phase=phase,
+        module=state.module,
+        ms=state.ms(node),
+        source=state.source,
+        index=index,
+    )
 
 
 def brought_to(found: list[Joined], recording: Recording, step_ms: float) -> list[Joined]:
@@ -189,18 +215,15 @@ def brought_to(found: list[Joined], recording: Recording, step_ms: float) -> lis
     least = 0.1  # of the time: what is left to a call that does next to nothing
     cost_ms = max(0.0, recording.ms - step_ms) / max(1, recording.calls)
     slower = max(1.0, step_ms / recording.ms) if recording.ms > 0 else 1.0
-    return [
-        replace(j, ms=slower * max(j.ms - cost_ms * j.node.calls, least * j.ms))
-        if not j.node.device_ms  # a device's times are its own
-        else j
-        for j in found
-    ]
+    if recording.device:
+        return found  # a device's times are its own
+    return [replace(j, ms=slower * max(j.ms - cost_ms * j.node.calls, least * j.ms)) for j in found]
 
 
 def transfers(recording: Recording) -> Iterator[tuple[str, float]]:
     """Name and milliseconds of each copy between host and device."""
     for run in recording.device:
-        if run.name.startswith(_MOVES_TO):
+        if moves_between(run.name):
             yield run.name, run.end_ms - run.start_ms
 
 

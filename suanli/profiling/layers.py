@@ -1,11 +1,14 @@
 """Maps what a compiler or a backend ran back to the operators that were captured."""
 
+import re
 from collections.abc import Sequence
 
 from suanli.base.work import Operator, Phase
 from suanli.engines.backend import LayerTime
 from suanli.profiling.rows import Row
 
+_NUMBER = re.compile(r"_\d+$")
+_BRANCHES = 1  # products between the one that an operator stands behind and the kernel that has it
 _PRODUCTS = (
     "conv",
     "gemm",
@@ -26,7 +29,8 @@ def spread(
 
     A layer takes the operators of the modules that the backend names as its origin. Products that
     no layer named go to the layers of products that named none, in order, where there are as many
-    of each. What is left stands in the graph behind a product and was fused into its layer.
+    of each. What is left stands in the graph behind a product: a kernel that a compiler made behind
+    it and named after the operator computes it, else it was fused into the product's layer.
 
     Args:
         layers: In execution order.
@@ -37,11 +41,12 @@ def spread(
     owner: list[int | None] = [None] * len(counted)
     _by_origin(layers, counted, owner)
     _by_order(layers, counted, owner)
-    _behind(counted, owner)
-    rows = []
+    _behind(layers, counted, owner)
+    rows: list[Row] = []
     for index, layer in enumerate(layers):
         mine = [i for i, layer_index in enumerate(owner) if layer_index == index]
         rows.append(_row(layer, [counted[i] for i in mine], mine, phase))
+    _placed_by_neighbours(layers, rows)
     return merged(rows)
 
 
@@ -60,6 +65,18 @@ def _by_origin(
                     not operators[index].matmul or _is_product(layers[place])
                 ):
                     owner[index] = place
+            _outside_modules(name, place, operators, owner)
+
+
+def _outside_modules(
+    name: str, place: int, operators: Sequence[Operator], owner: list[int | None]
+) -> None:
+    """Give a layer the operator outside of all modules that it names, as "mean_1:ReduceMean"."""
+    called = _NUMBER.sub("", name.partition(":")[0])
+    for index, op in enumerate(operators):
+        if owner[index] is None and not op.module and op.name == called:
+            owner[index] = place
+            return
 
 
 def _by_order(
@@ -76,20 +93,62 @@ def _by_order(
                 owner[index] = place
 
 
-def _behind(operators: Sequence[Operator], owner: list[int | None]) -> None:
+def _behind(
+    layers: Sequence[LayerTime], operators: Sequence[Operator], owner: list[int | None]
+) -> None:
     last: int | None = None
-    for index in range(len(operators)):
+    product: int | None = None
+    for index, op in enumerate(operators):
         if owner[index] is None:
-            owner[index] = last
+            generated = None if product is None else _generated_behind(layers, product, op.name)
+            owner[index] = last if generated is None else generated
         else:
-            last = owner[index]
+            product = owner[index]
+        last = owner[index]
+
+
+def _generated_behind(layers: Sequence[LayerTime], product: int, name: str) -> int | None:
+    """The next kernel that a compiler made and named after the operator, two products on at most.
+
+    What joins two branches of a model runs behind the products of both.
+    """
+    passed = 0
+    for place in range(product + 1, len(layers)):
+        if _is_generated(layers[place]) and name in _words(layers[place]):
+            return place
+        passed += _is_product(layers[place])
+        if passed > _BRANCHES:
+            return None
+    return None
+
+
+def _placed_by_neighbours(layers: Sequence[LayerTime], rows: Sequence[Row]) -> None:
+    """Kernels that a compiler made for no operator of the count stand where what runs before does.
+
+    Args:
+        layers: In execution order.
+        rows: One each.
+    """
+    known = [row for row in rows if row.operators]
+    module, source = (known[0].module, known[0].source) if known else ("", "")
+    for layer, row in zip(layers, rows, strict=True):
+        if row.operators:
+            module, source = row.module, row.source
+        elif _is_generated(layer):
+            row.module, row.source = module, source
 
 
 def _is_product(layer: LayerTime) -> bool:
     """Whether a layer computes a product: Inductor names its fused kernels after all around it."""
     words = _words(layer)
-    generated = "_fused_" in words and "tem_fused" not in words
-    return any(word in words for word in _PRODUCTS) and "reorder" not in words and not generated
+    named = any(word in words for word in _PRODUCTS)
+    return named and "reorder" not in words and not _is_generated(layer)
+
+
+def _is_generated(layer: LayerTime) -> bool:
+    """Whether Inductor made the kernel from operators other than a template's product."""
+    words = _words(layer)
+    return "_fused_" in words and "tem_fused" not in words
 
 
 def _words(layer: LayerTime) -> str:

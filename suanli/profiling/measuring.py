@@ -6,6 +6,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 
+import torch
+
 from suanli.base.errors import CaptureError
 from suanli.base.profile_results import ProfilerCost
 from suanli.base.timing import Estimate
@@ -13,11 +15,13 @@ from suanli.base.work import Operator, Phase, Work
 from suanli.devices import device as find_device
 from suanli.engines.backend import LayerTime
 from suanli.engines.backends._torch import use_inductor_cache
+from suanli.measure.capturing.built import placed, places_of
 from suanli.measure.step_record import SetPhase, record_step
 from suanli.measure.timing import median_interval
-from suanli.profiling import joining, rows
+from suanli.profiling import joining, processes, rows
 from suanli.profiling.joining import Joined
 from suanli.profiling.layers import spread
+from suanli.profiling.processes import GoOn
 from suanli.profiling.recording import Recording, record_steps
 from suanli.profiling.rows import Row
 from suanli.profiling.stopwatch import Part, StepTime, time_steps, typical_parts
@@ -45,6 +49,8 @@ class Measured:
         joined: Its calls.
         layers: What the backend's own counters said.
         layer_scale: Factor from the counters to the undisturbed step.
+        transfer_ms: Copies between host and device.
+        waited_ms: Waiting for other processes.
         read_backs: Source line of each value that the step takes out of a tensor.
         energy_j: Of one step; None where no counter can be read.
     """
@@ -62,6 +68,7 @@ class Measured:
     layer_scale: float = 1.0
     cost: ProfilerCost | None = None
     transfer_ms: float = 0.0
+    waited_ms: float = 0.0
     read_backs: list[str] = field(default_factory=list)
     energy_j: float | None = None
 
@@ -79,20 +86,28 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
     sync = subject.sync()
     say("compiling and warming up" if subject.compiled else "warming up")
     with named_kernels() if subject.compiled else nullcontext():
-        _warm_up(subject, sync)
+        go_on = _keeping_step(subject, sync)
+        _warm_up(subject, sync, go_on)
     say(f"timing {steps} steps undisturbed")
     energy = find_device(subject.device).energy_j
     before = energy()
     times = time_steps(
-        subject.step, steps=steps, max_seconds=_TIME_SECONDS, first=subject.first, sync=sync
+        subject.step,
+        steps=steps,
+        max_seconds=_TIME_SECONDS,
+        first=subject.first,
+        sync=sync,
+        go_on=go_on,
     )
     after = energy()
+    models = [] if subject.model is None else [subject.model]
+    operators = work.operators if work is not None else ()
     found = Measured(
         times=times,
         step_ms=median_interval([t.ms for t in times]),
         parts=typical_parts(times),
         work=work,
-        operators=list(work.operators) if work is not None else [],
+        operators=placed(operators, places_of(models), subject.called_from),
         rows=[],
         busy={},
         energy_j=(after - before) / len(times)
@@ -104,8 +119,26 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
         _from_layers(subject, found)
     else:
         say("recording the operators")
-        _from_recording(subject, found, sync)
+        _from_recording(subject, found, sync, go_on)
     return found
+
+
+def _keeping_step(subject: Subject, sync: Callable[[], object] | None) -> GoOn:
+    """How the number of steps is decided: where processes take them together, by the first one."""
+    shares = subject.stepper is not None and subject.stepper.replicas.world > 1
+    if not processes.several() or not (shares or subject.own is not None):
+        return bool
+    kind = subject.device.partition(":")[0]
+    (one,) = record_steps(subject.step, steps=1, first=subject.first, device=kind, sync=sync)
+    if not processes.takes_part(one):
+        return bool
+    group = torch.distributed
+    subject.notes.append(
+        f"of {group.get_world_size()} processes that with the number {group.get_rank()} is "
+        "profiled: how long it waits for the others is its own"
+    )
+    subject.together = True
+    return processes.as_the_first_says(subject.device)
 
 
 @contextmanager
@@ -118,20 +151,22 @@ def named_kernels() -> Iterator[None]:
         yield
 
 
-def _warm_up(subject: Subject, sync: Callable[[], object] | None) -> None:
+def _warm_up(subject: Subject, sync: Callable[[], object] | None, go_on: GoOn) -> None:
     end = time.perf_counter() + _WARM_SECONDS
     for count in range(1000):
         subject.run()
         if sync is not None:
             sync()
-        if count + 1 >= _WARM_STEPS and time.perf_counter() >= end:
+        if not go_on(count + 1 < _WARM_STEPS or time.perf_counter() < end):
             break
 
 
 # -- torch's profiler -----------------------------------------------------------------------------
 
 
-def _from_recording(subject: Subject, found: Measured, sync: Callable[[], object] | None) -> None:
+def _from_recording(
+    subject: Subject, found: Measured, sync: Callable[[], object] | None, go_on: GoOn
+) -> None:
     kind = subject.device.partition(":")[0]
     recordings = record_steps(
         subject.step,
@@ -140,13 +175,14 @@ def _from_recording(subject: Subject, found: Measured, sync: Callable[[], object
         device=kind,
         sync=sync,
         max_seconds=_RECORD_SECONDS,
+        go_on=go_on,
     )
     step_ms = found.step_ms.p50
     recorded_ms = median(r.ms for r in recordings)
     found.cost = ProfilerCost(step_ms=recorded_ms, cost=recorded_ms / step_ms - 1)
     usual = min(recordings, key=lambda r: abs(r.ms - recorded_ms))
     if subject.compiled:
-        _from_compiled(found, recordings)
+        _from_compiled(found, recordings, recordings.index(usual))
     else:
         _watch(subject, found)
         joined = [joining.join(r, found.operators) for r in recordings]
@@ -156,7 +192,8 @@ def _from_recording(subject: Subject, found: Measured, sync: Callable[[], object
         )
     found.recording = usual
     found.transfer_ms = sum(ms for _, ms in joining.transfers(usual))
-    _with_update(found)
+    found.waited_ms = processes.waited_ms(usual, found.joined)
+    _with_update(subject, found)
     on_device = kind != "cpu"
     phases: tuple[Phase, ...] = ("forward", "backward", "optimizer")
     for phase in phases:
@@ -178,24 +215,31 @@ def _watch(subject: Subject, found: Measured) -> None:
 
     try:
         record = record_step(run, subject.watched)
-        found.operators, found.read_backs = record.operators, record.read_backs
+        places = places_of(subject.watched)
+        found.operators = placed(record.operators, places, subject.called_from)
+        found.read_backs = record.read_backs
+        if subject.own is not None:
+            subject.plan = subject.own.plan_seen(subject.plan, record.operators)
     except CaptureError as error:
         subject.notes.append(f"operators are those of the model as written: {error}")
 
 
-def _with_update(found: Measured) -> None:
+def _with_update(subject: Subject, found: Measured) -> None:
     """One row for the whole update, with the work that the optimiser's formula has."""
     update = [row for row in found.rows if row.phase == "optimizer"]
     if not update:
         return
     counted = [] if found.work is None else found.work.operators
     operators = [op for op in counted if op.phase == "optimizer"]
+    # a step of the user's own calls the update itself; else the line that makes the optimiser
+    called = (op.source for op in found.operators if op.phase == "optimizer" and op.source)
     found.rows = [row for row in found.rows if row.phase != "optimizer"]
     largest = max(update, key=lambda row: row.ms)
     found.rows.append(
         Row(
             name=operators[0].name if operators else largest.name,
             phase="optimizer",
+            source=subject.update_line or next(called, subject.called_from),
             count=sum(row.count for row in update),
             ms=sum(row.ms for row in update),
             operators=operators,
@@ -207,13 +251,13 @@ def _with_update(found: Measured) -> None:
 # -- compiled code and engines --------------------------------------------------------------------
 
 
-def _from_compiled(found: Measured, recordings: Sequence[Recording]) -> None:
+def _from_compiled(found: Measured, recordings: Sequence[Recording], usual: int) -> None:
     """Kernels of torch.compile, with the operators of the model as written."""
     steps = []
     for recording in recordings:
         joined = joining.join(recording, ())
         steps.append(joining.brought_to(joined, recording, found.step_ms.p50))
-    found.joined = steps[0]
+    found.joined = steps[usual]
     update = [j for j in steps[0] if j.phase == "optimizer"]
     found.rows = rows.grouped([update]) if update else []
     phases: tuple[Phase, ...] = ("forward", "backward")

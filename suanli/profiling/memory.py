@@ -1,7 +1,8 @@
 """Memory of a step by kind: what torch's allocator gave, and what the cost model expected."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -65,15 +66,30 @@ def _storages(tensors: Iterable[torch.Tensor]) -> int:
     return sum(sizes.values())
 
 
+def _parameters(subject: Subject) -> list[torch.Tensor]:
+    """Of the models, and of the optimisers: those of a step of one's own are known by these."""
+    own = subject.own.parameters() if subject.own is not None else []
+    every = [*(p for m in _models(subject) for p in m.parameters()), *own]
+    return list({id(p): p for p in every}.values())
+
+
 def _weights(subject: Subject) -> int:
-    return _storages(t for m in _models(subject) for t in (*m.parameters(), *m.buffers()))
+    buffers = [b for m in _models(subject) for b in m.buffers()]
+    return _storages([*_parameters(subject), *buffers])
 
 
 def _states(subject: Subject) -> int:
-    if subject.stepper is None:
-        return 0
-    values = [v for state in subject.stepper.optimizer.state.values() for v in state.values()]
+    values = [
+        value
+        for optimizer in subject.optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+    ]
     return _storages(v for v in values if isinstance(v, torch.Tensor))
+
+
+def _gradients(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _on_cuda(subject: Subject) -> dict[str, int]:
@@ -82,8 +98,7 @@ def _on_cuda(subject: Subject) -> dict[str, int]:
     subject.run()
     torch.cuda.synchronize(subject.device)
     peak = torch.cuda.max_memory_allocated(subject.device)
-    parameters = [p for m in _models(subject) for p in m.parameters()]
-    gradients = _storages(p.grad for p in parameters if p.grad is not None)
+    gradients = _storages(_gradients(_parameters(subject)))
     weights, states = _weights(subject), _states(subject)
     rest = max(0, peak - weights - states - gradients)
     return {
@@ -97,13 +112,17 @@ def _on_cuda(subject: Subject) -> dict[str, int]:
 
 def _on_cpu(subject: Subject) -> dict[str, int]:
     """Follow the allocator through one step by the profiler's memory events."""
-    parameters = {id(p): p for m in _models(subject) for p in m.parameters()}
-    for parameter in parameters.values():
-        parameter.grad = None
+    parameters = _parameters(subject)
+    if subject.own is None:
+        for parameter in parameters:
+            parameter.grad = None
+    # gradients that a step of one's own finds: it frees them first, which the events do not say, or
+    # overwrites them where they are
+    there = {i: weakref.ref(p.grad) for i, p in enumerate(parameters) if p.grad is not None}
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for index, parameter in enumerate(parameters.values()):
+        for index, parameter in enumerate(parameters):
             if parameter.requires_grad and parameter.is_leaf:
                 hook: Any = parameter.register_post_accumulate_grad_hook
                 handle = hook(partial(_note_gradient, index))
@@ -119,7 +138,13 @@ def _on_cpu(subject: Subject) -> dict[str, int]:
         _note(_MARK + "end")
     weights, states = _weights(subject), _states(subject)
     inputs = 0 if subject.training else subject.input_bytes
-    peak = _peak(_raw_events(profile), weights + states + inputs)
+    kept = {
+        str(index): grad.untyped_storage().nbytes()
+        for index, grad in ((i, ref()) for i, ref in there.items())
+        if grad is not None
+    }
+    before = weights + states + inputs + sum(kept.values())
+    peak = _peak(_raw_events(profile), before, kept)
     rest = max(0, peak.total - weights - states - peak.gradients - peak.workspace)
     return {
         "weights": weights,
@@ -175,7 +200,7 @@ def _raw_events(profile: Any) -> list[RawEvent]:
     return found
 
 
-def _peak(events: Sequence[RawEvent], before: int) -> Peak:
+def _peak(events: Sequence[RawEvent], before: int, kept: Mapping[str, int] | None = None) -> Peak:
     """The step's fullest moment.
 
     Scratch space is what is live then and gone when the operator that runs then is over.
@@ -183,6 +208,7 @@ def _peak(events: Sequence[RawEvent], before: int) -> Peak:
     Args:
         events: Of one step between its two marks, in any order.
         before: Bytes that were there when it began.
+        kept: Gradients among them that the step did not free, by parameter.
     """
     begin = next(e.end_ns for e in events if e.name == _MARK + "begin")
     end = next(e.start_ns for e in events if e.name == _MARK + "end")
@@ -192,7 +218,7 @@ def _peak(events: Sequence[RawEvent], before: int) -> Peak:
         now += event.size
         if now > most:
             most, at = now, event.start_ns
-    held: dict[str, int] = {}  # by parameter: micro-batches add to a gradient that is there
+    held = dict(kept or {})  # by parameter: micro-batches add to a gradient that is there
     for event in inside:
         if event.name.startswith(_GRAD) and event.start_ns <= at:
             index, size = event.name.removeprefix(_GRAD).split(":")

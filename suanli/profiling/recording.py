@@ -13,6 +13,9 @@ from suanli.profiling._stderr import without_stderr
 from suanli.profiling.stopwatch import Mark, Part
 
 _MARK, _STEP, _END = "suanli.part:", "suanli.step", "suanli.end"
+# Spans that a library of collectives notes, from the call until all is there.
+_COLLECTIVES = ("gloo:", "nccl:", "mpi:", "ucc:", "xccl:")
+_MOVES_BETWEEN = ("Memcpy HtoD", "Memcpy DtoH", "[CUDA memcpy HtoD]", "[CUDA memcpy DtoH]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class Node:
         start_ms: From the step's beginning.
         end_ms: The same.
         part: Part of the step that it began in.
-        device_ms: Time of the kernels that it started, those of `children` included; 0 on a CPU.
+        device_ms: Time of the kernels that it started, those of `children` included and copies
+            between host and device left out; 0 on a CPU.
         kernels: Their names.
         calls: How many calls this is, itself and all inside.
     """
@@ -64,6 +68,7 @@ class Recording:
         roots: Outermost calls on the thread that runs the step, and on autograd's for a device.
         aside: Calls of other threads, such as those that prepare batches.
         device: What ran on the device; empty on a CPU.
+        exchanges: Collectives of the host's library, from their call until they are done.
     """
 
     ms: float
@@ -71,6 +76,7 @@ class Recording:
     roots: tuple[Node, ...]
     aside: tuple[Node, ...] = ()
     device: tuple[KernelRun, ...] = ()
+    exchanges: tuple[KernelRun, ...] = ()
 
     @property
     def calls(self) -> int:
@@ -86,6 +92,7 @@ def record_steps(
     device: str,
     sync: Callable[[], object] | None = None,
     max_seconds: float = 20.0,
+    go_on: Callable[[bool], bool] = bool,
 ) -> list[Recording]:
     """Run steps under torch's profiler, without stacks and shapes, which would cost more.
 
@@ -96,6 +103,7 @@ def record_steps(
         device: "cpu" or "cuda".
         sync: Waits until the device is done.
         max_seconds: Time for them.
+        go_on: Told whether this process would run another step; says whether all do.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
@@ -115,7 +123,7 @@ def record_steps(
                 if sync is not None:
                     sync()
                 _note(_END)
-                if time.perf_counter() > end:
+                if not go_on(time.perf_counter() <= end):
                     break
         finally:
             with without_stderr():
@@ -144,6 +152,8 @@ def _recordings(events: Any, *, on_device: bool) -> list[Recording]:
             device.append(event)
     starts = [e for e in host if e.name == _STEP]
     ends = [e for e in host if e.name == _END]
+    spans = [e for e in host if e.name.startswith(_COLLECTIVES)]
+    host = [e for e in host if not e.name.startswith(_COLLECTIVES)]
     tops = sorted((e for e in host if _is_top(e)), key=lambda e: e.time_range.start)
     found = []
     for start, end in zip(starts, ends, strict=True):
@@ -161,6 +171,7 @@ def _recordings(events: Any, *, on_device: bool) -> list[Recording]:
             part = _part_at(parts, (event.time_range.start - zero) / 1e3)
             engine = on_device and part == "backward"
             (roots if here or engine else aside).append(_node(event, zero, part))
+        sent = [_kernel(e, zero) for e in spans if zero <= e.time_range.start < last]
         ran = [_kernel(e, zero) for e in device if zero <= e.time_range.start < last]
         found.append(
             Recording(
@@ -169,6 +180,7 @@ def _recordings(events: Any, *, on_device: bool) -> list[Recording]:
                 roots=tuple(roots),
                 aside=tuple(aside),
                 device=tuple(sorted(ran, key=lambda k: k.start_ms)),
+                exchanges=tuple(sent),
             )
         )
     return found
@@ -211,9 +223,11 @@ def _node(event: Any, zero: float, part: Part) -> Node:
     children = tuple(
         _node(child, zero, part)
         for child in event.cpu_children
-        if not child.name.startswith("suanli.")
+        if not child.name.startswith(("suanli.", *_COLLECTIVES))
     )
-    own = list(getattr(event, "kernels", ()))
+    # copies between host and device and between processes are parts of the step, not operators
+    kernels = getattr(event, "kernels", ())
+    own = [k for k in kernels if not (moves_between(k.name) or exchanges(k.name))]
     return Node(
         name=event.name,
         start_ms=(event.time_range.start - zero) / 1e3,
@@ -224,6 +238,16 @@ def _node(event: Any, zero: float, part: Part) -> Node:
         kernels=(*(k.name for k in own), *(name for c in children for name in c.kernels)),
         calls=1 + sum(c.calls for c in children),
     )
+
+
+def moves_between(kernel: str) -> bool:
+    """Whether what ran on a device is a copy between it and the host."""
+    return kernel.startswith(_MOVES_BETWEEN)
+
+
+def exchanges(name: str) -> bool:
+    """Whether a call or a kernel is an exchange with other processes."""
+    return name.startswith((*_COLLECTIVES, "c10d::", "ncclDevKernel", "ncclKernel"))
 
 
 def _kernel(event: Any, zero: float) -> KernelRun:

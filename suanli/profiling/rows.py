@@ -64,12 +64,11 @@ def _table(step: Sequence[Joined]) -> dict[_Key, Row]:
     table: dict[_Key, Row] = {}
     for joined in step:
         op = joined.operator
-        source = op.source if op is not None else ""
         name = op.name if op is not None else joined.node.name.rpartition("::")[2].rstrip("_")
-        key = (joined.phase, name, joined.module, source)
+        key = (joined.phase, name, joined.module, joined.source)
         row = table.get(key)
         if row is None:
-            row = Row(name=name, phase=joined.phase, module=joined.module, source=source)
+            row = Row(name=name, phase=joined.phase, module=joined.module, source=joined.source)
             row.kernel = joined.node.kernels[0] if joined.node.kernels else ""
             table[key] = row
         row.count += 1

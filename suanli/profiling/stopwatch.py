@@ -77,6 +77,7 @@ def time_steps(
     max_seconds: float,
     first: Part,
     sync: Callable[[], object] | None = None,
+    go_on: Callable[[bool], bool] = bool,
 ) -> list[StepTime]:
     """Time steps one after the other, as they come: no profiler, the collector left on.
 
@@ -86,11 +87,12 @@ def time_steps(
         max_seconds: Time for them.
         first: The part that a step begins with.
         sync: Waits until the device is done; its time counts as part of the step.
+        go_on: Told whether this process would run another step; says whether all do.
     """
     found: list[StepTime] = []
     end = time.perf_counter() + max_seconds
     with _watched_collector() as collected:
-        while len(found) < steps and (len(found) < 3 or time.perf_counter() < end):
+        while go_on(len(found) < steps and (len(found) < 3 or time.perf_counter() < end)):
             collected.ms = 0.0
             before = resource.getrusage(resource.RUSAGE_SELF)
             watch = Stopwatch()

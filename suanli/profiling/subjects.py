@@ -20,6 +20,7 @@ from suanli.engines.backends import backends
 from suanli.engines.engine import Engine
 from suanli.engines.program import Program, capture, flatten_call, unflatten_call
 from suanli.measure.capture import capture as count
+from suanli.profiling.own_step import OwnStep
 from suanli.profiling.stopwatch import Mark, Part
 from suanli.training.step import Stepper
 from suanli.workloads.record import Inputs, Workload
@@ -72,6 +73,11 @@ class Subject:
         stepper: What trains, in a step of training that goes through it.
         input_bytes: Inputs of inference, which stand before the step.
         own_loader: Whether batches come from a loader of the user's own.
+        own: The step, where it is one of the user's own.
+        together: Whether several processes take the step, and have to run equally many.
+        called_from: Line that asked for the profile, for operators that no line of the user's
+            calls; "" where that is no line of a program.
+        update_line: Line that makes the optimiser; "" where it is one of ours.
     """
 
     name: str
@@ -92,7 +98,18 @@ class Subject:
     stepper: Stepper | None = None
     input_bytes: int = 0
     own_loader: bool = False
+    own: OwnStep | None = None
+    together: bool = False
+    called_from: str = ""
+    update_line: str = ""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that a step of training steps."""
+        if self.own is not None:
+            return self.own.optimizers
+        return [] if self.stepper is None else [self.stepper.optimizer]
 
     @property
     def device(self) -> str:

@@ -39,14 +39,13 @@ def timeline(
     ]
     for j in joined:
         name = j.operator.name if j.operator else j.node.name.rpartition("::")[2].rstrip("_")
-        source = j.operator.source if j.operator else ""
         events.append(
             TraceEvent(
                 name=name,
                 track="host",
                 start_ms=j.node.start_ms,
                 duration_ms=j.node.ms,
-                operator=places.get((j.phase, name, j.module, source)),
+                operator=places.get((j.phase, name, j.module, j.source)),
                 phase=j.phase,
             )
         )

@@ -14,13 +14,19 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.base.plan import Plan
 from suanli.base.train_plan import TrainPlan
-from suanli.profiling.own_step import marked
+from suanli.measure.capturing.built import note_paths
+from suanli.measure.capturing.places import defining_line
+from suanli.parallel.replicas import Replicas
+from suanli.profiling import processes
+from suanli.profiling.own_step import OwnStep
 from suanli.profiling.stopwatch import Mark
 from suanli.profiling.subjects import Example, Subject
+from suanli.profiling.wrappers import taken_out
 from suanli.training.batches import Batches
 from suanli.training.checks import check_samples
 from suanli.training.fit import default_plan
 from suanli.training.forward import machine_as_planned
+from suanli.training.kernels import usable
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.recipes import resolve_recipe
 from suanli.training.run_folder import RunFolder
@@ -61,8 +67,16 @@ def _stepping(
     model: nn.Module, recipe: Recipe, plan: TrainPlan, train: Samples, seed: int
 ) -> Subject:
     size = recipe.settings.batch
+    joined = not processes.several()  # else the group is the caller's, who goes on with it
+    replicas = Replicas.from_environment(plan.device)
+    plan = plan.with_(device=replicas.device)
+    if plan.sharded and replicas.world > 1:
+        raise BadInputError(
+            "a step that is sharded cannot be looked into", next_step="set sharded = false"
+        )
+    note_paths(model)
     plain = copy.deepcopy(model)
-    stepper = Stepper(model, recipe, plan)
+    stepper = Stepper(model, recipe, plan, replicas)
     batches = Batches(train, recipe, plan, seed)
 
     def next_batch() -> tuple[Tensors, torch.Tensor]:
@@ -78,12 +92,20 @@ def _stepping(
     next_batch()
     usual_ms = 1e3 * (time.perf_counter() - started)
     assert train.labels is not None
-    example = tuple(part[:size] for part in train.inputs), train.labels[:size]
+    mine = range(size)[replicas.share(size)]  # what this process computes of a batch
+    example = tuple(part[: len(mine)] for part in train.inputs), train.labels[: len(mine)]
     found = _trained(recipe, stepper, plan, next_batch)
     found.model = plain
     found.batch = size
     found.example = _example(recipe, *example)
-    found.close = batches.close
+
+    def close() -> None:
+        batches.close()
+        if joined:
+            replicas.close()
+
+    found.close = close
+    found.update_line = defining_line(recipe.optimizer)
     if recipe.arrange is not None:
         once = first_ms - usual_ms
         found.notes.append(
@@ -140,13 +162,16 @@ def _example(recipe: Recipe, inputs: Tensors, labels: torch.Tensor) -> Example:
     )
 
 
-def of_run(folder: Path, plan: TrainPlan | None, batch: int | None = None) -> Subject:
+def of_run(
+    folder: Path, plan: TrainPlan | None, batch: int | None = None, device: str = ""
+) -> Subject:
     """The training step of a run: its workload, its settings, its plan, its weights so far.
 
     Args:
         folder: What `suanli train` wrote.
         plan: In the place of its own.
         batch: In the place of its own.
+        device: In the place of that of its own plan; "" is that one.
 
     Raises:
         BadInputError: There is no run, or it cannot be made again from what it says.
@@ -160,6 +185,8 @@ def of_run(folder: Path, plan: TrainPlan | None, batch: int | None = None) -> Su
         )
     settings = replace(record.settings, batch=batch or record.settings.batch)
     recipe = replace(resolve_recipe(record.ref), settings=settings)
+    if device:
+        own = usable(own.with_(device=device))
     found = training(recipe, plan or own, device=own.device, seed=record.seed)
     found.kind = "run"
     if run.weights.is_file() and found.stepper is not None:
@@ -188,7 +215,8 @@ def synthetic(workload: Workload, plan: TrainPlan, batch: int) -> Subject:
     data = Data(train=samples, search=samples, acceptance=samples)
     ready = replace(workload, data=lambda: data, loss=workload.loss or _sum)
     recipe = Recipe(workload=ready, settings=replace(settings, batch=batch), ref=workload.ref)
-    found = _stepping(workload.make_model().requires_grad_(), recipe, plan, samples, 0)
+    model = copy.deepcopy(workload.make_model()).requires_grad_()  # it may be the user's own
+    found = _stepping(model, recipe, plan, samples, 0)
     found.notes.append("the workload has no data: example inputs, and labels of one class")
     return found
 
@@ -235,6 +263,8 @@ def of_loader(
     plain = copy.deepcopy(model)
     states = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
     trained = copy.deepcopy(model) if optimizer is None else model
+    if optimizer is None:
+        note_paths(trained)
     stepper = Stepper(trained, recipe, plan)
 
     def next_batch() -> tuple[Tensors, torch.Tensor]:
@@ -323,23 +353,28 @@ def of_step(
         device: "cpu" or "cuda:0".
     """
     trained = model is not None and model.training
+    own = OwnStep(step, model)
+    within = None if model is None else taken_out(model)
+    plan: Plan | TrainPlan = Plan(backend="eager", precision="fp32", device=device)
+    if trained:
+        plan = TrainPlan(device=device)
     return Subject(
         name=getattr(step, "__name__", type(step).__name__),
         kind="workload",
         training=trained,
         batch=batch,
-        plan=_plan_seen(model, device, trained=trained),
-        step=marked(step, model),
+        plan=_compiled(plan) if within is not None and within.compiled else plan,
+        step=own,
         first="data" if trained else "forward",
         model=None,
-        watched=() if model is None else (model,),
+        watched=() if within is None else (within.module,),
+        compiled=within is not None and within.compiled,
         conditions=nullcontext,
+        own=own,
     )
 
 
-def _plan_seen(model: nn.Module | None, device: str, *, trained: bool) -> Plan | TrainPlan:
-    weights = {p.dtype for p in model.parameters()} if model is not None else set()
-    half = weights == {torch.bfloat16}
-    if trained:
-        return TrainPlan(device=device)
-    return Plan(backend="eager", precision="bf16" if half else "fp32", device=device)
+def _compiled(plan: Plan | TrainPlan) -> Plan | TrainPlan:
+    if isinstance(plan, Plan):
+        return plan.with_(backend="inductor")
+    return plan.with_(compile="default")

@@ -89,6 +89,7 @@ class Profiler:
             measured.parts,
             measured.busy,
             transfer_ms=measured.transfer_ms,
+            waited_ms=measured.waited_ms,
             device_bound=subject.device != "cpu",
         )
         sol = self._sol(subject, measured)

@@ -28,6 +28,7 @@ def step_times(
     busy: Mapping[Phase, float],
     *,
     transfer_ms: float = 0.0,
+    waited_ms: float = 0.0,
     device_bound: bool = False,
 ) -> StepTimes:
     """Parts of the step from what was timed outside and what its operators took.
@@ -36,19 +37,22 @@ def step_times(
         parts: Milliseconds by part of the undisturbed step, as the host saw them.
         busy: Milliseconds of the operators by phase.
         transfer_ms: Copies between host and device.
+        waited_ms: Waiting for other processes.
         device_bound: Whether operators run on a device beside the host: then the host's parts
             overlap with them, and waiting is what the device does not fill.
     """
     whole, computed = sum(parts.values()), sum(busy.values())
     rest = max(0.0, whole - computed - transfer_ms)
     data = min(rest, parts["data"]) if device_bound else parts["data"]
+    waited = min(rest - data, waited_ms) if rest > data else 0.0
     return StepTimes(
         forward_ms=busy.get("forward", 0.0),
         backward_ms=busy.get("backward", 0.0),
         optimizer_ms=busy.get("optimizer", 0.0),
         data_ms=data,
         transfer_ms=transfer_ms,
-        idle_ms=max(0.0, rest - data),
+        communication_ms=waited,
+        idle_ms=max(0.0, rest - data - waited),
     )
 
 
@@ -65,6 +69,10 @@ def lost_time(
         sol_ms = row.sol_ms or 0.0
         below[row.bound_by] += row.time_ms - min(row.time_ms, sol_ms)
         limits[row.bound_by] += min(row.time_ms, sol_ms)
+    # rows that were faster than their own limits, or have none, leave a part of the whole's limit
+    # to the others: what these lost is so much less
+    missing, lost = max(0.0, sol.ms - sum(limits.values())), sum(below.values())
+    below = {name: ms * max(0.0, 1 - missing / lost) if lost else 0.0 for name, ms in below.items()}
     # the bound of the whole counts one of its terms; what operators need beyond it is avoidable
     beyond = max(0.0, sum(limits.values()) - sol.ms)
     between = min(beyond, limits["memory"] + limits["overhead"])
@@ -140,7 +148,8 @@ def verdict(
         if 2 * times.idle_ms >= step_ms
         else "overhead-bound: calls weigh more than what they compute, "
         f"{units.share(times.idle_ms / step_ms)} of the step is between them",
-        "communication": "waits for other processes",
+        "communication": "waits for other processes: "
+        f"{units.share(times.communication_ms / step_ms)} of the step",
         "compute": "compute-bound",
         "memory": "memory-bound",
     }[bound]

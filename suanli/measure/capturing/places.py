@@ -20,11 +20,11 @@ _STANDARD = sysconfig.get_paths()["stdlib"] + "/"
 _STARTS = tuple(
     str(Path(__file__).parent.parent / name) for name in ("capture.py", "step_record.py")
 )
-# Loops of ours around a person's model: what they call is nobody's source line.
-_OUR_LOOPS = tuple(
-    f"{Path(__file__).parent.parent.parent / folder}/"
-    for folder in ("measure", "training", "engines", "profiling")
-)
+_PACKAGE = Path(__file__).parent.parent.parent
+# Of this package only the models and recipes that ship are somebody's source: what the loops and
+# kernels around a person's model call is not.
+_SHIPPED = tuple(f"{_PACKAGE / folder}/" for folder in ("workloads", "training/recipes"))
+_OURS = f"{_PACKAGE}/"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -96,9 +96,18 @@ class _Leave:
 
 
 def _is_users(filename: str) -> bool:
-    if filename.startswith((_TORCH, _HERE, "<", *_OUR_LOOPS)):
-        return False
-    return not filename.startswith(_STANDARD) or "-packages/" in filename
+    return not (_is_neutral(filename) or _is_ours(filename))
+
+
+def _is_neutral(filename: str) -> bool:
+    """Whether it is torch's or Python's own, or made as the program runs."""
+    if filename.startswith((_TORCH, "<")):
+        return True
+    return filename.startswith(_STANDARD) and "-packages/" not in filename
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_OURS) and not filename.startswith(_SHIPPED)
 
 
 def _source_line() -> str:
@@ -109,9 +118,35 @@ def _source_line() -> str:
         if filename in _STARTS:
             return ""
         if _is_users(filename):
-            return f"{Path(filename).name}:{frame.f_lineno}"
+            return line_at(frame)
         frame = frame.f_back
     return ""
+
+
+def building_line() -> str:
+    """The line that builds the module whose `__init__` runs; "" where this package builds it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not (_is_neutral(filename) or filename.startswith(_HERE)):
+            return "" if _is_ours(filename) else line_at(frame)
+        frame = frame.f_back
+    return ""
+
+
+def line_at(frame: FrameType | None) -> str:
+    """Gives "file.py:line" of a frame of the user's, and "" for another one."""
+    if frame is None or not _is_users(frame.f_code.co_filename):
+        return ""
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def defining_line(function: Any) -> str:
+    """Where a function of the user's is defined; "" for another one."""
+    code = getattr(getattr(function, "func", function), "__code__", None)
+    if code is None or not _is_users(code.co_filename):
+        return ""
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
 def line_of(traceback: TracebackType | None) -> str:

@@ -70,8 +70,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self._higher_order(func, args, kwargs)
-        if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
+        if func is torch.ops.prim.device.default or func.namespace == "c10d":
+            return func(*args, **kwargs)  # what processes send each other is no operator
         if any(not _understood(kind) for kind in types):
             # A tensor subclass explains itself in plain operators, which come here in turn.
             return NotImplemented

@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from suanli.base.predict_results import ChooseResult, PredictResult
 from suanli.base.profile_results import ProfileResult
 from suanli.base.results import DoctorResult, OptimizeResult
 from suanli.base.train_results import TrainResult
-from suanli.reports.html.page import page
+from suanli.reports.html.page import LIMIT_BYTES, page
 from suanli.reports.html.section import Section
 from suanli.reports.html.verbs import kernel, machine, optimize, predict, profile, train
 from suanli.reports.subjects import Subject
+
+_FEWEST_ROWS = 50  # of a profile's operators: fewer would say too little
 
 _SECTIONS: dict[type[Any], Callable[[Any], Section]] = {
     DoctorResult: machine.section,
@@ -51,14 +54,26 @@ def _section(subject: Subject) -> Section:
 
 
 def html(subjects: Sequence[Subject], *, made: datetime.datetime | None = None) -> str:
-    """One page of some results.
+    """One page of some results; profiles keep their largest rows where all would make it too large.
 
     Args:
         subjects: Top to bottom.
         made: When; now where it is not given.
     """
-    when = made or datetime.datetime.now(datetime.UTC)
-    return page([section(s) for s in subjects], made=f"{when:%Y-%m-%d %H:%M} UTC")
+    when = f"{made or datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    text = page([section(s) for s in subjects], made=when)
+    profiles = [s.record for s in subjects if isinstance(s.record, ProfileResult)]
+    most = max((len(record.operators) for record in profiles), default=0)
+    while len(text.encode()) >= LIMIT_BYTES and most > _FEWEST_ROWS:
+        most = max(_FEWEST_ROWS, most // 2)
+        text = page([section(_shortened(s, most)) for s in subjects], made=when)
+    return text
+
+
+def _shortened(subject: Subject, most: int) -> Subject:
+    if not isinstance(subject.record, ProfileResult):
+        return subject
+    return replace(subject, record=profile.shortened(subject.record, most))
 
 
 def write(subjects: Sequence[Subject], target: Path) -> int:

@@ -1,5 +1,7 @@
 """What a page shows of `suanli profile`."""
 
+from dataclasses import replace
+
 from suanli.base import units
 from suanli.base.profile_results import OperatorProfile, ProfileResult, SlowStep
 from suanli.reports.html.drawing import Legend
@@ -53,6 +55,32 @@ def section(result: ProfileResult) -> Section:
             machine.ceilings(result.ceilings),
             setting(result.environment, result.device),
         ],
+    )
+
+
+def shortened(result: ProfileResult, most: int) -> ProfileResult:
+    """The result with its largest operators and longest events, and a note that says so.
+
+    Args:
+        result: Operators by time, the longest first.
+        most: How many operators stay, and four times as many events.
+    """
+    left_out = result.operators[most:]
+    events = sorted(result.trace, key=lambda e: -e.duration_ms)[: 4 * most]
+    said = []
+    if left_out:
+        share = units.share(sum(o.share for o in left_out))
+        said.append(
+            f"The {len(left_out):,} smallest of {len(result.operators):,} operators, {share} of "
+            "the step, are left out to keep the page small; the result as JSON has them all."
+        )
+    if len(events) < len(result.trace):
+        said.append(f"The timeline has the {len(events):,} longest of its events.")
+    return replace(
+        result,
+        operators=result.operators[:most],
+        trace=tuple(sorted(events, key=lambda e: e.start_ms)),
+        notes=(*result.notes, *said),
     )
 
 
