@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from suanli.base import codec
 from suanli.base.errors import BadInputError
@@ -26,11 +27,9 @@ from suanli.training.request import TrainRequest
 from suanli.training.run_folder import Keeping, RunFolder
 from suanli.training.trainer import Trainer
 from suanli.training.tune import said, tune
-from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
+from suanli.workloads.given import as_data
+from suanli.workloads.record import Inputs, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
-
-_HELD_OUT = 0.1  # of the samples for the search part, and as much for acceptance
-_SPLIT_SEED = 20_240_602
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +223,7 @@ def _recipe_of(
     if loss is None or data is None:
         raise BadInputError(
             "train(model, data, loss) needs data and a loss",
-            next_step="data=(inputs, labels), loss=torch.nn.functional.cross_entropy",
+            next_step="data=(inputs, labels) or a Dataset, loss=torch.nn.functional.cross_entropy",
         )
     known = {field.name for field in fields(TrainingSettings)}
     if unknown := sorted(set(settings) - known):
@@ -234,75 +233,20 @@ def _recipe_of(
         )
     if asked.epochs is not None:
         settings["epochs"] = asked.epochs
-    parts = _parts(data)
+    parts = as_data(data)
+    if isinstance(data, DataLoader) and data.batch_size is not None:
+        settings.setdefault("batch", data.batch_size)
     start = copy.deepcopy(model).to("cpu")
     workload = Workload(
         name=type(model).__name__,
         make_model=lambda: copy.deepcopy(start),
-        make_inputs=lambda batch: Inputs(args=tuple(x[:batch] for x in parts.train.inputs)),
+        make_inputs=lambda batch: Inputs(args=parts.train.head(batch).inputs),
         data=lambda: parts,
         loss=loss,
         untrained=False,
         training=TrainingSettings(**settings),
     )
     return as_written(workload)
-
-
-def _parts(data: Any) -> Data:
-    """Three parts of what was given; where only training samples are, a tenth is held out twice.
-
-    Raises:
-        BadInputError: It is none of the forms that are known, or there are too few samples.
-    """
-    if isinstance(data, Data):
-        return data
-    samples = data if isinstance(data, Samples) else _samples(data)
-    count = len(samples)
-    held = int(count * _HELD_OUT)
-    if held < 1:
-        raise BadInputError(
-            f"{count} samples are too few to hold some out",
-            next_step="give a suanli.workloads.record.Data with its three parts",
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    cuts = (order[2 * held :], order[:held], order[held : 2 * held])
-    train, search, acceptance = (_rows(samples, rows) for rows in cuts)
-    return Data(train=train, search=search, acceptance=acceptance)
-
-
-def _rows(samples: Samples, rows: torch.Tensor) -> Samples:
-    assert samples.labels is not None
-    return Samples(inputs=tuple(t[rows] for t in samples.inputs), labels=samples.labels[rows])
-
-
-def _samples(data: Any) -> Samples:
-    if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
-        if len(data) == 0:
-            raise BadInputError("the data set is empty")
-        try:
-            inputs, labels = torch.utils.data.default_collate([data[i] for i in range(len(data))])
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BadInputError(
-                f"the samples of the data set cannot be put together: {reason}",
-                next_step="each has to be (input, label), and all of one shape",
-            ) from None
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        inputs, labels = data
-    else:
-        raise BadInputError(
-            f"data cannot be a {type(data).__name__}",
-            next_step="(inputs, labels), a torch Dataset, Samples or Data",
-        )
-    many = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    if not all(isinstance(t, torch.Tensor) for t in (*many, labels)):
-        raise BadInputError("inputs and labels must be tensors", next_step="torch.as_tensor(array)")
-    for number, tensor in enumerate(many):
-        if len(tensor) != len(labels):
-            raise BadInputError(f"{len(labels)} labels but {len(tensor)} entries of input {number}")
-    if len(labels) == 0:
-        raise BadInputError("there are no samples")
-    return Samples(inputs=many, labels=labels)
 
 
 def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:

@@ -7,10 +7,15 @@ from suanli.base.errors import BadInputError
 from suanli.training.judging import class_axis, metric_of
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
+
+_FEW = 16  # samples of a data set that are looked at before the first step
 
 
-def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str = "") -> None:
+def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str = "") -> Samples:
     """Look at all labels and inputs, and let the model answer for two samples.
+
+    Of samples that are read on demand the first few are looked at here, and each when it is read.
 
     Args:
         model: On the CPU.
@@ -18,24 +23,29 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
         train: The samples.
         part: Name of the part of the data, for the message.
 
+    Returns:
+        The samples to go on with.
+
     Raises:
         BadInputError: There are no samples or labels, counts differ, an input is not finite, a
             label names no class, or the model or the loss does not take them.
     """
     what = f"{part or 'training'} samples"
-    if train.labels is None:
-        raise BadInputError(f"training needs labels, the {what} have none")
     count = len(train)
     if count == 0:
         raise BadInputError(f"there are no {what}")
-    for number, tensor in enumerate((*train.inputs, train.labels)):
-        if len(tensor) != count:
-            name = "labels" if number == len(train.inputs) else f"entries of input {number}"
+    seen = train.head(_FEW) if isinstance(train, Stream) else train
+    if seen.labels is None:
+        raise BadInputError(f"training needs labels, the {what} have none")
+    for number, tensor in enumerate((*seen.inputs, seen.labels)):
+        if len(tensor) != len(seen):
+            name = "labels" if number == len(seen.inputs) else f"entries of input {number}"
             raise BadInputError(f"{count} {what} but {len(tensor)} {name}")
         _check_finite(tensor, what)
-    output = _answer(model, recipe, train)
-    _check_labels(output, train, what)
-    _check_loss(output, recipe, train)
+    output = _answer(model, recipe, seen)
+    classes = _check_labels(output, seen, what)
+    _check_loss(output, recipe, seen)
+    return train.held_to(classes, None) if isinstance(train, Stream) else train
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
@@ -74,10 +84,11 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
     return output
 
 
-def _check_labels(output: torch.Tensor, train: Samples, what: str) -> None:
+def _check_labels(output: torch.Tensor, train: Samples, what: str) -> int | None:
+    """The number of classes; None where labels are none."""
     assert train.labels is not None
     if metric_of(train) == "loss":
-        return
+        return None
     classes = int(output.shape[class_axis(output, train.labels[: len(output)])])
     low, high = int(train.labels.min()), int(train.labels.max())
     if low < 0 or high >= classes:
@@ -87,6 +98,7 @@ def _check_labels(output: torch.Tensor, train: Samples, what: str) -> None:
             f"label {wrong} of number {first} of the {what} is out of range, the model has "
             f"classes 0 to {classes - 1}"
         )
+    return classes
 
 
 def _check_loss(output: torch.Tensor, recipe: Recipe, train: Samples) -> None:

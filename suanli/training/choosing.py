@@ -27,6 +27,7 @@ from suanli.training.request import TrainRequest
 from suanli.training.trials import Chosen, PlanSearch, situation_of
 from suanli.training.work_of import quick_ms, step_work
 from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
 
 # A search may take this part of what the run is expected to take, and is not begun under so much;
 # above two minutes it may take the lesser part.
@@ -69,15 +70,15 @@ class PlanChoice:
         if isinstance(request.plan, TrainPlan):
             changes = {"sharded": True} if request.sharded else {}
             return request.plan.with_(**changes).checked()
-        images = any(part.dim() == 4 for part in train.inputs)
-        plain = default_plan(self._recipe, request.device, images=images)
+        plain = default_plan(self._recipe, request.device, train)
         if self._replicas.world > 1:
             return self._for_several(plain)
         if request.plan == "default":
             return plain
         eager_ms = quick_ms(model, self._recipe, train, request.device)
         batches = -(-len(train) // self._recipe.settings.batch)
-        expected_s = 1e-3 * eager_ms * batches * self._recipe.settings.epochs
+        read_ms = self._reading_ms(train, plain)
+        expected_s = 1e-3 * max(eager_ms, read_ms) * batches * self._recipe.settings.epochs
         if request.max_seconds is not None:
             expected_s = min(expected_s, request.max_seconds)
         budget_s = request.budget_s
@@ -92,6 +93,13 @@ class PlanChoice:
         if self.chosen.note:
             self._note(self.chosen.note)
         return self.chosen.plan
+
+    def _reading_ms(self, train: Samples, plain: TrainPlan) -> float:
+        """What reading a batch takes at the least, where it goes on beside the steps."""
+        if not isinstance(train, Stream) or plain.data == "resident":
+            return 0.0
+        each_s = train.nature().read_s / max(1, plain.workers)
+        return 1e3 * each_s * self._recipe.settings.batch
 
     def _without_search(self, model: nn.Module, plain: TrainPlan, expected_s: float) -> TrainPlan:
         """What an earlier search found, or the default plan."""
@@ -123,7 +131,7 @@ class PlanChoice:
         request, settings = self._request, self._recipe.settings
         self._say(f"looking up the ceilings of {request.device}")
         self.ceilings = ceilings(request.device)
-        images = any(part.dim() == 4 for part in train.inputs)
+        images = any(part.dim() == 4 for part in train.head(1).inputs)
         check_steps = int(1e3 * _CHECK_SECONDS / (_RUNS_OF_A_CHECK * eager_ms))
         facts = Facts(
             settings=settings,
@@ -131,6 +139,7 @@ class PlanChoice:
             check_steps=min(4, max(2, check_steps)),
             total_steps=settings.epochs * -(-len(train) // settings.batch),
             trained=tuple(n for n, p in model.named_parameters() if p.requires_grad),
+            streamed=isinstance(train, Stream),
         )
         scratch = cache_dir() / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
@@ -145,6 +154,7 @@ class PlanChoice:
                 images=images,
                 blocks=_has_blocks(model),
                 flops=float(work.flops) if work is not None else None,
+                train=train,
             )
             finder = PlanSearch(self._recipe, exchange, situation, self._listener)
             return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))

@@ -15,6 +15,7 @@ from suanli.training.exchange import Exchange
 from suanli.training.forward import machine_as_planned
 from suanli.training.recipe import Recipe
 from suanli.training.recipes import resolve_recipe
+from suanli.training.start import held_out_end
 from suanli.training.step import Stepper
 from suanli.training.verify import (
     Trace,
@@ -24,6 +25,7 @@ from suanli.training.verify import (
     record,
     reference_trace,
 )
+from suanli.workloads.record import Samples
 
 _WHILE_TIMED = 0.5  # share of the run at which the rate of timed steps is taken
 DRAWS = 3  # eager runs per precision: as it is, and from moved weights
@@ -124,14 +126,16 @@ class TrainHost:
         plan = self._planned()
         with machine_as_planned(plan):
             self._open(plan)
-            timing = measure(
-                self._step,
-                batch=self._recipe.settings.batch,
-                min_seconds=min_seconds,
-                max_seconds=max_seconds,
-                sync=_sync(plan),
-            )
-        self._close()
+            try:
+                timing = measure(
+                    self._step,
+                    batch=self._recipe.settings.batch,
+                    min_seconds=min_seconds,
+                    max_seconds=max_seconds,
+                    sync=_sync(plan),
+                )
+            finally:
+                self._close()
         return codec.to_json(timing)
 
     def calls(self, count: int) -> list[float]:
@@ -145,8 +149,15 @@ class TrainHost:
 
     def _open(self, plan: TrainPlan) -> None:
         self._stepper = Stepper(self._fresh(), self._recipe, plan)
-        samples = self._exchange.samples()
+        samples = self._source(plan)
         self._batches = Batches(samples, self._recipe, plan, self._facts.seed)
+
+    def _source(self, plan: TrainPlan) -> Samples:
+        """What timed steps learn from: reading a data set is a part of a streamed plan's step."""
+        if not self._facts.streamed or plan.data == "resident":
+            return self._exchange.samples()
+        data = self._recipe.workload.load()
+        return held_out_end(data.train, self._facts.settings.validation_split)[0]
 
     def _close(self) -> None:
         if self._batches is not None and self._stepper is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from suanli.base.errors import BadInputError
+from suanli.training.readers import chunks
 from suanli.training.recipe import Tensors
 from suanli.workloads.record import Samples
 
@@ -17,7 +18,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def metric_of(samples: Samples) -> str:
     """The metric: accuracy of classes, token_accuracy where positions have one each, else loss."""
-    labels = samples.labels
+    labels = samples.head(1).labels
     if labels is None or labels.is_floating_point():
         return "loss"
     return "accuracy" if labels.dim() == 1 else "token_accuracy"
@@ -51,17 +52,17 @@ def judge(
     Raises:
         BadInputError: There are no labels.
     """
-    if samples.labels is None:
+    if samples.head(1).labels is None:
         raise BadInputError("accuracy needs labels")
     metric = metric_of(samples)
     was_training = model.training
     model.eval()
     total, counted = 0.0, 0
     try:
-        for start in range(0, len(samples), _BATCH):
-            rows = slice(start, start + _BATCH)
-            inputs = tuple(placed(part[rows], device) for part in samples.inputs)
-            labels = samples.labels[rows].to(device)
+        for chunk in chunks(samples, _BATCH):
+            assert chunk.labels is not None
+            inputs = tuple(placed(part, device) for part in chunk.inputs)
+            labels = chunk.labels.to(device)
             output = predict(model, inputs) if predict else model(*inputs)
             if metric == "loss":
                 assert loss is not None

@@ -88,7 +88,9 @@ class Loop:
             watched: Samples that the model is judged on at epochs' ends.
         """
         self.stepper, self.limits = stepper, limits
-        self.batches = Batches(train, self.recipe, self.plan, seed)
+        replicas = stepper.replicas
+        share = replicas.share if replicas.world > 1 else None
+        self.batches = Batches(train, self.recipe, self.plan, seed, share)
         make = self.recipe.averaging
         self.averaging: Averaging | None = make(stepper.model) if make else None
         stepper.forward.take_over()  # an average may have changed weights, as pruning does

@@ -11,6 +11,9 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
+
+_SEEN = 1024  # samples of a data set that a recipe's own start may look at
 
 
 def held_out_end(train: Samples, fraction: float) -> tuple[Samples, Samples | None]:
@@ -18,11 +21,7 @@ def held_out_end(train: Samples, fraction: float) -> tuple[Samples, Samples | No
     if not fraction:
         return train, None
     edge = len(train) - int(len(train) * fraction)
-    parts = []
-    for rows in (slice(0, edge), slice(edge, None)):
-        labels = None if train.labels is None else train.labels[rows]
-        parts.append(Samples(inputs=tuple(part[rows] for part in train.inputs), labels=labels))
-    return parts[0], parts[1]
+    return train.part(slice(0, edge)), train.part(slice(edge, None))
 
 
 def starting_point(recipe: Recipe, train: Samples, seed: int) -> nn.Module:
@@ -43,7 +42,8 @@ def starting_point(recipe: Recipe, train: Samples, seed: int) -> nn.Module:
                     reset()
     model.requires_grad_()
     if recipe.start is not None:
-        recipe.start(model, train, torch.Generator().manual_seed(seed))
+        seen = train.head(_SEEN) if isinstance(train, Stream) else train
+        recipe.start(model, seen, torch.Generator().manual_seed(seed))
     return model
 
 

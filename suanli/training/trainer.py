@@ -29,6 +29,7 @@ from suanli.training.faster_device import faster_device
 from suanli.training.forward import machine_as_planned
 from suanli.training.judging import judge, metric_of
 from suanli.training.loop import Limits, Loop, NotFiniteError
+from suanli.training.readers import ReadingError, in_memory, stays
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
 from suanli.training.run_folder import RunFolder, RunRecord
@@ -38,6 +39,7 @@ from suanli.training.stopping import StopRequests
 from suanli.training.trials import Chosen
 from suanli.training.work_of import Limit, limit_of
 from suanli.workloads.record import Data, Samples
+from suanli.workloads.stream import Stream
 from suanli.workloads.weights import kept_weights, save_weights
 
 _GPU = "cuda:0"  # the one that "auto" may take
@@ -81,15 +83,14 @@ class Trainer:
         elif self._replicas.first:
             self._folder.check_free()
         self._say(f"loading the data of {self._recipe.name}")
-        assert self._recipe.workload.data is not None
-        data = self._recipe.workload.data()
+        data = self._recipe.workload.load()
         train, held_out = held_out_end(data.train, self._recipe.settings.validation_split)
         model = self._model(record, train)
-        check_samples(model, self._recipe, train)
+        train = check_samples(model, self._recipe, train)
         # what is judged at the end must not fail there
-        watched = held_out or data.search
-        check_samples(model, self._recipe, watched, part="search")
-        check_samples(model, self._recipe, data.acceptance, part="acceptance")
+        watched = check_samples(model, self._recipe, held_out or data.search, part="search")
+        accepted = check_samples(model, self._recipe, data.acceptance, part="acceptance")
+        data = replace(data, acceptance=accepted)
         record = self._with_target(record, metric_of(watched))
         if self._request.device == "auto":
             self._take_device(model, train)
@@ -103,6 +104,10 @@ class Trainer:
                 self._folder.begin(record, plan, environment())
         if self._replicas.world > 1:
             plan = plan.with_(device=self._replicas.device)
+        if isinstance(train, Stream):
+            self._say_how_read(train, plan)
+        if plan.data == "resident" and stays(watched, "cpu"):
+            watched = in_memory(watched)
         self._measure_limit(model, train, plan)
         with machine_as_planned(plan), StopRequests() as stop:
             loop = self._loop(model, plan, record, train, watched)
@@ -220,6 +225,10 @@ class Trainer:
         for attempt in range(_MOST_ROLLBACKS + 1):
             try:
                 stopped = loop.run(stop)
+            except (BadInputError, ReadingError):
+                if self._replicas.world == 1:
+                    self._save(loop)  # a sample that cannot be read costs no step that was done
+                raise
             except NotFiniteError as error:
                 if self._request.on_nan != "rollback" or attempt == _MOST_ROLLBACKS:
                     raise
@@ -354,6 +363,25 @@ class Trainer:
             self._ceilings = kept_ceilings(plan.device)
         if self._ceilings is not None:
             self._limit = limit_of(model, self._recipe, train, plan, self._ceilings)
+
+    def _say_how_read(self, train: Stream, plan: TrainPlan) -> None:
+        """Tell where the samples of a data set will come from, and what that costs."""
+        nature, count = train.nature(), len(train)
+        if not nature.repeatable:
+            self._note(
+                "the data set gives another sample when it is asked for the same one with the same "
+                "seed, so a resumed run will not be the same bit for bit: let __getitem__ draw "
+                "from torch's, numpy.random's or random's own generator"
+            )
+        if plan.data == "resident":
+            size = train.sample_bytes * count / 1e6
+            self._note(
+                f"the data set gave {nature.probed} samples alike each time: all {count} stay in "
+                f"memory ({size:.0f} MB)"
+            )
+            self._say(f"reading {count} samples")
+        elif plan.workers:
+            self._note(f"{plan.workers} processes read the data set, {plan.prefetch} batches ahead")
 
     def _progress(self, progress: TrainProgress) -> None:
         self._listener(Event(kind="progress", text="training", progress=progress))
