@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
 from suanli.training.request import TrainRequest
-from suanli.training.run_folder import Keeping, RunFolder
+from suanli.training.run_folder import Keeping, RunFolder, RunRecord
+from suanli.training.schedules import factors
 from suanli.training.trainer import Trainer
 from suanli.training.tune import said, tune
 from suanli.workloads.given import as_data
@@ -45,6 +46,8 @@ class TrainOptions:
         resume: Go on with the run in `out`.
         start: Weights to start from (safetensors, or a run's folder).
         freeze: Shell patterns of parameter names that are not trained.
+        lr_of: Shell pattern -> factor of the rate of the parameters that match it, or texts such as
+            "head.*=10".
         seed: Of weights, data order and augmentation.
         device: "cpu", "cuda:0", … or "auto", which times a step of small work on the CPU and on
             the first GPU, and gives work that is not small to the GPU.
@@ -70,6 +73,7 @@ class TrainOptions:
     resume: bool = False
     start: Path | None = None
     freeze: tuple[str, ...] = ()
+    lr_of: "Mapping[str, float] | Sequence[str]" = ()
     seed: int = 0
     device: str = "auto"
     out: Path | None = None
@@ -108,7 +112,7 @@ class TrainOptions:
             raise BadInputError(f"--seed must not be negative, not {self.seed}")
         named = {name: getattr(self, name) for name in ("start", "out", "backup", "key")}
         paths: dict[str, Any] = {name: Path(value) for name, value in named.items() if value}
-        return replace(self, **paths)
+        return replace(self, **paths, lr_of=factors(self.lr_of))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,18 +153,49 @@ def train_workload(
 
 def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener) -> "Run":
     """Train a recipe with what the options add to it."""
+    notes: tuple[str, ...] = ()
     if asked.resume:
         folder = RunFolder(_folder(asked, recipe.name), Keeping(backup=asked.backup))
-        record, _ = folder.read()
+        record, plan = folder.read()
+        notes = _without_effect(asked, record, plan)
         asked = replace(asked, prune=record.prune, teacher=record.teacher)
+    elif asked.lr_of:
+        settings = replace(recipe.settings, lr_of=tuple(asked.lr_of))
+        recipe = replace(recipe, settings=settings, changes=_and(recipe.changes, "own rates"))
     if asked.teacher:
         recipe = distilled(recipe, resolve(asked.teacher, data=data))
     if asked.prune:
         recipe = pruned(recipe, asked.prune)
-    request = _request(asked, recipe)
+    request = replace(_request(asked, recipe), notes=notes)
     if asked.tune and not asked.resume:
         recipe = _tuned(recipe, request, asked.tune, listener)
     return _followed(recipe, request, listener)
+
+
+def _and(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _without_effect(asked: TrainOptions, record: RunRecord, plan: TrainPlan) -> tuple[str, ...]:
+    """What was asked of a run that goes on, and is not as it was begun, in lines."""
+    start = str(asked.start.resolve()) if asked.start else ""
+    pairs: dict[str, tuple[Any, Any, Any]] = {  # as asked, as begun, as nobody asked
+        "--seed": (asked.seed, record.seed, TrainOptions.seed),
+        "--from": (start, record.start, ""),
+        "--freeze": (asked.freeze, record.frozen, ()),
+        "--lr-of": (tuple(asked.lr_of), record.settings.lr_of, ()),
+        "--prune": (asked.prune, record.prune, ""),
+        "--teacher": (asked.teacher, record.teacher, ""),
+        "--device": (asked.device, plan.device, TrainOptions.device),
+        "--sharded": (asked.sharded, plan.sharded, False),
+        "--tune": (asked.tune, 0, 0),
+        "--budget": (asked.budget_s, None, None),
+        "--fresh": (asked.fresh, False, False),
+    }
+    found = [name for name, (own, begun, none) in pairs.items() if own not in (begun, none)]
+    if not found:
+        return ()
+    return (f"the run goes on as it was begun, so {', '.join(found)} changes nothing",)
 
 
 def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run":

@@ -1,14 +1,18 @@
 """Bad input, found before the first step and said in one line."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from suanli.base.errors import BadInputError
-from suanli.training.judging import class_axis, metric_of
+from suanli.training.judging import metric_of
+from suanli.training.losses import class_axis, counting, ignores
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples
 from suanli.workloads.stream import Stream
 
+_USUALLY_IGNORED = (-100, 255)  # by torch's cross-entropy; by data sets of segmentation
 _FEW = 16  # samples of a data set that are looked at before the first step
 
 
@@ -43,9 +47,11 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
             raise BadInputError(f"{count} {what} but {len(tensor)} {name}")
         _check_finite(tensor, what)
     output = _answer(model, recipe, seen)
-    classes = _check_labels(output, seen, what)
+    labels = _check_labels(output, recipe, seen, what)
     _check_loss(output, recipe, seen)
-    return train.held_to(classes, None) if isinstance(train, Stream) else train
+    if not isinstance(train, Stream) or labels is None:
+        return train
+    return train.held_to(labels.classes, labels.ignored)
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
@@ -84,21 +90,36 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
     return output
 
 
-def _check_labels(output: torch.Tensor, train: Samples, what: str) -> int | None:
-    """The number of classes; None where labels are none."""
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    """What labels may be: below `classes`, or `ignored`."""
+
+    classes: int
+    ignored: int | None
+
+
+def _check_labels(
+    output: torch.Tensor, recipe: Recipe, train: Samples, what: str
+) -> _Labels | None:
+    """What labels may be; None where they are no classes."""
     assert train.labels is not None
+    loss, labels = recipe.workload.loss, train.labels
+    assert loss is not None
     if metric_of(train) == "loss":
         return None
-    classes = int(output.shape[class_axis(output, train.labels[: len(output)])])
-    low, high = int(train.labels.min()), int(train.labels.max())
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        first = int((train.labels == wrong).flatten().nonzero()[0])
+    few = labels[: len(output)]
+    classes = int(output.shape[class_axis(output, few, loss)])
+    wrong = labels[~counting(labels, classes)].unique().tolist()
+    # a data set may hold the usual ones further on
+    usual = [value for value in _USUALLY_IGNORED if not 0 <= value < classes]
+    ignored = next((v for v in (*wrong[:1], *usual) if ignores(loss, output, few, int(v))), None)
+    if beyond := [value for value in wrong if value != ignored]:
+        first = int((labels == beyond[0]).flatten(1 if labels.dim() > 1 else 0).nonzero()[0][0])
         raise BadInputError(
-            f"label {wrong} of number {first} of the {what} is out of range, the model has "
+            f"label {beyond[0]} of number {first} of the {what} is out of range, the model has "
             f"classes 0 to {classes - 1}"
         )
-    return classes
+    return _Labels(classes=classes, ignored=ignored)
 
 
 def _check_loss(output: torch.Tensor, recipe: Recipe, train: Samples) -> None:

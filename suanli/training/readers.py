@@ -324,9 +324,12 @@ def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     if count == 0:
         return torch.zeros(shape, dtype=dtype)
     memory = mmap.mmap(-1, count * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype, count=count).view(shape)
+    found: torch.Tensor = torch.frombuffer(memory, dtype=dtype, count=count)
+    return found.view(shape)
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Zeros in memory that processes of any kind share."""
-    return torch.zeros(shape, dtype=dtype).share_memory_()
+    made = torch.zeros(shape, dtype=dtype)
+    made.share_memory_()  # type: ignore[no-untyped-call]
+    return made

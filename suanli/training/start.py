@@ -108,6 +108,14 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> int:
     return sum(p.numel() for p in names.values() if not p.requires_grad)
 
 
+def frozen_norms(model: nn.Module) -> int:
+    """How many batch norms keep running statistics and have parameters none of which is trained."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
+    own = [list(norm.parameters()) for norm in norms]
+    return sum(bool(found) and not any(p.requires_grad for p in found) for found in own)
+
+
 def _weights_in(path: Path) -> Path:
     """The file of weights in a run's or a checkpoint's folder; a file is itself."""
     for name in ("weights.safetensors", "model.safetensors"):

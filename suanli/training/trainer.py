@@ -27,13 +27,13 @@ from suanli.training.checks import check_samples
 from suanli.training.choosing import PlanChoice
 from suanli.training.faster_device import faster_device
 from suanli.training.forward import machine_as_planned
-from suanli.training.judging import judge, metric_of
+from suanli.training.judging import metric_of
 from suanli.training.loop import Limits, Loop, NotFiniteError
 from suanli.training.readers import ReadingError, in_memory, stays
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
 from suanli.training.run_folder import RunFolder, RunRecord
-from suanli.training.start import freeze, held_out_end, starting_point, take_weights
+from suanli.training.start import freeze, frozen_norms, held_out_end, starting_point, take_weights
 from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
 from suanli.training.trials import Chosen
@@ -54,9 +54,9 @@ class Trainer:
         self._recipe, self._request, self._listener = recipe, request, listener
         self._started = time.monotonic()
         self._replicas = Replicas.from_environment(request.device)
-        self._folder = RunFolder(request.out, request.keeping)
         # the processes that torchrun starts again go on with what the first ones began
-        self._resume = request.resume or (restarted() and self._folder.exists)
+        self._resume = request.resume or (restarted() and RunFolder(request.out).exists)
+        self._folder = RunFolder(request.out, request.keeping, new_key=not self._resume)
         if request.sharded:
             self._check_sharded()
         self._notes: list[str] = []
@@ -74,6 +74,8 @@ class Trainer:
             BadInputError: What was asked or given cannot be used.
             NotFiniteError: The loss is no longer finite.
         """
+        for line in self._request.notes:
+            self._note(line)
         record, plan = self._record(), None
         if self._resume:
             record, plan = self._folder.read()
@@ -184,6 +186,11 @@ class Trainer:
                 self._note(line)
         if record.frozen:
             self._note(f"{freeze(model, record.frozen)} parameters are not trained")
+            if norms := frozen_norms(model):
+                self._note(
+                    f"{norms} batch norms without a trained parameter still follow their batches: "
+                    "put them into evaluation mode in the model's own train() to keep them"
+                )
         return model
 
     def _take_device(self, model: nn.Module, train: Samples) -> None:
@@ -214,6 +221,8 @@ class Trainer:
         stepper = Stepper(model, self._recipe, plan, self._replicas)
         loop = Loop(stepper, train, seed=record.seed, limits=limits, watched=watched)
         loop.limit = self._limit
+        for line in stepper.own_rates:
+            self._note(line)
         if self._replicas.first:
             loop.on_report.append(self._progress)
         return loop
@@ -258,6 +267,9 @@ class Trainer:
         if loop.averaging is not None and not asked:
             loop.averaging.finish()
         quality = None if asked else self._judged(loop, data)
+        if quality is None and not asked:
+            self._note("stopped while it was judged: --resume judges the trained model")
+            stopped = "asked"
         loop.stepper.close()
         model = loop.stepper.plain_model().eval()
         facts = {"workload": record.workload, "seed": str(record.seed), "steps": str(loop.step)}
@@ -278,22 +290,15 @@ class Trainer:
         if built_in and record.as_written and stopped == "epochs" and not record.frozen:
             save_weights(model, kept_weights(record.workload, record.settings), facts)
 
-    def _judged(self, loop: Loop, data: Data) -> TrainQuality:
+    def _judged(self, loop: Loop, data: Data) -> TrainQuality | None:
+        """The trained model's quality; None where the end was asked for meanwhile."""
         self._say("judging on the acceptance samples")
         workload, target = self._recipe.workload, loop.limits.target
+        loop.quality = None  # an earlier one is not this model's
         loop.watch()
-        assert loop.quality is not None
-        value = (
-            loop.quality
-            if not (self._replicas.first or loop.stepper.sharded)
-            else judge(
-                loop.stepper.model,
-                data.acceptance,
-                loss=workload.loss,
-                device=loop.plan.device,
-                predict=self._recipe.predict,
-            )
-        )
+        value = None if loop.quality is None else loop.judged(data.acceptance)
+        if value is None or loop.quality is None:
+            return None
         return TrainQuality(
             metric=metric_of(data.acceptance),
             value=value,

@@ -35,10 +35,12 @@ def as_data(given: Any) -> Data:
         BadInputError: It is none of these, or there are too few samples.
     """
     if isinstance(given, Data):
-        names = ("train", "search", "acceptance")
-        if all(isinstance(getattr(given, name), Samples) for name in names):
-            return given
-        return replace(given, **{name: as_samples(getattr(given, name)) for name in names})
+        return replace(
+            given,
+            train=as_samples(given.train),
+            search=as_samples(given.search),
+            acceptance=as_samples(given.acceptance),
+        )
     samples = as_samples(given)
     count = len(samples)
     held = int(count * _HELD_OUT)
@@ -78,9 +80,9 @@ def _of_loader(loader: "DataLoader[Any]") -> Samples:
     """
     own: dict[str, Any] = {
         "a sampler of its own": not isinstance(loader.sampler, RandomSampler | SequentialSampler),
-        "a collate_fn of its own": loader.collate_fn not in (default_collate, None),
-        "a worker_init_fn": loader.worker_init_fn is not None,
         "no batch size": loader.batch_size is None,
+        "a collate_fn of its own": loader.collate_fn is not default_collate,
+        "a worker_init_fn": loader.worker_init_fn is not None,
     }
     if isinstance(loader.dataset, IterableDataset):
         own = {}  # said below

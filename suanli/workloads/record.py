@@ -78,6 +78,8 @@ class TrainingSettings:
         augmentation: Any of "shift2" (a random shift of up to so many pixels) and "flip"
             (mirrored left to right), applied to image batches.
         validation_split: Fraction of the training samples held out, at the end of the set.
+        lr_of: "PATTERN=FACTOR" for parameters that learn at so many times the rate; a parameter
+            takes the first pattern that its name matches.
     """
 
     optimizer: str = "sgd"
@@ -94,6 +96,7 @@ class TrainingSettings:
     augmentation: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 0.0
+    lr_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

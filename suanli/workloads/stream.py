@@ -66,6 +66,10 @@ class Stream(Samples):
     workers: int | None
     classes: int | None
     ignored: int | None
+    _rows: torch.Tensor
+    _head: Samples | None
+    _all: Samples | None
+    _nature: Nature | None
 
     def __init__(
         self,
@@ -102,12 +106,12 @@ class Stream(Samples):
     __hash__ = object.__hash__
 
     @property
-    def inputs(self) -> Parts:  # type: ignore[override]
+    def inputs(self) -> Parts:
         """Of all samples, in memory."""
         return self.whole().inputs
 
     @property
-    def labels(self) -> torch.Tensor | None:  # type: ignore[override]
+    def labels(self) -> torch.Tensor | None:
         """The same."""
         return self.whole().labels
 
@@ -143,9 +147,10 @@ class Stream(Samples):
             for row, parts in enumerate(read):
                 check_like(parts, read[0], self.index(row))
             columns = [torch.stack(column) for column in zip(*read, strict=True)]
-            vars(self)["_head"] = Samples(inputs=tuple(columns[:-1]), labels=columns[-1])
-        found: Samples = self._head
-        return found.part(slice(0, count))
+            kept = Samples(inputs=tuple(columns[:-1]), labels=columns[-1])
+            vars(self).update(_head=kept)
+            return kept
+        return self._head.part(slice(0, count))
 
     def whole(self) -> Samples:
         """All samples in memory, as epoch 0 of seed 0 has them; they stay there.
@@ -153,10 +158,11 @@ class Stream(Samples):
         Raises:
             BadInputError: They do not fit, or one cannot be read.
         """
-        if self._all is None:
-            self.check_fits()
-            self.keep(self.head(len(self)))
-        found: Samples = self._all
+        if self._all is not None:
+            return self._all
+        self.check_fits()
+        found = self.head(len(self))
+        self.keep(found)
         return found
 
     def keep(self, samples: Samples) -> None:
@@ -166,8 +172,7 @@ class Stream(Samples):
     @property
     def kept(self) -> Samples | None:
         """All samples, where they are in memory; else None."""
-        found: Samples | None = self._all
-        return found
+        return self._all
 
     def check_fits(self) -> None:
         """Refuse to read more than memory holds.
@@ -212,19 +217,20 @@ class Stream(Samples):
 
     def nature(self) -> Nature:
         """How the data set answers when it is asked again; some samples are read for it, once."""
-        if self._nature is None:
-            vars(self)["_nature"] = self._probed()
-        found: Nature = self._nature
+        if self._nature is not None:
+            return self._nature
+        found = self._probed()
+        vars(self).update(_nature=found)
         return found
 
     def _like(self, **changes: Any) -> "Stream":
-        values = {"rows": self._rows, "workers": self.workers}
+        values: dict[str, Any] = {"rows": self._rows, "workers": self.workers}
         values |= {"classes": self.classes, "ignored": self.ignored}
         return Stream(self.dataset, **{**values, **changes})
 
     def _probed(self) -> Nature:
         count = min(_PROBED, len(self))
-        rows = torch.linspace(0, len(self) - 1, count).long().unique().tolist()
+        rows = [row * (len(self) - 1) // max(count - 1, 1) for row in range(count)]
         fixed = repeatable = True
         started = time.perf_counter()
         probed = 0
@@ -280,16 +286,16 @@ def check_like(parts: Parts, first: Parts, index: int) -> None:
     Raises:
         BadInputError: It has other shapes or types.
     """
-    for one, other in zip(parts, first, strict=False):
+    if len(parts) != len(first):
+        raise BadInputError(
+            f"sample {index} of the data set has {len(parts)} parts, another {len(first)}"
+        )
+    for one, other in zip(parts, first, strict=True):
         if one.shape != other.shape or one.dtype != other.dtype:
             raise BadInputError(
                 f"sample {index} of the data set holds {_words(one)}, another {_words(other)}",
                 next_step="all have to be of one shape and type",
             )
-    if len(parts) != len(first):
-        raise BadInputError(
-            f"sample {index} of the data set has {len(parts)} parts, the first one {len(first)}"
-        )
 
 
 def _words(part: torch.Tensor) -> str:
@@ -330,6 +336,6 @@ def _mixed(seed: int, epoch: int, index: int) -> int:
 
 
 def _seed_all(number: int) -> None:
-    torch.random.default_generator.manual_seed(number)
+    torch.default_generator.manual_seed(number)
     np.random.seed(number & 0xFFFFFFFF)
     random.seed(number)
