@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from torch.utils.data import WeightedRandomSampler as Weighted
 
 import suanli
+from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.plans.situation import Situation
@@ -32,7 +33,16 @@ from suanli.training.judging import judge
 from suanli.training.readers import Readers, ReadingError, chunks, stays
 from suanli.training.recipe import Recipe
 from suanli.training.start import starting_point
+from suanli.workloads.datasets import (
+    PictureFolder,
+    Scaling,
+    find_pictures,
+    read_image_folder,
+    split,
+)
 from suanli.workloads.given import as_data, as_samples
+from suanli.workloads.labelled import with_labelled_data
+from suanli.workloads.module import of_module
 from suanli.workloads.record import Data, Samples
 from suanli.workloads.stream import Stream
 from tests.train_parts import make_model, new_loop, recipe, samples, state_of
@@ -442,8 +452,16 @@ def test_the_search_tries_none_one_and_all_cores() -> None:
         TrainPlan(workers=1, data="resident").checked()
 
 
-def test_timed_steps_of_a_trial_read_the_data_set(tmp_path: Path) -> None:
-    pictures = Pictures()
+class OfTheProcess(Pictures):
+    """What it gives depends on who asks."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        picture, label = super().__getitem__(index)
+        return picture + np.float32(os.getpid() % 97), label
+
+
+def _trial(folder: Path, pictures: Pictures, plan: TrainPlan) -> TrainHost:
+    """A host of a plan for a run on these pictures."""
     made = recipe()
     data = Data(train=pictures, search=samples(30, 2), acceptance=samples(30, 3))  # type: ignore[arg-type]
     made = replace(made, workload=replace(made.workload, data=lambda: data))
@@ -452,14 +470,60 @@ def test_timed_steps_of_a_trial_read_the_data_set(tmp_path: Path) -> None:
     facts = Facts(
         settings=made.settings, seed=0, check_steps=2, total_steps=9, trained=names, streamed=True
     )
-    folder = Exchange.write(tmp_path, model, made, Stream(pictures), facts).folder
-    setup = {"ref": "", "exchange": str(folder), "recipe": made}
-    for plan, reads in ((TrainPlan(), True), (TrainPlan(data="resident"), False)):
-        from suanli.base import codec
+    Exchange.write(folder, model, made, Stream(pictures), facts)
+    return TrainHost(ref="", exchange=str(folder), recipe=made, plan=codec.to_json(plan))
 
-        host = TrainHost(plan=codec.to_json(plan), **setup)  # type: ignore[arg-type]
+
+def test_workers_that_read_otherwise_are_caught_before_a_plan_is_timed(tmp_path: Path) -> None:
+    plan = TrainPlan(workers=1, prefetch=1)
+    for kind, wrong in ((OfTheProcess, True), (Pictures, False)):
+        host = _trial(tmp_path / kind.__name__, kind(), plan)
+        assert host._reads_otherwise(plan) == wrong
+    check = _trial(tmp_path / "again", OfTheProcess(), plan).check(2.0)
+    assert not check["ok"]
+    assert "read other samples" in check["reason"]
+
+
+def test_timed_steps_of_a_trial_read_the_data_set(tmp_path: Path) -> None:
+    pictures = Pictures()
+    for plan, reads in ((TrainPlan(), True), (TrainPlan(data="resident"), False)):
+        host = _trial(tmp_path / plan.data, pictures, plan)
         pictures.reads.clear()
         host.calls(2)
         assert bool(pictures.reads) == reads
         host._close()
         host._setting.__exit__(None, None, None)
+
+
+# -- folders of pictures --------------------------------------------------------------------------
+
+
+def _folder(root: Path) -> Path:
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    for name, level in (("cat", 40), ("dog", 200)):
+        (root / name).mkdir(parents=True)
+        for index in range(20):
+            image.new("RGB", (20, 16), (level + index,) * 3).save(root / name / f"{index}.png")
+    return root
+
+
+def test_a_folder_of_pictures_is_decoded_one_by_one(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "pets")
+    shape = (3, 16, 16)
+    workload = of_module(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), torch.zeros(2, *shape))
+    data = with_labelled_data(workload, folder).load()
+    parts = [data.train, data.search, data.acceptance]
+    assert all(isinstance(part, Stream) for part in parts)
+    assert [len(part) for part in parts] == [28, 2, 10]
+    assert data.classes == ("cat", "dog")
+    old = split(*read_image_folder(folder, side=16), scaling=Scaling())
+    for part, other in zip(parts, (old.train, old.search, old.acceptance), strict=True):
+        assert torch.equal(part.inputs[0], other.inputs[0])
+        assert part.labels is not None and other.labels is not None
+        assert torch.equal(part.labels, other.labels)
+    files, _ = find_pictures(folder)
+    moved = Stream(PictureFolder(files, side=16, transform=lambda x: x + torch.rand(())))
+    assert not moved.nature().fixed
+    (folder / "dog" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(BadInputError, match=r"sample \d+ of the data set: 3.png: a picture cannot"):
+        _ = with_labelled_data(workload, folder).load().train.inputs

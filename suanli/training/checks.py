@@ -109,14 +109,15 @@ def _check_labels(
         return None
     few = labels[: len(output)]
     classes = int(output.shape[class_axis(output, few, loss)])
-    wrong = labels[~counting(labels, classes)].unique().tolist()
+    beyond = labels[~counting(labels, classes)]
+    wrong: list[int] = torch.unique(beyond).tolist()  # type: ignore[no-untyped-call]
     # a data set may hold the usual ones further on
     usual = [value for value in _USUALLY_IGNORED if not 0 <= value < classes]
     ignored = next((v for v in (*wrong[:1], *usual) if ignores(loss, output, few, int(v))), None)
-    if beyond := [value for value in wrong if value != ignored]:
-        first = int((labels == beyond[0]).flatten(1 if labels.dim() > 1 else 0).nonzero()[0][0])
+    if unknown := [value for value in wrong if value != ignored]:
+        first = int((labels == unknown[0]).flatten(1 if labels.dim() > 1 else 0).nonzero()[0][0])
         raise BadInputError(
-            f"label {beyond[0]} of number {first} of the {what} is out of range, the model has "
+            f"label {unknown[0]} of number {first} of the {what} is out of range, the model has "
             f"classes 0 to {classes - 1}"
         )
     return _Labels(classes=classes, ignored=ignored)

@@ -68,7 +68,7 @@ class Exchange:
         count = min(len(train), recipe.settings.batch * max(8, 2 * facts.check_steps))
         if count > recipe.settings.batch:
             count -= count % recipe.settings.batch  # whole batches, so that steps are alike
-        kept = train.head(count)
+        kept = train.part(slice(0, count)).head(count)
         assert kept.labels is not None
         tensors = {f"input{i}": part for i, part in enumerate(kept.inputs)}
         tensors["labels"] = kept.labels

@@ -106,11 +106,12 @@ class Trainer:
                 self._folder.begin(record, plan, environment())
         if self._replicas.world > 1:
             plan = plan.with_(device=self._replicas.device)
+        self._measure_limit(model, train, plan)
         if isinstance(train, Stream):
             self._say_how_read(train, plan)
+            train.trim()
         if plan.data == "resident" and stays(watched, "cpu"):
             watched = in_memory(watched)
-        self._measure_limit(model, train, plan)
         with machine_as_planned(plan), StopRequests() as stop:
             loop = self._loop(model, plan, record, train, watched)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None

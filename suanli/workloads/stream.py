@@ -165,6 +165,13 @@ class Stream(Samples):
         self.keep(found)
         return found
 
+    def trim(self) -> None:
+        """Let go of what `head` has kept, but for the first sample."""
+        first = self.head(1)
+        assert first.labels is not None
+        inputs = tuple(part.clone() for part in first.inputs)
+        vars(self).update(_head=Samples(inputs=inputs, labels=first.labels.clone()))
+
     def keep(self, samples: Samples) -> None:
         """Take in all samples, which somebody has read."""
         vars(self).update(_all=samples, _head=None)
@@ -205,6 +212,8 @@ class Stream(Samples):
         _seed_all(_mixed(seed, epoch, index))
         try:
             sample = self.dataset[index]
+        except BadInputError as error:
+            raise BadInputError(f"sample {index} of the data set: {error}") from None
         except (Exception, SystemExit) as error:
             lines = str(error).strip().splitlines()
             text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
