@@ -4,12 +4,16 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -24,7 +28,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.plans.situation import Situation
 from suanli.plans.train_space import TrainSituation, train_candidates
 from suanli.training.batches import Batches
-from suanli.training.calls import train_module
+from suanli.training.calls import TrainOptions, train_module, train_workload
 from suanli.training.checks import check_samples
 from suanli.training.exchange import Exchange, Facts
 from suanli.training.fit import default_plan
@@ -33,6 +37,7 @@ from suanli.training.judging import judge
 from suanli.training.readers import Readers, ReadingError, chunks, stays
 from suanli.training.recipe import Recipe
 from suanli.training.start import starting_point
+from suanli.training.stopping import StopRequests
 from suanli.workloads.datasets import (
     PictureFolder,
     Scaling,
@@ -278,6 +283,47 @@ def test_signals_to_the_group_do_not_end_the_workers() -> None:
     readers.ask(0, torch.arange(8))
     assert len(readers.take()) == 8
     readers.close()
+
+
+class Stuck(Pictures):
+    """One sample never comes, as from a file system that hangs."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if index == 17 and multiprocessing.parent_process() is not None:
+            time.sleep(600)
+        return super().__getitem__(index)
+
+
+def test_a_sample_that_never_comes_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import suanli.training.loop as module
+
+    monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.0)
+    loop = new_loop(recipe(), STREAMED.with_(workers=1, prefetch=1), train=Stream(Stuck()))
+    stop = StopRequests()
+    loop.on_step.append(stop.ask)
+    loop._over = lambda: ""  # type: ignore[method-assign]  # the request comes while it waits
+    with pytest.raises(ReadingError, match="sample 17 of the data set is still not read"):
+        loop.run(stop)
+
+
+def test_at_the_interpreter_s_end_workers_end_too() -> None:
+    code = (
+        "import torch\n"
+        "from suanli.training.readers import Readers\n"
+        "from suanli.workloads.stream import Stream\n"
+        "from tests.test_train_stream import Pictures\n"
+        "readers = Readers(Stream(Pictures()), size=8, workers=1)\n"
+        "readers.ask(0, torch.arange(8))\n"
+        "print(readers._workers[0].process.pid)\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root,
+        timeout=100, env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert not psutil.pid_exists(int(done.stdout))
 
 
 @pytest.mark.slow
@@ -527,3 +573,16 @@ def test_a_folder_of_pictures_is_decoded_one_by_one(tmp_path: Path) -> None:
     (folder / "dog" / "3.png").write_bytes(b"no picture")
     with pytest.raises(BadInputError, match=r"sample \d+ of the data set: 3.png: a picture cannot"):
         _ = with_labelled_data(workload, folder).load().train.inputs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_search_takes_workers_where_reading_waits(tmp_path: Path) -> None:
+    ref = f"{Path(__file__).with_name('slow_pictures.py')}:recipe"
+    options = TrainOptions(out=tmp_path / "run", device="cpu", budget_s=90, epochs=1)
+    result = train_workload(ref, options)
+    verified = [TrainPlan.from_plan(t.plan) for t in result.trials if t.status == "verified"]
+    assert {plan.workers > 0 for plan in verified} == {True, False}
+    assert result.plan.workers > 0  # a sample waits 4 ms for its file, in vain only with none
+    assert result.speedup is not None
+    assert result.speedup.lo95 > 1.0

@@ -27,6 +27,7 @@ _COMPILED_SMALL, _LOW_SMALL = 0.5, 1.15
 _COMPILE_S, _EAGER_S = 40.0, 3.0
 _VARIATION = 0.98
 _READ_AHEAD = 2  # batches
+_MOST_WORKERS = 16  # that are tried: each holds some memory of its own
 _SPLIT_FROM = 64  # samples of a batch that may be worth splitting
 
 
@@ -184,7 +185,10 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         choices.append([same, {"micro_batch": machine.batch // 2}])
     streamed = {"data": "streamed", "prefetch": _READ_AHEAD, "pinned": machine.kind == "cuda"}
     if situation.reads is not None:
-        counts = sorted({0, 1, machine.cores} - {plan.workers if plan.data == "streamed" else -1})
+        counts = sorted(
+            {0, 1, min(machine.cores, _MOST_WORKERS)}
+            - {plan.workers if plan.data == "streamed" else -1}
+        )
         choices.append([same, *({**streamed, "workers": count} for count in counts)])
     elif plan.data == "resident":
         choices.append([same, streamed])

@@ -56,7 +56,11 @@ class Batch:
 
 
 class Batches:
-    """Gives one batch after the other, epoch after epoch, without an end."""
+    """Gives one batch after the other, epoch after epoch, without an end.
+
+    Attributes:
+        given_up: Asked while a sample of a data set is long in coming; True ends the waiting.
+    """
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class Batches:
         self._arranged, self._first_now = -1, start
         self._ahead: _Ahead | None = None
         self._readers: Readers | None = None
+        self.given_up: Callable[[], bool] | None = None
         self._asked = 0  # batches of the arranged epoch that the readers were asked for
 
     @property
@@ -174,6 +179,8 @@ class Batches:
                 ahead=self._plan.prefetch,
                 share=self._share,
             )
+            if self.given_up is not None:
+                self._readers.given_up = self.given_up
             self._asked = place.position
         self._ask_on(place.epoch)
         return self._readers.take()

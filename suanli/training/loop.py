@@ -25,7 +25,8 @@ from suanli.workloads.record import Samples
 
 _REPORT_EVERY_S = 1.0
 _JUDGING_SHARE = 0.1  # of the time, unless a target asks for more
-_LONGEST_JUDGING_S = 10.0  # after the end was asked for
+# after the end was asked for: of a judgement, and for a sample of a data set
+_LONGEST_JUDGING_S, _LONGEST_WAIT_S = 10.0, 10.0
 _MOST_TIMES = 20_000
 _APART = 1_000_003  # between the seeds of two processes
 
@@ -92,6 +93,7 @@ class Loop:
         replicas = stepper.replicas
         share = replicas.share if replicas.world > 1 else None
         self.batches = Batches(train, self.recipe, self.plan, seed, share)
+        self.batches.given_up = lambda: self._stop.waited(_LONGEST_WAIT_S)
         make = self.recipe.averaging
         self.averaging: Averaging | None = make(stepper.model) if make else None
         stepper.forward.take_over()  # an average may have changed weights, as pruning does

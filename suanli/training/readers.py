@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,11 @@ class _Worker:
 
 
 class Readers:
-    """Reads batches in the order in which they are asked for."""
+    """Reads batches in the order in which they are asked for.
+
+    Attributes:
+        given_up: Asked while a sample is long in coming; True ends the waiting.
+    """
 
     def __init__(
         self,
@@ -77,9 +82,12 @@ class Readers:
             BadInputError: The first sample cannot be read.
         """
         self._stream, self._seed, self._share = stream, seed, share
+        self.given_up: Callable[[], bool] = _never
         self._ahead = max(1, ahead)
         self._asked: deque[tuple[int, torch.Tensor, int]] = deque()
         self._workers: list[_Worker] = []
+        # also at the end of the interpreter, which would wait for them for ever
+        self._end = weakref.finalize(self, _ended, self._workers)
         self._next_slot = 0
         first = stream.head(1)
         assert first.labels is not None
@@ -134,20 +142,8 @@ class Readers:
         return Samples(inputs=parts[:-1], labels=parts[-1])
 
     def close(self) -> None:
-        """End the workers."""
-        for worker in self._workers:
-            try:
-                worker.link.send(None)
-            except OSError:
-                continue
-        for worker in self._workers:
-            worker.process.join(_END_S / len(self._workers))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.process.close()
-            worker.link.close()
-        self._workers = []
+        """End the workers; nothing can be asked for any more."""
+        self._end()
         self._asked.clear()
 
     def _start(self, count: int, method: str) -> None:
@@ -185,6 +181,10 @@ class Readers:
         ready: Sequence[Any] = []
         while not ready:
             ready = wait([worker.link, worker.process.sentinel], _LOOK_S)
+            if not ready and self.given_up():
+                raise ReadingError(
+                    f"sample {self._index(worker)} of the data set is still not read"
+                )
         try:
             # what it said before it ended is there still
             wrong = worker.link.recv() if worker.link.poll() else ("", "")
@@ -195,19 +195,43 @@ class Readers:
         message, next_step = wrong
         if message:
             raise BadInputError(message, next_step=next_step)
-        raise self._ended(worker)
+        raise self._lost(worker)
 
-    def _ended(self, worker: _Worker) -> ReadingError:
+    def _index(self, worker: _Worker) -> int:
+        """Of the sample that a worker was at last."""
+        return self._stream.index(int(self._at[self._workers.index(worker)]))
+
+    def _lost(self, worker: _Worker) -> ReadingError:
         worker.process.join(_END_S)
         code = worker.process.exitcode
         how = f"ended with code {code}"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
-        index = self._stream.index(int(self._at[self._workers.index(worker)]))
         return ReadingError(
-            f"a process that reads the data set {how}, at sample {index}",
+            f"a process that reads the data set {how}, at sample {self._index(worker)}",
             next_step='a crash of its decoder, or too little memory: a plan with fewer "workers"',
         )
+
+
+def _ended(workers: list[_Worker]) -> None:
+    """End processes, by force where they do not by themselves."""
+    for worker in workers:
+        try:
+            worker.link.send(None)
+        except OSError:
+            continue
+    for worker in workers:
+        worker.process.join(_END_S / len(workers))
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.process.close()
+        worker.link.close()
+    workers.clear()
+
+
+def _never() -> bool:
+    return False
 
 
 def stays(samples: Samples, device: str) -> bool:

@@ -110,6 +110,8 @@ class Trainer:
         if isinstance(train, Stream):
             self._say_how_read(train, plan)
             train.trim()
+        elif plan.workers:
+            self._note("the samples are tensors, so the plan's workers have nothing to read")
         if plan.data == "resident" and stays(watched, "cpu"):
             watched = in_memory(watched)
         with machine_as_planned(plan), StopRequests() as stop:
@@ -387,7 +389,8 @@ class Trainer:
             )
             self._say(f"reading {count} samples")
         elif plan.workers:
-            self._note(f"{plan.workers} processes read the data set, {plan.prefetch} batches ahead")
+            ahead = max(1, plan.prefetch)
+            self._note(f"{plan.workers} processes read the data set, {ahead} batches ahead")
 
     def _progress(self, progress: TrainProgress) -> None:
         self._listener(Event(kind="progress", text="training", progress=progress))
