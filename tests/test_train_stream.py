@@ -1,24 +1,19 @@
-"""Data sets that are read while a run goes on: order, resuming, workers that fail, bad samples."""
+"""Data sets that are read while a run goes on: order, resuming, what stays resident, the search."""
 
 import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as Weighted
 
 import suanli
@@ -29,15 +24,12 @@ from suanli.plans.situation import Situation
 from suanli.plans.train_space import TrainSituation, train_candidates
 from suanli.training.batches import Batches
 from suanli.training.calls import TrainOptions, train_module, train_workload
-from suanli.training.checks import check_samples
 from suanli.training.exchange import Exchange, Facts
 from suanli.training.fit import default_plan
 from suanli.training.host import TrainHost
 from suanli.training.judging import judge
-from suanli.training.readers import Readers, ReadingError, chunks, stays
-from suanli.training.recipe import Recipe
+from suanli.training.readers import chunks, stays
 from suanli.training.start import starting_point
-from suanli.training.stopping import StopRequests
 from suanli.workloads.datasets import (
     PictureFolder,
     Scaling,
@@ -50,77 +42,14 @@ from suanli.workloads.labelled import with_labelled_data
 from suanli.workloads.module import of_module
 from suanli.workloads.record import Data, Samples
 from suanli.workloads.stream import Stream
+from tests.stream_parts import STREAMED, Broken, Kind, Pictures, taken
 from tests.train_parts import make_model, new_loop, recipe, samples, state_of
-
-STREAMED = TrainPlan()
-Kind = Dataset[Any]
-
-
-class Pictures(Kind):
-    """The stripes of `train_parts`, one at a time; `noise` draws from all three generators."""
-
-    def __init__(self, count: int = 70, *, noise: bool = True, seed: int = 1) -> None:
-        made = samples(count, seed)
-        assert made.labels is not None
-        self.pictures, self.labels, self.noise = made.inputs[0].numpy(), made.labels, noise
-        self.reads: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        self.reads.append(index)
-        picture = self.pictures[index]
-        if self.noise:
-            shift = random.random() + np.random.rand() + float(torch.rand(()))
-            picture = picture + np.float32(0.1 * shift)
-        return picture, int(self.labels[index])
-
-
-class Broken(Pictures):
-    """One sample does something that it should not, as `how` says."""
-
-    def __init__(self, how: str, at: int = 17, **options: Any) -> None:
-        super().__init__(**options)
-        self.how, self.at, self.owner = how, at, os.getpid()
-
-    def __getitem__(self, index: int) -> Any:
-        picture, label = super().__getitem__(index)
-        if index != self.at or not self.how:
-            return picture, label
-        if self.how == "killed" and os.getpid() != self.owner:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.how == "exit" and os.getpid() != self.owner:
-            os._exit(3)
-        if self.how == "raises":
-            raise OSError("image file is truncated\nat byte 7")
-        wrong = {
-            "nan": (picture * np.float32("nan"), label),
-            "label": (picture, 7),
-            "shape": (picture[:, :4], label),
-            "dtype": (picture.astype(np.float64), label),
-            "object": (object(), label),
-            "dict": {"x": picture, "y": label},
-            "more": (picture, picture, label),
-        }
-        return wrong.get(self.how, (picture, label))
 
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
     yield
     assert not multiprocessing.active_children()
-
-
-def taken(
-    train: Samples, plan: TrainPlan, count: int, *, made: Recipe | None = None, seed: int = 3
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    batches = Batches(train, made or recipe(), plan, seed)
-    try:
-        found = [batches.next() for _ in range(count)]
-    finally:
-        batches.close()
-    return [(batch.inputs[0], batch.labels) for batch in found]
 
 
 def equal(one: list[Any], other: list[Any]) -> bool:
@@ -237,104 +166,6 @@ def test_a_process_of_several_reads_its_own_samples_only() -> None:
     whole = Batches(Stream(Pictures(32)), recipe(augmentation=()), STREAMED, 3).next()
     assert torch.equal(mine.inputs[0][1::2], whole.inputs[0][1::2])
     assert torch.equal(mine.labels[1::2], whole.labels[1::2])
-
-
-# -- what goes wrong -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("raises", "sample 17 of the data set cannot be read: OSError: image file is truncated$"),
-        ("nan", "sample 17 of the data set holds NaN"),
-        ("label", "label 7 of sample 17 .* classes 0 to 2"),
-        ("shape", r"sample 17 .* holds float32 \[1, 4, 8\], another float32 \[1, 8, 8\]"),
-        ("dtype", r"sample 17 .* holds float64"),
-        ("object", "sample 17 of the data set holds a object"),
-        ("dict", r"sample 17 of the data set is a dict \(it has to be"),
-        ("more", "sample 17 of the data set has 3 parts"),
-    ],
-)
-def test_a_bad_sample_is_one_line_with_its_index(how: str, words: str, workers: int) -> None:
-    # the part's own places are others than the data set's
-    train = Stream(Broken(how, noise=False)).part(torch.arange(69, -1, -1))
-    checked = check_samples(make_model(), recipe(), train)
-    with pytest.raises(BadInputError, match=words) as caught:
-        taken(checked, STREAMED.with_(workers=workers, prefetch=workers), 3)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("how", "words"), [("killed", "SIGKILL"), ("exit", "code 3")])
-def test_a_worker_that_ends_is_one_line_with_the_sample(how: str, words: str) -> None:
-    with pytest.raises(ReadingError, match=rf"{words}, at sample 17 \(.*fewer") as caught:
-        taken(Stream(Broken(how)), STREAMED.with_(workers=2, prefetch=2), 3)
-    assert "\n" not in str(caught.value)
-
-
-def test_signals_to_the_group_do_not_end_the_workers() -> None:
-    readers = Readers(Stream(Pictures()), size=8, workers=2, ahead=1)
-    readers.ask(0, torch.arange(8))
-    readers.take()
-    for child in multiprocessing.active_children():
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGINT)
-        os.kill(child.pid, signal.SIGTERM)
-    readers.ask(0, torch.arange(8))
-    assert len(readers.take()) == 8
-    readers.close()
-
-
-class Stuck(Pictures):
-    """One sample never comes, as from a file system that hangs."""
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        if index == 17 and multiprocessing.parent_process() is not None:
-            time.sleep(600)
-        return super().__getitem__(index)
-
-
-def test_a_sample_that_never_comes_does_not_hold_up_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import suanli.training.loop as module
-
-    monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.0)
-    loop = new_loop(recipe(), STREAMED.with_(workers=1, prefetch=1), train=Stream(Stuck()))
-    stop = StopRequests()
-    loop.on_step.append(stop.ask)
-    loop._over = lambda: ""  # type: ignore[method-assign]  # the request comes while it waits
-    with pytest.raises(ReadingError, match="sample 17 of the data set is still not read"):
-        loop.run(stop)
-
-
-def test_at_the_interpreter_s_end_workers_end_too() -> None:
-    code = (
-        "import torch\n"
-        "from suanli.training.readers import Readers\n"
-        "from suanli.workloads.stream import Stream\n"
-        "from tests.test_train_stream import Pictures\n"
-        "readers = Readers(Stream(Pictures()), size=8, workers=1)\n"
-        "readers.ask(0, torch.arange(8))\n"
-        "print(readers._workers[0].process.pid)\n"
-    )
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root,
-        timeout=100, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    assert not psutil.pid_exists(int(done.stdout))
-
-
-@pytest.mark.slow
-def test_workers_that_are_spawned_read_the_same() -> None:
-    found = []
-    for method in ("fork", "spawn"):
-        readers = Readers(Stream(Pictures()), size=8, seed=2, workers=2, method=method)
-        readers.ask(1, torch.arange(8))
-        found.append(readers.take())
-        readers.close()
-    assert torch.equal(found[0].inputs[0], found[1].inputs[0])
 
 
 # -- what is kept in memory ----------------------------------------------------------------------

@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,8 @@ class Readers:
         self._ahead = max(1, ahead)
         self._asked: deque[tuple[int, torch.Tensor, int]] = deque()
         self._workers: list[_Worker] = []
-        # also at the end of the interpreter, which would wait for them for ever
-        self._end = weakref.finalize(self, _ended, self._workers)
+        # also at the end of the interpreter, which else waits for them for ever
+        self._end = Finalize(self, _ended, (self._workers,), exitpriority=10)
         self._next_slot = 0
         first = stream.head(1)
         assert first.labels is not None

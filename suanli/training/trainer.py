@@ -97,21 +97,13 @@ class Trainer:
         if self._request.device == "auto":
             self._take_device(model, train)
         if plan is None:
-            choice = PlanChoice(
-                self._recipe, self._request, self._replicas, self._listener, self._note
-            )
-            plan = choice.plan(model, train)
-            self._chosen, self._ceilings = choice.chosen, choice.ceilings
+            plan = self._choose(model, train)
             if self._replicas.first:
                 self._folder.begin(record, plan, environment())
         if self._replicas.world > 1:
             plan = plan.with_(device=self._replicas.device)
         self._measure_limit(model, train, plan)
-        if isinstance(train, Stream):
-            self._say_how_read(train, plan)
-            train.trim()
-        elif plan.workers:
-            self._note("the samples are tensors, so the plan's workers have nothing to read")
+        self._say_how_read(train, plan)
         if plan.data == "resident" and stays(watched, "cpu"):
             watched = in_memory(watched)
         with machine_as_planned(plan), StopRequests() as stop:
@@ -195,6 +187,12 @@ class Trainer:
                     "put them into evaluation mode in the model's own train() to keep them"
                 )
         return model
+
+    def _choose(self, model: nn.Module, train: Samples) -> TrainPlan:
+        choice = PlanChoice(self._recipe, self._request, self._replicas, self._listener, self._note)
+        plan = choice.plan(model, train)
+        self._chosen, self._ceilings = choice.chosen, choice.ceilings
+        return plan
 
     def _take_device(self, model: nn.Module, train: Samples) -> None:
         """Settle on the faster device."""
@@ -372,8 +370,13 @@ class Trainer:
         if self._ceilings is not None:
             self._limit = limit_of(model, self._recipe, train, plan, self._ceilings)
 
-    def _say_how_read(self, train: Stream, plan: TrainPlan) -> None:
+    def _say_how_read(self, train: Samples, plan: TrainPlan) -> None:
         """Tell where the samples of a data set will come from, and what that costs."""
+        if not isinstance(train, Stream):
+            if plan.workers:
+                self._note("the samples are tensors, so the plan's workers have nothing to read")
+            return
+        train.trim()
         nature, count = train.nature(), len(train)
         if not nature.repeatable:
             self._note(
