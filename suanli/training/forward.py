@@ -81,9 +81,9 @@ class Forward:
             part = tuple(tensor[rows] for tensor in inputs)
             own = labels[rows]
             share = self._share(part, own, whole)
-            if share == 0.0:  # nothing in it counts, and a mean over nothing is no number
-                own = torch.zeros_like(own)
-            total += self._one(part, own, scale * share) * share
+            # where nothing in it counts, a mean over nothing would be no number
+            own = torch.where(share > 0, own, torch.zeros_like(own))
+            total += self._one(part, own, scale, share)
         return total
 
     def collect(self) -> None:
@@ -105,10 +105,17 @@ class Forward:
         """Leave the model as it was found, but for its values."""
         self._undo()
 
-    def _one(self, inputs: Tensors, labels: torch.Tensor, scale: float) -> torch.Tensor:
+    def _one(
+        self,
+        inputs: Tensors,
+        labels: torch.Tensor,
+        scale: float,
+        share: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         self.on_phase("forward")
         whole = getattr(self, "_whole", self._forward)
         loss: torch.Tensor = whole(inputs, labels)
+        loss = loss if share is None else loss * share
         self.on_phase("backward")
         (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -130,25 +137,26 @@ class Forward:
             return inputs
         return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
 
-    def _share(self, inputs: Tensors, labels: torch.Tensor, whole: torch.Tensor) -> float:
+    def _share(self, inputs: Tensors, labels: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         """What a micro-batch's loss counts for: its share of a mean, all of a sum.
 
-        A mean is over the labels that are not ignored.
+        A mean is over the labels that are not ignored. The number stays on the device, so that
+        nobody waits for it.
         """
         if self._mean is None:
             output = self._forward_output(inputs)
             self._classes = _classes(output, labels, self.loss)
-            if not self._counted(labels):
-                return 0.0  # which this part cannot tell
+            if not bool(self._counted(labels)):
+                return torch.zeros((), device=labels.device)  # such a part does not tell
             self._mean = is_mean(self.loss, output, labels)
         if not self._mean:
-            return 1.0
-        return self._counted(labels) / max(self._counted(whole), 1)
+            return torch.ones((), device=labels.device)
+        return self._counted(labels) / self._counted(whole).clamp(min=1)
 
-    def _counted(self, labels: torch.Tensor) -> int:
+    def _counted(self, labels: torch.Tensor) -> torch.Tensor:
         if self._classes is None:
-            return int(labels.shape[0])
-        return int(counting(labels, self._classes).sum())
+            return torch.tensor(float(labels.shape[0]), device=labels.device)
+        return counting(labels, self._classes).sum().float()
 
     @torch.no_grad()
     def _forward_output(self, inputs: Tensors) -> torch.Tensor:
