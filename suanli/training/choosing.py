@@ -22,6 +22,7 @@ from suanli.plans.ranking import ranked
 from suanli.plans.store import TrialStore, store_key
 from suanli.training.exchange import Exchange, Facts
 from suanli.training.fit import default_plan
+from suanli.training.readers import stays
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
 from suanli.training.trials import Chosen, PlanSearch, situation_of
@@ -86,7 +87,7 @@ class PlanChoice:
             longest_s = max(_LONG_SEARCH_S, _LONG_SEARCH_SHARE * expected_s)
             budget_s = min(longest_s, _SEARCH_SHARE * expected_s)
             if budget_s < _LEAST_SEARCH_S:
-                return self._without_search(model, plain, expected_s)
+                return self._without_search(model, train, plain, expected_s)
         self.chosen = self._searched(model, train, budget_s, eager_ms)
         if self.chosen.found.interrupted:
             raise KeyboardInterrupt  # what was tried is in the store
@@ -101,18 +102,23 @@ class PlanChoice:
         each_s = train.nature().read_s / max(1, plain.workers)
         return 1e3 * each_s * self._recipe.settings.batch
 
-    def _without_search(self, model: nn.Module, plain: TrainPlan, expected_s: float) -> TrainPlan:
+    def _without_search(
+        self, model: nn.Module, train: Samples, plain: TrainPlan, expected_s: float
+    ) -> TrainPlan:
         """What an earlier search found, or the default plan."""
         short = f"no search of the plan: the whole run takes about {expected_s:.0f} s"
         store = None if self._request.fresh else self._store(model)
         found = ranked(store.all()) if store is not None else ()
-        if not found:
+        plans = [TrainPlan.from_plan(trial.plan) for trial in found]
+        if not stays(train, self._request.device):  # the data may have grown since
+            plans = [plan for plan in plans if plan.data == "streamed"]
+        if not plans:
             self._note(f"{short}; --budget SECONDS searches all the same")
             return plain
         self._note(
-            f"{short}; the plan is the fastest of {len(found)} verified ones of earlier searches"
+            f"{short}; the plan is the fastest of {len(plans)} verified ones of earlier searches"
         )
-        return TrainPlan.from_plan(found[0].plan)
+        return plans[0]
 
     def _for_several(self, plain: TrainPlan) -> TrainPlan:
         """The default plan of several processes."""
