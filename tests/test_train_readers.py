@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,10 +79,12 @@ def test_a_sample_that_never_comes_does_not_hold_up_the_end(
     monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.0)
     loop = new_loop(recipe(), STREAMED.with_(workers=1, prefetch=1), train=Stream(Stuck()))
     stop = StopRequests()
-    loop.on_step.append(stop.ask)
     loop._over = lambda: ""  # type: ignore[method-assign]  # the request comes while it waits
+    asking = threading.Timer(0.3, stop.ask)
+    asking.start()
     with pytest.raises(ReadingError, match="sample 17 of the data set is still not read"):
         loop.run(stop)
+    asking.join()
 
 
 def test_at_the_interpreter_s_end_workers_end_too() -> None:
