@@ -110,7 +110,7 @@ def _check_labels(
     few = labels[: len(output)]
     classes = int(output.shape[class_axis(output, few, loss)])
     beyond = labels[~counting(labels, classes)]
-    wrong: list[int] = torch.unique(beyond).tolist()  # type: ignore[no-untyped-call]
+    wrong: list[int] = torch.unique(beyond).tolist()
     # a data set may hold the usual ones further on
     usual = [value for value in _USUALLY_IGNORED if not 0 <= value < classes]
     ignored = next((v for v in (*wrong[:1], *usual) if ignores(loss, output, few, int(v))), None)

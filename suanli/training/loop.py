@@ -90,6 +90,7 @@ class Loop:
             watched: Samples that the model is judged on at epochs' ends.
         """
         self.stepper, self.limits = stepper, limits
+        self._seed, self._stop = seed, StopRequests()
         replicas = stepper.replicas
         share = replicas.share if replicas.world > 1 else None
         self.batches = Batches(train, self.recipe, self.plan, seed, share)
@@ -117,7 +118,6 @@ class Loop:
         with torch.random.fork_rng(devices=self._devices()):
             torch.manual_seed(seed + _APART * stepper.replicas.rank)
             self._chance = self._generators()
-        self._seed, self._stop = seed, StopRequests()
 
     @property
     def recipe(self) -> Recipe:

@@ -258,7 +258,7 @@ class Stream(Samples):
 
     def _check(self, parts: Parts, index: int) -> None:
         for part in parts:
-            if part.is_floating_point() and not bool(part.isfinite().all()):
+            if part.is_floating_point() and not _finite(part):
                 raise BadInputError(f"sample {index} of the data set holds NaN or infinity")
         label = parts[-1]
         if self.classes is None or label.is_floating_point():
@@ -332,6 +332,11 @@ def _tensor(value: Any, index: int) -> torch.Tensor:
         f"sample {index} of the data set holds a {type(value).__name__}",
         next_step="__getitem__ has to give tensors, arrays or numbers",
     )
+
+
+def _finite(part: torch.Tensor) -> bool:
+    # a sum reads each value once and writes nothing; one that overflows is looked at again
+    return bool(part.sum().isfinite()) or bool(part.isfinite().all())
 
 
 def _same(one: Parts, other: Parts) -> bool:
