@@ -6,14 +6,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from suanli.base import codec
 from suanli.base.errors import BadInputError
+from suanli.base.train_plan import TrainPlan
+from suanli.training.checkpoints import newest_whole
 from suanli.training.checks import check_samples
 from suanli.training.readers import Readers, ReadingError
 from suanli.training.stopping import StopRequests
@@ -114,3 +119,36 @@ def test_workers_that_are_spawned_read_the_same() -> None:
         found.append(readers.take())
         readers.close()
     assert torch.equal(found[0].inputs[0], found[1].inputs[0])
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_is_stopped_as_a_group_killed_and_gone_on_with(tmp_path: Path) -> None:
+    plan, whole, out = tmp_path / "plan.json", tmp_path / "whole", tmp_path / "run"
+    plan.write_text(codec.dumps(TrainPlan(workers=2, prefetch=2)))
+    root, ref = Path(__file__).parent.parent, f"{Path(__file__).with_name('slow_pictures.py')}"
+    words = [sys.executable, "-m", "suanli.cli", "train", f"{ref}:recipe", "--epochs", "3"]
+    words += ["--plan", str(plan), "--checkpoint", "0.05", "--device", "cpu", "-o"]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        resume = ["--resume"] if out.exists() else []
+        process = subprocess.Popen(
+            [*words, str(out), *resume], env=env, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        seen = newest_whole(out / "checkpoints")
+        while newest_whole(out / "checkpoints") == seen:
+            assert process.poll() is None
+            time.sleep(0.02)
+        readers = psutil.Process(process.pid).children()
+        assert len(readers) == 2
+        if number == signal.SIGTERM:  # as a scheduler does: to all of them
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+        assert process.wait(30) == (130 if number == signal.SIGTERM else -9)
+        _, left = psutil.wait_procs(readers, timeout=10)
+        assert not left
+    for place, more in ((out, ["--resume"]), (whole, [])):
+        subprocess.run([*words, str(place), *more], env=env, check=True, capture_output=True)
+    one, other = (load_file(place / "weights.safetensors") for place in (out, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
