@@ -158,7 +158,7 @@ class OpenVinoStreams(OpenVino):
             import nncf
 
             assert self.workload.data is not None
-            samples = self.workload.data().train.inputs[0][:300]
+            samples = self.workload.load().train.inputs[0][:300]
             per = whole[0].shape[0] // parts
             chunks = [samples[i : i + per] for i in range(0, len(samples) - per + 1, per)]
             model = nncf.quantize(model, nncf.Dataset(chunks, lambda t: t.numpy()))

@@ -219,7 +219,7 @@ def main() -> None:
             "search": {key: found.get(key) for key in ("speedup", "baseline", "trials")},
             "sol": _share(found, sides),
             "batch": recipe.settings.batch,
-            "samples": len(recipe.workload.data().train),
+            "samples": len(recipe.workload.load().train),
             "measured": moment(),
             "sides": sides,
         }

@@ -51,7 +51,7 @@ class Peer:
         workload = self.recipe.workload
         assert workload.data is not None and workload.loss is not None
         self.loss: Any = workload.loss
-        self.train = workload.data().train
+        self.train = workload.load().train
         self.model: Any = starting_point(self.recipe, self.train, 0).train()
         self.prepare()
 
@@ -243,11 +243,10 @@ class Suanli(Peer):
         from suanli.training.fit import default_plan
 
         path = self.settings.get("plan")
-        images = self.train.inputs[0].dim() == 4
         self.plan = (
             codec.read(TrainPlan, Path(path))
             if path
-            else default_plan(self.recipe, "cpu", images=images)
+            else default_plan(self.recipe, "cpu", self.train)
         )
         self._machine = machine_as_planned(self.plan)
         self._machine.__enter__()  # for as long as the process lives

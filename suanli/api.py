@@ -351,7 +351,8 @@ def train(
     Args:
         model: An `nn.Module`, which is trained in place; or a `Workload` or `Recipe`, which brings
             its own data and loss.
-        data: `(inputs, labels)`, a torch `Dataset`, or the three parts of a `Data`. Where only
+        data: `(inputs, labels)`, a torch `Dataset` or `DataLoader`, or the three parts of a `Data`.
+            Data sets are read while the run goes on and need not fit into memory. Where only
             training samples are given, a fifth is held out: half to watch, half for acceptance.
         loss: `loss(output, labels)`, a mean or a sum over the samples.
         on_event: Told what is going on.

@@ -30,6 +30,7 @@ def add(
     Raises:
         BadInputError: It cannot be queued, or no device here can run it.
     """
+    from suanli.jobs import command as commands
     from suanli.jobs.estimate import places
     from suanli.jobs.place import why_nowhere
     from suanli.jobs.store import JobStore
@@ -41,6 +42,9 @@ def add(
             f"no device here can run it: {reason}",
             next_step="--print slurm or kubernetes gives the line for a cluster",
         )
+    out = commands.out_of(job.command) if job.command[0] == "train" else ""
+    if out and commands.finished(out, Path(job.folder)):
+        job = replace(job, reason=f"{out} holds a run that has ended: the job will end at once")
     return _result(JobStore().add(job))
 
 
@@ -64,10 +68,22 @@ def line(
 
 
 def listed() -> QueueResult:
-    """All jobs, the oldest first."""
+    """All jobs, the oldest first; of those that wait for memory that is said."""
+    from suanli.jobs.estimate import places
+    from suanli.jobs.place import why_waits
     from suanli.jobs.store import JobStore
 
-    return _result(*JobStore().all())
+    jobs = JobStore().all()
+    if not any(job.state == "waiting" for job in jobs):
+        return _result(*jobs)
+    here, busy = places(), {job.device for job in jobs if job.state == "running"}
+    reasons = [why_waits(job, here, busy) if job.state == "waiting" else "" for job in jobs]
+    return _result(
+        *(
+            replace(job, reason="; ".join(part for part in (job.reason, reason) if part))
+            for job, reason in zip(jobs, reasons, strict=True)
+        )
+    )
 
 
 def remove(number: int) -> QueueResult:

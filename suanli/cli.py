@@ -249,6 +249,14 @@ def train(  # noqa: PLR0913, PLR0917
             metavar="PATTERN", help="Parameters not to train; repeat for more.", show_default=False
         ),
     ] = None,
+    lr_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=FACTOR",
+            help="Parameters with another rate; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of all that is random.")] = 0,
     budget: Annotated[
         float | None,
@@ -321,6 +329,7 @@ def train(  # noqa: PLR0913, PLR0917
         resume=resume,
         start=start,
         freeze=tuple(freeze or ()),
+        lr_of=tuple(lr_of or ()),
         seed=seed,
         device=device,
         out=out,

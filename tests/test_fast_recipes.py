@@ -77,7 +77,7 @@ def trained(recipe: Recipe, plan: TrainPlan, epochs: int) -> tuple[float, list[f
 @pytest.mark.parametrize("kernels_used", [True, False])
 def test_a_recipe_learns(root: Path, name: str, epochs: int, kernels_used: bool) -> None:
     recipe = resolve_recipe(name, data=root)
-    plan = default_plan(recipe, "cpu", images=True)
+    plan = default_plan(recipe, "cpu", recipe.workload.load().train)
     if not kernels_used:
         plan = plan.with_(kernels=())
     elif name == "cifar10-fast" and find_compiler() is not None:
@@ -121,8 +121,8 @@ def test_an_epoch_depends_on_its_number_and_the_generator_alone(root: Path) -> N
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_plans_are_possible_here_and_on_a_gpu(root: Path, name: str) -> None:
     recipe = resolve_recipe(name, data=root)
-    assert default_plan(recipe, "cpu", images=True).checked()
-    elsewhere = default_plan(recipe, "cuda:0", images=True).checked()
+    assert default_plan(recipe, "cpu", recipe.workload.load().train).checked()
+    elsewhere = default_plan(recipe, "cuda:0", recipe.workload.load().train).checked()
     assert elsewhere.kernels == ()
 
 
@@ -131,7 +131,7 @@ def test_kernels_that_cannot_be_built_are_left_out(
 ) -> None:
     monkeypatch.setattr(kernels, "present", lambda: False)
     recipe = resolve_recipe("cifar10-fast", data=root)
-    assert default_plan(recipe, "cpu", images=True).kernels == ()
+    assert default_plan(recipe, "cpu", recipe.workload.load().train).kernels == ()
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_mnist_fast_reaches_what_it_claims(data_root: Path, seed: int) -> None:
     assert recipe.workload.data is not None
     data = recipe.workload.data()
     model = starting_point(recipe, data.train, seed)
-    plan = default_plan(recipe, "cpu", images=True)
+    plan = default_plan(recipe, "cpu", recipe.workload.load().train)
     epochs = recipe.settings.epochs
     Loop(Stepper(model, recipe, plan), data.train, seed=seed, limits=Limits(epochs=epochs)).run()
     assert judge(model, data.acceptance) > 0.989

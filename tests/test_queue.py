@@ -24,7 +24,7 @@ from suanli.base.queue_results import Job, Need
 from suanli.cli import app
 from suanli.jobs import command, estimate
 from suanli.jobs.cluster import line_for
-from suanli.jobs.place import Place, next_start, why_nowhere
+from suanli.jobs.place import Place, next_start, why_nowhere, why_waits
 from suanli.jobs.runner import Runner
 from suanli.jobs.store import JobStore
 from suanli.training.stopping import StopRequests
@@ -193,6 +193,28 @@ def test_memory_decides_where_a_job_fits() -> None:
     assert why_nowhere(large, [CPU, GPU]) == ""
     assert why_nowhere(large, [CPU]) == "needs 20.0 GB, cpu has 16.0 GB"
     assert why_nowhere(job(wanted="cuda:0"), [CPU]) == "cuda:0 was asked for"
+
+
+def test_a_job_that_waits_for_memory_of_others_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = job(needs=(Need(device="cpu", memory_bytes=14 * 10**9),), wanted="cpu")
+    words = "it waits for memory that others hold: cpu has 12.0 GB free of the 14.0 GB it needs"
+    assert why_waits(large, [CPU, GPU], ()) == words
+    # a job of the queue's own will end, and what fits nowhere does not wait
+    assert why_waits(large, [CPU, GPU], {"cpu"}) == ""
+    assert why_waits(large, [replace(CPU, free_bytes=15 * 10**9)], ()) == ""
+    assert why_waits(replace(large, wanted="cuda:1"), [CPU, GPU], ()) == ""
+    monkeypatch.setattr(estimate, "places", lambda: [CPU])
+    made = JobStore().add(large)
+    assert [j.reason for j in api_queue.listed().jobs] == [words]
+    assert JobStore().get(made.id).reason == ""  # it is so now, and is not kept
+    said: list[Event] = []
+    free = [CPU]
+    work = Runner(JobStore(), lambda: free, said.append, program=(sys.executable, "-c", ""))
+    for _ in range(2):
+        assert not work._start_one()
+    assert [event.text for event in said] == [f"job {made.id}: {words}"]
 
 
 def test_needs_are_predicted_or_taken_from_a_job_like_it() -> None:
@@ -390,6 +412,19 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "sbatch" in call("queue", "add", "--print", "slurm", *limits, *words).stdout
     call("queue", "remove", "1")
     assert "No jobs" in call("queue", "list").stdout
+
+
+def test_a_folder_with_a_finished_run_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, limits = ("train", "digits-resnet", "-o", "mine"), {"memory_gb": 1.0, "seconds": 9.0}
+    for interrupted, noted in ((True, False), (False, True)):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / "result.json").write_text(json.dumps({"interrupted": interrupted}))
+        (made,) = api_queue.add(words, **limits).jobs  # type: ignore[arg-type]
+        assert ("holds a run that has ended" in made.reason) == noted
+        api_queue.remove(made.id)
 
 
 def test_options_of_the_verb_are_looked_at_at_once() -> None:

@@ -17,6 +17,8 @@ from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.choosing import PlanChoice
 from suanli.training.request import TrainRequest
 from suanli.training.start import starting_point
+from suanli.workloads.stream import Stream
+from tests.stream_parts import Pictures
 from tests.train_parts import data, recipe
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
@@ -111,4 +113,7 @@ def test_a_short_run_takes_what_an_earlier_search_found(cache: Path, tmp_path: P
     assert chosen(request) == found
     assert "fastest of 2 verified ones" in notes[0]
     assert chosen(replace(request, fresh=True)) == default
+    moving = Stream(Pictures())  # which cannot stay in memory, as they could when it was searched
+    choice = PlanChoice(made, request, Replicas(), events.append, notes.append)
+    assert choice.plan(model, moving) == TrainPlan()
     assert choosing._LEAST_SEARCH_S > 0

@@ -155,6 +155,25 @@ def test_the_mixed_loss_is_hinton_s() -> None:
     new_loop(made, TrainPlan(optimizer_kernel="fused"), steps=2).run()
 
 
+def test_a_summed_loss_has_a_summed_teacher() -> None:
+    def summed(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(output, labels, reduction="sum")
+
+    torch.manual_seed(0)
+    trained = replace(WORKLOAD, untrained=False)
+    student = replace(recipe(), workload=replace(WORKLOAD, loss=summed))
+    losses = [distilled(made, trained).workload.loss for made in (recipe(), student)]
+    output, labels = torch.randn(6, 6).requires_grad_(), torch.randint(0, 3, (6,))
+    assert losses[0] is not None and losses[1] is not None
+    mean, total = (float(loss(output, labels).detach()) for loss in losses if loss)
+    assert total == pytest.approx(6 * mean, rel=1e-5)
+    odd = replace(recipe(), workload=replace(WORKLOAD, loss=lambda o, t: o.square().sum().sqrt()))
+    taught = distilled(odd, trained).workload.loss
+    assert taught is not None
+    with pytest.raises(BadInputError, match="neither a mean nor a sum"):
+        taught(output, labels)
+
+
 def test_a_pruned_run_is_resumed_pruned(tmp_path: Path) -> None:
     ref = f"{Path(__file__).with_name('train_parts.py')}:recipe"
     out = tmp_path / "run"

@@ -18,8 +18,9 @@ from suanli.base.train_results import TrainProgress
 from suanli.training.batches import Batches
 from suanli.training.checkpoints import Checkpoints
 from suanli.training.checks import check_samples
-from suanli.training.judging import class_axis, judge
+from suanli.training.judging import judge
 from suanli.training.loop import NotFiniteError
+from suanli.training.losses import class_axis
 from suanli.training.recipe import Recipe
 from suanli.training.schedules import rate
 from suanli.training.start import freeze, take_weights

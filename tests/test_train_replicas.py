@@ -135,6 +135,21 @@ def test_shares_load_in_another_number_of_processes(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_share_that_is_nan_is_in_no_checkpoint(tmp_path: Path) -> None:
+    out, script = tmp_path / "run", Path(__file__).with_name("sharded_nan.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(script), str(out)],
+        env=_environment(), capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    assert done.stdout.count("ended") == 2
+    newest = newest_whole(out / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step-000000006"  # of seven
+
+
 def test_a_sharded_run_needs_processes_and_a_plan_that_allows_it(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="needs several processes"):
         train_workload(REF, TrainOptions(out=tmp_path / "run", sharded=True, device="cpu"))

@@ -102,15 +102,14 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
     assert (done.resumed_from, done.steps, done.stopped) == (28, 28, "epochs")
 
 
-def _stopped_after(out: Path, steps: int) -> None:
+def _stopped_after(out: Path, steps: int, **more: Any) -> None:
     """A run that is asked to stop, as a signal would, after so many steps."""
-
     from suanli.training import loop as module
 
     was = module._REPORT_EVERY_S
     module._REPORT_EVERY_S = 0.0
     try:
-        options = TrainOptions(out=out, plan="default", device="cpu")
+        options = TrainOptions(out=out, plan="default", device="cpu", **more)
         before = signal.getsignal(signal.SIGTERM)
 
         def at(event: Event) -> None:
@@ -133,6 +132,72 @@ def test_encrypted_with_a_backup_it_resumes_from_the_backup(tmp_path: Path) -> N
     assert result.resumed_from == 7
     with pytest.raises(BadInputError, match="encrypted"):
         _train(out, epochs=3, resume=True, backup=backup)
+
+
+def test_a_mistyped_key_of_a_run_that_goes_on_is_not_made(tmp_path: Path) -> None:
+    out, key, typo = tmp_path / "run", tmp_path / "key", tmp_path / "kye"
+    _train(out, epochs=1, key=key)
+    with pytest.raises(BadInputError, match=r"kye: No such file .*the key it was begun with"):
+        _train(out, epochs=2, resume=True, key=typo)
+    assert not typo.exists()
+
+
+def test_options_that_a_run_that_goes_on_does_not_take_are_said(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _train(out, epochs=1, seed=2, freeze=("body.0.*",))
+    again = _train(
+        out, epochs=2, resume=True, seed=2, freeze=("head.*",), lr_of={"head.*": 3}, tune=4
+    )
+    (said,) = [note for note in again.notes if "changes nothing" in note]
+    assert said == "the run goes on as it was begun, so --freeze, --lr-of, --tune changes nothing"
+    plain = _train(out, epochs=3, resume=True)
+    assert not any("changes nothing" in note for note in plain.notes)
+
+
+def test_own_rates_are_reported_kept_and_gone_on_with(tmp_path: Path) -> None:
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    _stopped_after(out, steps=9, lr_of={"head.*": 0.5})
+    result = _train(out, resume=True)
+    line = "2 tensors that match head.* learn at 0.5 times the rate: head.weight, head.bias"
+    assert line in result.notes
+    assert result.hyper_parameters["lr_of"] == "head.*=0.5"
+    assert not result.as_written
+    _train(whole, lr_of=("head.*=0.5",))
+    one, other = (load_file(f / "weights.safetensors") for f in (out, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(BadInputError, match=r"--lr-of tail.\* matches no parameter .*body"):
+        _train(tmp_path / "c", lr_of={"tail.*": 2})
+
+
+def test_a_long_judgement_gives_way_and_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import suanli.training.loop as module
+
+    judged = module.judge
+
+    def asked_meanwhile(*args: Any, stop: Callable[[], bool], **more: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judged(*args, stop=stop, **more)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(module, "_LONGEST_JUDGING_S", 0.0)
+    monkeypatch.setattr(module, "judge", asked_meanwhile)
+    first = _train(out, epochs=2)  # at the end of its first epoch
+    assert (first.stopped, first.steps, first.quality) == ("asked", 7, None)
+    assert newest_whole(out / "checkpoints") is not None
+    monkeypatch.setattr(module, "judge", judged)
+    ends = _train(out, resume=True, epochs=2)
+    assert ends.quality is not None
+    monkeypatch.setattr(module, "judge", asked_meanwhile)
+    late = tmp_path / "late"
+    at_end = _train(late, epochs=1)
+    assert (at_end.stopped, at_end.steps, at_end.quality) == ("asked", 7, None)
+    assert at_end.interrupted
+    monkeypatch.setattr(module, "judge", judged)
+    made_up = _train(late, resume=True, epochs=1)
+    assert (made_up.stopped, made_up.steps) == ("epochs", 7)
+    assert made_up.quality is not None
 
 
 def test_a_nan_can_be_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,10 @@ class TrainPlan:
         micro_batch: Samples of one forward pass; 0 is the whole batch. Gradients accumulate.
         checkpointing: Recompute the activations of every block in the backward pass.
         data: "resident": all samples stay on the device; "streamed": batches are brought there.
-        prefetch: Streamed batches that a thread prepares ahead; 0 prepares them in between.
+        workers: Processes that read the samples of a streamed data set; 0 reads them in between.
+            Tensors need none.
+        prefetch: Streamed batches that a thread prepares ahead, or that the workers read ahead; 0
+            prepares them in between.
         pinned: Whether streamed batches pass through page-locked memory.
         threads: CPU threads of the step; 0 is all usable cores.
         keep_memory: Freed memory stays in the process (glibc's allocator; on CUDA: expandable
@@ -53,6 +56,7 @@ class TrainPlan:
     micro_batch: int = 0
     checkpointing: bool = False
     data: Literal["resident", "streamed"] = "streamed"
+    workers: int = 0
     prefetch: int = 0
     pinned: bool = False
     threads: int = 0
@@ -138,8 +142,10 @@ class TrainPlan:
 
 def _contradiction(plan: TrainPlan) -> str:
     """Two decisions that exclude each other, in words; "" where there are none."""
-    if min(plan.micro_batch, plan.prefetch, plan.threads) < 0:
-        return "micro_batch, prefetch and threads are counts"
+    if min(plan.micro_batch, plan.workers, plan.prefetch, plan.threads) < 0:
+        return "micro_batch, workers, prefetch and threads are counts"
+    if plan.workers and plan.data == "resident":
+        return "workers read samples that are streamed, and not those that stay on the device"
     if plan.weights == "bf16" and plan.precision != "bf16":
         return "bf16 weights need precision bf16"
     if plan.precision == "tf32" and plan.kind != "cuda":

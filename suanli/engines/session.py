@@ -199,7 +199,8 @@ class Session:
         if self.workload.data is None or self.workload.metric is None or self.workload.untrained:
             return None
         self._say("loading the labelled data")
-        data = self.workload.data()
+        data = self.workload.load()
+        data = replace(data, train=data.train.head(_CALIBRATION_SAMPLES))  # no more is looked at
         check_data(data, self.workload.metric, self.program.signature)
         return data
 
@@ -240,14 +241,7 @@ class Session:
             calibration = self.scratch / "search" / "calibration.safetensors"
             train = self.data.train
             count = self.calibration_samples = min(_CALIBRATION_SAMPLES, len(train))
-            write_samples(
-                calibration,
-                replace(
-                    train,
-                    inputs=tuple(t[:count] for t in train.inputs),
-                    labels=None if train.labels is None else train.labels[:count],
-                ),
-            )
+            write_samples(calibration, train.head(count))
             search = self._labelled("search")
             write_samples(search.samples, self.data.search)
         elif self.wish.tolerance is not None:

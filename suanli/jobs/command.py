@@ -1,5 +1,6 @@
 """A job's command: which words mean what, and how it is started again."""
 
+import json
 from pathlib import Path
 
 from suanli.base.errors import BadInputError
@@ -78,6 +79,15 @@ def to_start(command: tuple[str, ...], folder: Path, device: str) -> tuple[str, 
     if command[0] == _RESUMABLE and out and (folder / out / "run.json").is_file():
         words = (*words, "--resume")
     return words
+
+
+def finished(out: str, folder: Path) -> bool:
+    """Whether a run's folder holds one that has come to its end."""
+    try:
+        data = json.loads((folder / out / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(out) and isinstance(data, dict) and data.get("interrupted") is False
 
 
 def about(command: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from suanli.predicting.here import predict_cpu
 from suanli.predicting.measured import as_measured
 from suanli.predicting.one import predict_on
 from suanli.predicting.subject import STATES, Subject, subject
+from suanli.training.readers import stays
 from suanli.training.recipe import Recipe
 from suanli.training.recipes import resolve_recipe
 
@@ -96,13 +97,13 @@ class _Predictor:
     """Predicts one training job on several devices; the work is captured once."""
 
     def __init__(self, job: Job, recipe: Recipe) -> None:
-        assert recipe.workload.data is not None
         self._recipe = recipe
-        train = recipe.workload.data().train
+        train = recipe.workload.load().train
         settings = recipe.settings
         epochs = int(commands.value_of(job.command, "--epochs") or settings.epochs)
         self._steps = epochs * -(-len(train) // settings.batch)
-        self._data_bytes = sum(part.nbytes for part in train.inputs)
+        first = sum(part.nbytes for part in train.head(1).inputs)
+        self._data_bytes = first * len(train) if stays(train, "cpu") else 0
         limit = commands.value_of(job.command, "--max-seconds")
         self._most_s = float(limit) if limit else None
         self._subjects: dict[bool, Subject] = {}

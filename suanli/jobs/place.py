@@ -1,6 +1,6 @@
 """Which job starts where: the device on which it ends first, one job at a time on each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from suanli.base.queue_results import Job
@@ -69,6 +69,26 @@ def why_nowhere(job: Job, places: Sequence[Place]) -> str:
     """Why a job can run on no device, in one line; "" if it can on one."""
     reasons = [why_not(job, place) for place in places]
     return "" if not all(reasons) else "; ".join(reasons) or "there is no device"
+
+
+def why_waits(job: Job, places: Sequence[Place], busy: Collection[str]) -> str:
+    """That a job waits for memory which others than the queue's jobs hold; "" where it does not.
+
+    Args:
+        job: It waits.
+        places: The devices with what is free now.
+        busy: Devices on which a job of the queue runs: there its end is waited for.
+    """
+    possible = [place for place in places if not why_not(job, place)]
+    taken = dict.fromkeys(busy)
+    if not possible or any(_fits_now(job, place, taken) for place in possible):
+        return ""
+    needs = [(job.need_on(place.device).memory_bytes or 0) / 1e9 for place in possible]
+    parts = [
+        f"{place.device} has {place.free_bytes / 1e9:.1f} GB free of the {need:.1f} GB it needs"
+        for place, need in zip(possible, needs, strict=True)
+    ]
+    return f"it waits for memory that others hold: {'; '.join(parts)}"
 
 
 def _fits_now(job: Job, place: Place, busy: Mapping[str, float | None]) -> bool:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import psutil
 from suanli.base.events import Event, Listener
 from suanli.base.queue_results import Job
 from suanli.jobs import command as commands
-from suanli.jobs.place import Place, next_start, why_nowhere
+from suanli.jobs.place import Place, next_start, why_nowhere, why_waits
 from suanli.jobs.store import JobStore
 from suanli.training.stopping import StopRequests
 
@@ -52,6 +52,7 @@ class Runner:
         self._program = program
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._peaks: dict[int, int] = {}
+        self._told: set[int] = set()
 
     def run(self, stop: StopRequests) -> bool:
         """Run until nothing waits and nothing runs; gives whether it was asked to stop before."""
@@ -80,11 +81,22 @@ class Runner:
         busy = {job.device: _left(job) for job in jobs if job.state == "running"}
         found = next_start(waiting, places, busy)
         if found is None:
+            self._say_waits(waiting, places, busy)
             return False
         claimed = self._store.claim(found.job.id, found.device)
         if claimed is not None:
             self._launch(claimed)
         return True
+
+    def _say_waits(
+        self, waiting: Sequence[Job], places: Sequence[Place], busy: Collection[str]
+    ) -> None:
+        """Tell once of each job that memory is what it waits for."""
+        for job in waiting:
+            reason = why_waits(job, places, busy)
+            if reason and job.id not in self._told:
+                self._say(f"job {job.id}: {reason}")
+            self._told = self._told | {job.id} if reason else self._told - {job.id}
 
     def _launch(self, job: Job) -> None:
         folder, log = Path(job.folder), Path(job.log)

@@ -119,6 +119,14 @@ class Replicas:
         dist.broadcast(tensor, 0)
         return float(tensor)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process; all call it together."""
+        if self.world == 1:
+            return flag
+        tensor = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(float(tensor) > 0)
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.world > 1:

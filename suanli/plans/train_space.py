@@ -26,6 +26,8 @@ _SMALL_FLOPS, _SMALL_MS = 5e8, 5.0
 _COMPILED_SMALL, _LOW_SMALL = 0.5, 1.15
 _COMPILE_S, _EAGER_S = 40.0, 3.0
 _VARIATION = 0.98
+_READ_AHEAD = 2  # batches
+_MOST_WORKERS = 16  # that are tried: each holds some memory of its own
 _SPLIT_FROM = 64  # samples of a batch that may be worth splitting
 
 
@@ -37,7 +39,9 @@ class TrainSituation:
         machine: Device, cores and instruction sets.
         images: Whether inputs have four dimensions.
         blocks: Whether the model has blocks whose activations could be recomputed.
-        fits: Whether all samples fit on the device.
+        fits: Whether all samples fit on the device, and are the same in each epoch.
+        reads: Workers that the samples are read with at present, where they come from a data set
+            that is read while the run goes on; None where they are tensors.
         why_not_compiled: Why torch.compile cannot be used, in one line; "" if it can.
         kernels: Rows of the table of fused kernels that fit the model, each with the decisions of a
             plan that it needs.
@@ -50,6 +54,7 @@ class TrainSituation:
     images: bool
     blocks: bool = False
     fits: bool = True
+    reads: int | None = None
     why_not_compiled: str = ""
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     flops: float | None = None
@@ -81,6 +86,8 @@ def train_candidates(situation: TrainSituation, *, eager_ms: float) -> tuple[Can
 def _baselines(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
     """What a person has: the plain loop in fp32, with autocast, with torch.compile."""
     plain = TrainPlan(device=situation.machine.device)
+    if situation.reads:
+        plain = plain.with_(workers=situation.reads, prefetch=_READ_AHEAD)
     low: TrainPrecision = "bf16"
     plans = [plain, plain.with_(precision=low), plain.with_(compile="default")]
     if situation.written == low:
@@ -127,7 +134,8 @@ def _tuned(situation: TrainSituation, *, small: bool) -> TrainPlan:
         memory_layout="channels_last" if situation.images and not small else "contiguous",
         optimizer_kernel="fused",
         data="resident" if situation.fits else "streamed",
-        prefetch=0 if situation.fits else 2,
+        workers=0 if situation.fits or situation.reads is None else situation.reads or 1,
+        prefetch=0 if situation.fits else _READ_AHEAD,
         pinned=not situation.fits and situation.machine.kind == "cuda",
         keep_memory=True,
     )
@@ -183,9 +191,15 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
     choices.append([same, {"optimizer_kernel": "foreach"}])
     if machine.batch >= _SPLIT_FROM:
         choices.append([same, {"micro_batch": machine.batch // 2}])
-    if plan.data == "resident":
-        pinned = machine.kind == "cuda"
-        choices.append([same, {"data": "streamed", "prefetch": 2, "pinned": pinned}])
+    streamed = {"data": "streamed", "prefetch": _READ_AHEAD, "pinned": machine.kind == "cuda"}
+    if situation.reads is not None:
+        counts = sorted(
+            {0, 1, min(machine.cores, _MOST_WORKERS)}
+            - {plan.workers if plan.data == "streamed" else -1}
+        )
+        choices.append([same, *({**streamed, "workers": count} for count in counts)])
+    elif plan.data == "resident":
+        choices.append([same, streamed])
     if situation.blocks and not plan.kernels:
         choices.append([same, {"checkpointing": True}])
     choices.append([same, {"keep_memory": not plan.keep_memory}])

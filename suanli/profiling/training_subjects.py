@@ -51,13 +51,11 @@ def training(recipe: Recipe, plan: TrainPlan | None, *, device: str, seed: int =
     Raises:
         BadInputError: There is nothing to train with, or the plan does not fit the model.
     """
-    assert recipe.workload.data is not None
-    train, _ = held_out_end(recipe.workload.data().train, recipe.settings.validation_split)
+    train, _ = held_out_end(recipe.workload.load().train, recipe.settings.validation_split)
     model = starting_point(recipe, train, seed)
-    check_samples(model, recipe, train)
+    train = check_samples(model, recipe, train)
     if plan is None:
-        images = any(part.dim() == 4 for part in train.inputs)
-        plan = default_plan(recipe, device, images=images)
+        plan = default_plan(recipe, device, train)
     if len(train) < recipe.settings.batch:
         recipe = replace(recipe, settings=replace(recipe.settings, batch=len(train)))
     return _stepping(model, recipe, plan, train, seed)
@@ -91,9 +89,10 @@ def _stepping(
     started = time.perf_counter()
     next_batch()
     usual_ms = 1e3 * (time.perf_counter() - started)
-    assert train.labels is not None
+    few = train.head(size)
+    assert few.labels is not None
     mine = range(size)[replicas.share(size)]  # what this process computes of a batch
-    example = tuple(part[: len(mine)] for part in train.inputs), train.labels[: len(mine)]
+    example = tuple(part[: len(mine)] for part in few.inputs), few.labels[: len(mine)]
     found = _trained(recipe, stepper, plan, next_batch)
     found.model = plain
     found.batch = size

@@ -3,13 +3,14 @@
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from suanli.base import codec
 from suanli.base.errors import BadInputError
@@ -23,14 +24,13 @@ from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
 from suanli.training.request import TrainRequest
-from suanli.training.run_folder import Keeping, RunFolder
+from suanli.training.run_folder import Keeping, RunFolder, RunRecord
+from suanli.training.schedules import factors
 from suanli.training.trainer import Trainer
 from suanli.training.tune import said, tune
-from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
+from suanli.workloads.given import as_data
+from suanli.workloads.record import Inputs, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
-
-_HELD_OUT = 0.1  # of the samples for the search part, and as much for acceptance
-_SPLIT_SEED = 20_240_602
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class TrainOptions:
         resume: Go on with the run in `out`.
         start: Weights to start from (safetensors, or a run's folder).
         freeze: Shell patterns of parameter names that are not trained.
+        lr_of: Shell pattern -> factor of the rate of the parameters that match it, or texts such as
+            "head.*=10".
         seed: Of weights, data order and augmentation.
         device: "cpu", "cuda:0", … or "auto", which times a step of small work on the CPU and on
             the first GPU, and gives work that is not small to the GPU.
@@ -71,6 +73,7 @@ class TrainOptions:
     resume: bool = False
     start: Path | None = None
     freeze: tuple[str, ...] = ()
+    lr_of: "Mapping[str, float] | Sequence[str]" = ()
     seed: int = 0
     device: str = "auto"
     out: Path | None = None
@@ -109,7 +112,7 @@ class TrainOptions:
             raise BadInputError(f"--seed must not be negative, not {self.seed}")
         named = {name: getattr(self, name) for name in ("start", "out", "backup", "key")}
         paths: dict[str, Any] = {name: Path(value) for name, value in named.items() if value}
-        return replace(self, **paths)
+        return replace(self, **paths, lr_of=factors(self.lr_of))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +153,49 @@ def train_workload(
 
 def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener) -> "Run":
     """Train a recipe with what the options add to it."""
+    notes: tuple[str, ...] = ()
     if asked.resume:
         folder = RunFolder(_folder(asked, recipe.name), Keeping(backup=asked.backup))
-        record, _ = folder.read()
+        record, plan = folder.read()
+        notes = _without_effect(asked, record, plan)
         asked = replace(asked, prune=record.prune, teacher=record.teacher)
+    elif asked.lr_of:
+        settings = replace(recipe.settings, lr_of=tuple(asked.lr_of))
+        recipe = replace(recipe, settings=settings, changes=_and(recipe.changes, "own rates"))
     if asked.teacher:
         recipe = distilled(recipe, resolve(asked.teacher, data=data))
     if asked.prune:
         recipe = pruned(recipe, asked.prune)
-    request = _request(asked, recipe)
+    request = replace(_request(asked, recipe), notes=notes)
     if asked.tune and not asked.resume:
         recipe = _tuned(recipe, request, asked.tune, listener)
     return _followed(recipe, request, listener)
+
+
+def _and(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _without_effect(asked: TrainOptions, record: RunRecord, plan: TrainPlan) -> tuple[str, ...]:
+    """What was asked of a run that goes on, and is not as it was begun, in lines."""
+    start = str(asked.start.resolve()) if asked.start else ""
+    pairs: dict[str, tuple[Any, Any, Any]] = {  # as asked, as begun, as nobody asked
+        "--seed": (asked.seed, record.seed, TrainOptions.seed),
+        "--from": (start, record.start, ""),
+        "--freeze": (asked.freeze, record.frozen, ()),
+        "--lr-of": (tuple(asked.lr_of), record.settings.lr_of, ()),
+        "--prune": (asked.prune, record.prune, ""),
+        "--teacher": (asked.teacher, record.teacher, ""),
+        "--device": (asked.device, plan.device, TrainOptions.device),
+        "--sharded": (asked.sharded, plan.sharded, False),
+        "--tune": (asked.tune, 0, 0),
+        "--budget": (asked.budget_s, None, None),
+        "--fresh": (asked.fresh, False, False),
+    }
+    found = [name for name, (own, begun, none) in pairs.items() if own not in (begun, none)]
+    if not found:
+        return ()
+    return (f"the run goes on as it was begun, so {', '.join(found)} changes nothing",)
 
 
 def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run":
@@ -224,7 +258,7 @@ def _recipe_of(
     if loss is None or data is None:
         raise BadInputError(
             "train(model, data, loss) needs data and a loss",
-            next_step="data=(inputs, labels), loss=torch.nn.functional.cross_entropy",
+            next_step="data=(inputs, labels) or a Dataset, loss=torch.nn.functional.cross_entropy",
         )
     known = {field.name for field in fields(TrainingSettings)}
     if unknown := sorted(set(settings) - known):
@@ -234,75 +268,20 @@ def _recipe_of(
         )
     if asked.epochs is not None:
         settings["epochs"] = asked.epochs
-    parts = _parts(data)
+    parts = as_data(data)
+    if isinstance(data, DataLoader) and data.batch_size is not None:
+        settings.setdefault("batch", data.batch_size)
     start = copy.deepcopy(model).to("cpu")
     workload = Workload(
         name=type(model).__name__,
         make_model=lambda: copy.deepcopy(start),
-        make_inputs=lambda batch: Inputs(args=tuple(x[:batch] for x in parts.train.inputs)),
+        make_inputs=lambda batch: Inputs(args=parts.train.head(batch).inputs),
         data=lambda: parts,
         loss=loss,
         untrained=False,
         training=TrainingSettings(**settings),
     )
     return as_written(workload)
-
-
-def _parts(data: Any) -> Data:
-    """Three parts of what was given; where only training samples are, a tenth is held out twice.
-
-    Raises:
-        BadInputError: It is none of the forms that are known, or there are too few samples.
-    """
-    if isinstance(data, Data):
-        return data
-    samples = data if isinstance(data, Samples) else _samples(data)
-    count = len(samples)
-    held = int(count * _HELD_OUT)
-    if held < 1:
-        raise BadInputError(
-            f"{count} samples are too few to hold some out",
-            next_step="give a suanli.workloads.record.Data with its three parts",
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    cuts = (order[2 * held :], order[:held], order[held : 2 * held])
-    train, search, acceptance = (_rows(samples, rows) for rows in cuts)
-    return Data(train=train, search=search, acceptance=acceptance)
-
-
-def _rows(samples: Samples, rows: torch.Tensor) -> Samples:
-    assert samples.labels is not None
-    return Samples(inputs=tuple(t[rows] for t in samples.inputs), labels=samples.labels[rows])
-
-
-def _samples(data: Any) -> Samples:
-    if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
-        if len(data) == 0:
-            raise BadInputError("the data set is empty")
-        try:
-            inputs, labels = torch.utils.data.default_collate([data[i] for i in range(len(data))])
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BadInputError(
-                f"the samples of the data set cannot be put together: {reason}",
-                next_step="each has to be (input, label), and all of one shape",
-            ) from None
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        inputs, labels = data
-    else:
-        raise BadInputError(
-            f"data cannot be a {type(data).__name__}",
-            next_step="(inputs, labels), a torch Dataset, Samples or Data",
-        )
-    many = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    if not all(isinstance(t, torch.Tensor) for t in (*many, labels)):
-        raise BadInputError("inputs and labels must be tensors", next_step="torch.as_tensor(array)")
-    for number, tensor in enumerate(many):
-        if len(tensor) != len(labels):
-            raise BadInputError(f"{len(labels)} labels but {len(tensor)} entries of input {number}")
-    if len(labels) == 0:
-        raise BadInputError("there are no samples")
-    return Samples(inputs=many, labels=labels)
 
 
 def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:

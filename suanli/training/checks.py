@@ -1,16 +1,25 @@
 """Bad input, found before the first step and said in one line."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from suanli.base.errors import BadInputError
-from suanli.training.judging import class_axis, metric_of
+from suanli.training.judging import metric_of
+from suanli.training.losses import class_axis, counting, ignores
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
+
+_USUALLY_IGNORED = (-100, 255)  # by torch's cross-entropy; by data sets of segmentation
+_FEW = 16  # samples of a data set that are looked at before the first step
 
 
-def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str = "") -> None:
+def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str = "") -> Samples:
     """Look at all labels and inputs, and let the model answer for two samples.
+
+    Of samples that are read on demand the first few are looked at here, and each when it is read.
 
     Args:
         model: On the CPU.
@@ -18,24 +27,31 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
         train: The samples.
         part: Name of the part of the data, for the message.
 
+    Returns:
+        The samples to go on with.
+
     Raises:
         BadInputError: There are no samples or labels, counts differ, an input is not finite, a
             label names no class, or the model or the loss does not take them.
     """
     what = f"{part or 'training'} samples"
-    if train.labels is None:
-        raise BadInputError(f"training needs labels, the {what} have none")
     count = len(train)
     if count == 0:
         raise BadInputError(f"there are no {what}")
-    for number, tensor in enumerate((*train.inputs, train.labels)):
-        if len(tensor) != count:
-            name = "labels" if number == len(train.inputs) else f"entries of input {number}"
+    seen = train.head(_FEW) if isinstance(train, Stream) else train
+    if seen.labels is None:
+        raise BadInputError(f"training needs labels, the {what} have none")
+    for number, tensor in enumerate((*seen.inputs, seen.labels)):
+        if len(tensor) != len(seen):
+            name = "labels" if number == len(seen.inputs) else f"entries of input {number}"
             raise BadInputError(f"{count} {what} but {len(tensor)} {name}")
         _check_finite(tensor, what)
-    output = _answer(model, recipe, train)
-    _check_labels(output, train, what)
-    _check_loss(output, recipe, train)
+    output = _answer(model, recipe, seen)
+    labels = _check_labels(output, recipe, seen, what)
+    _check_loss(output, recipe, seen)
+    if not isinstance(train, Stream) or labels is None:
+        return train
+    return train.held_to(labels.classes, labels.ignored)
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
@@ -74,19 +90,37 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
     return output
 
 
-def _check_labels(output: torch.Tensor, train: Samples, what: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    """What labels may be: below `classes`, or `ignored`."""
+
+    classes: int
+    ignored: int | None
+
+
+def _check_labels(
+    output: torch.Tensor, recipe: Recipe, train: Samples, what: str
+) -> _Labels | None:
+    """What labels may be; None where they are no classes."""
     assert train.labels is not None
+    loss, labels = recipe.workload.loss, train.labels
+    assert loss is not None
     if metric_of(train) == "loss":
-        return
-    classes = int(output.shape[class_axis(output, train.labels[: len(output)])])
-    low, high = int(train.labels.min()), int(train.labels.max())
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        first = int((train.labels == wrong).flatten().nonzero()[0])
+        return None
+    few = labels[: len(output)]
+    classes = int(output.shape[class_axis(output, few, loss)])
+    beyond = labels[~counting(labels, classes)]
+    wrong: list[int] = torch.unique(beyond).tolist()
+    # a data set may hold the usual ones further on
+    usual = [value for value in _USUALLY_IGNORED if not 0 <= value < classes]
+    ignored = next((v for v in (*wrong[:1], *usual) if ignores(loss, output, few, int(v))), None)
+    if unknown := [value for value in wrong if value != ignored]:
+        first = int((labels == unknown[0]).flatten(1 if labels.dim() > 1 else 0).nonzero()[0][0])
         raise BadInputError(
-            f"label {wrong} of number {first} of the {what} is out of range, the model has "
+            f"label {unknown[0]} of number {first} of the {what} is out of range, the model has "
             f"classes 0 to {classes - 1}"
         )
+    return _Labels(classes=classes, ignored=ignored)
 
 
 def _check_loss(output: torch.Tensor, recipe: Recipe, train: Samples) -> None:

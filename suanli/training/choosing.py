@@ -22,11 +22,13 @@ from suanli.plans.ranking import ranked
 from suanli.plans.store import TrialStore, store_key
 from suanli.training.exchange import Exchange, Facts
 from suanli.training.fit import default_plan
+from suanli.training.readers import stays
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
 from suanli.training.trials import Chosen, PlanSearch, situation_of
 from suanli.training.work_of import quick_ms, step_work
 from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
 
 # A search may take this part of what the run is expected to take, and is not begun under so much;
 # above two minutes it may take the lesser part.
@@ -69,15 +71,15 @@ class PlanChoice:
         if isinstance(request.plan, TrainPlan):
             changes = {"sharded": True} if request.sharded else {}
             return request.plan.with_(**changes).checked()
-        images = any(part.dim() == 4 for part in train.inputs)
-        plain = default_plan(self._recipe, request.device, images=images)
+        plain = default_plan(self._recipe, request.device, train)
         if self._replicas.world > 1:
             return self._for_several(plain)
         if request.plan == "default":
             return plain
         eager_ms = quick_ms(model, self._recipe, train, request.device)
         batches = -(-len(train) // self._recipe.settings.batch)
-        expected_s = 1e-3 * eager_ms * batches * self._recipe.settings.epochs
+        read_ms = self._reading_ms(train, plain)
+        expected_s = 1e-3 * max(eager_ms, read_ms) * batches * self._recipe.settings.epochs
         if request.max_seconds is not None:
             expected_s = min(expected_s, request.max_seconds)
         budget_s = request.budget_s
@@ -85,7 +87,7 @@ class PlanChoice:
             longest_s = max(_LONG_SEARCH_S, _LONG_SEARCH_SHARE * expected_s)
             budget_s = min(longest_s, _SEARCH_SHARE * expected_s)
             if budget_s < _LEAST_SEARCH_S:
-                return self._without_search(model, plain, expected_s)
+                return self._without_search(model, train, plain, expected_s)
         self.chosen = self._searched(model, train, budget_s, eager_ms)
         if self.chosen.found.interrupted:
             raise KeyboardInterrupt  # what was tried is in the store
@@ -93,18 +95,30 @@ class PlanChoice:
             self._note(self.chosen.note)
         return self.chosen.plan
 
-    def _without_search(self, model: nn.Module, plain: TrainPlan, expected_s: float) -> TrainPlan:
+    def _reading_ms(self, train: Samples, plain: TrainPlan) -> float:
+        """What reading a batch takes at the least, where it goes on beside the steps."""
+        if not isinstance(train, Stream) or plain.data == "resident":
+            return 0.0
+        each_s = train.nature().read_s / max(1, plain.workers)
+        return 1e3 * each_s * self._recipe.settings.batch
+
+    def _without_search(
+        self, model: nn.Module, train: Samples, plain: TrainPlan, expected_s: float
+    ) -> TrainPlan:
         """What an earlier search found, or the default plan."""
         short = f"no search of the plan: the whole run takes about {expected_s:.0f} s"
         store = None if self._request.fresh else self._store(model)
         found = ranked(store.all()) if store is not None else ()
-        if not found:
+        plans = [TrainPlan.from_plan(trial.plan) for trial in found]
+        if not stays(train, self._request.device):  # the data may have grown since
+            plans = [plan for plan in plans if plan.data == "streamed"]
+        if not plans:
             self._note(f"{short}; --budget SECONDS searches all the same")
             return plain
         self._note(
-            f"{short}; the plan is the fastest of {len(found)} verified ones of earlier searches"
+            f"{short}; the plan is the fastest of {len(plans)} verified ones of earlier searches"
         )
-        return TrainPlan.from_plan(found[0].plan)
+        return plans[0]
 
     def _for_several(self, plain: TrainPlan) -> TrainPlan:
         """The default plan of several processes."""
@@ -123,7 +137,7 @@ class PlanChoice:
         request, settings = self._request, self._recipe.settings
         self._say(f"looking up the ceilings of {request.device}")
         self.ceilings = ceilings(request.device)
-        images = any(part.dim() == 4 for part in train.inputs)
+        images = any(part.dim() == 4 for part in train.head(1).inputs)
         check_steps = int(1e3 * _CHECK_SECONDS / (_RUNS_OF_A_CHECK * eager_ms))
         facts = Facts(
             settings=settings,
@@ -131,6 +145,7 @@ class PlanChoice:
             check_steps=min(4, max(2, check_steps)),
             total_steps=settings.epochs * -(-len(train) // settings.batch),
             trained=tuple(n for n, p in model.named_parameters() if p.requires_grad),
+            streamed=isinstance(train, Stream),
         )
         scratch = cache_dir() / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
@@ -145,6 +160,7 @@ class PlanChoice:
                 images=images,
                 blocks=_has_blocks(model),
                 flops=float(work.flops) if work is not None else None,
+                train=train,
             )
             finder = PlanSearch(self._recipe, exchange, situation, self._listener)
             return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))

@@ -1,10 +1,10 @@
 """Distillation: a model learns from a teacher's answers beside the labels.
 
-The loss is `(1 - share) loss(student, labels) + share T² KL(teacher / T, student / T)`, the mean
-over samples (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015).
+The loss is `(1 - share) loss(student, labels) + share T² KL(teacher / T, student / T)` (Hinton,
+Vinyals and Dean, "Distilling the knowledge in a neural network", 2015). Both parts are means over
+samples, or both sums where the loss is one.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from suanli.base.errors import BadInputError
+from suanli.training.losses import Loss, is_mean
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Workload
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Taught(nn.Module):
@@ -56,7 +55,7 @@ class Taught(nn.Module):
 def distilled(
     recipe: Recipe, teacher: Workload, *, temperature: float = 4.0, share: float = 0.7
 ) -> Recipe:
-    """The recipe with a teacher. Its loss must be a mean over samples.
+    """The recipe with a teacher. Its loss is a mean or a sum over samples.
 
     Args:
         recipe: What is trained, a classifier.
@@ -85,14 +84,18 @@ def distilled(
 
 
 def _mixed(loss: Loss, temperature: float, share: float) -> Loss:
+    means: list[bool] = []  # once the loss was asked whether it is one
+
     def mixed(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if output.requires_grad is False:
             return loss(output, labels)  # in evaluation there is no teacher in the output
         own, theirs = output.chunk(2, dim=-1)
+        if not means:
+            means.append(is_mean(loss, own.detach(), labels))
         apart = functional.kl_div(
             functional.log_softmax(own / temperature, dim=-1),
             functional.log_softmax(theirs / temperature, dim=-1),
-            reduction="batchmean",
+            reduction="batchmean" if means[0] else "sum",
             log_target=True,
         )
         return (1 - share) * loss(own, labels) + share * temperature**2 * apart

@@ -49,7 +49,10 @@ class Cipher:
         try:
             key = base64.b64decode(path.read_bytes().strip(), validate=True)
         except OSError as error:
-            raise BadInputError(f"cannot read the key {path}: {error.strerror}") from None
+            raise BadInputError(
+                f"cannot read the key {path}: {error.strerror}",
+                next_step="" if make else "a run that was begun needs the key it was begun with",
+            ) from None
         except binascii.Error:
             key = b""
         if len(key) != _KEY_BYTES:

@@ -28,6 +28,7 @@ class Facts:
         check_steps: Steps that are held against the reference.
         total_steps: Steps of the run.
         trained: Names of the parameters that are trained.
+        streamed: Whether the samples of the run are read from a data set.
     """
 
     settings: TrainingSettings
@@ -35,6 +36,7 @@ class Facts:
     check_steps: int
     total_steps: int
     trained: tuple[str, ...]
+    streamed: bool = False
 
 
 class Exchange:
@@ -66,9 +68,10 @@ class Exchange:
         count = min(len(train), recipe.settings.batch * max(8, 2 * facts.check_steps))
         if count > recipe.settings.batch:
             count -= count % recipe.settings.batch  # whole batches, so that steps are alike
-        assert train.labels is not None
-        tensors = {f"input{i}": part[:count] for i, part in enumerate(train.inputs)}
-        tensors["labels"] = train.labels[:count]
+        kept = train.part(slice(0, count)).head(count)
+        assert kept.labels is not None
+        tensors = {f"input{i}": part for i, part in enumerate(kept.inputs)}
+        tensors["labels"] = kept.labels
         samples = {n: t.contiguous().clone() for n, t in tensors.items()}
         save_file(samples, folder / "samples.safetensors")
         (folder / "facts.json").write_text(codec.dumps(facts), encoding="utf-8")

@@ -49,6 +49,6 @@ def faster_device(
 
 
 def _timed(model: nn.Module, recipe: Recipe, train: Samples, device: str) -> float:
-    plan = default_plan(recipe, device, images=any(part.dim() == 4 for part in train.inputs))
+    plan = default_plan(recipe, device, train)
     with machine_as_planned(plan):
         return quick_ms(model, recipe, train, device, plan)

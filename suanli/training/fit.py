@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,18 +10,23 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
+from suanli.devices import cpu_info
 from suanli.training.checks import check_samples
 from suanli.training.forward import machine_as_planned
 from suanli.training.judging import accuracy
 from suanli.training.kernels import usable
 from suanli.training.loop import Limits, Loop, Report
+from suanli.training.readers import stays
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.start import held_out_end, starting_point
 from suanli.training.step import Stepper, arranged
-from suanli.workloads.record import Workload
+from suanli.workloads.record import Samples, Workload
+from suanli.workloads.stream import Stream
 from suanli.workloads.weights import kept_weights, save_weights
 
 __all__ = ["FitResult", "TrainProgress", "accuracy", "default_plan", "fit", "fit_and_keep"]
+
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +86,11 @@ def fit(
         raise BadInputError("training needs at least one epoch and some time")
     if epochs is not None:
         recipe = replace(recipe, settings=replace(recipe.settings, epochs=epochs))
-    assert workload.data is not None
-    data = workload.data()
+    data = workload.load()
     train, held_out = held_out_end(data.train, recipe.settings.validation_split)
     model = starting_point(recipe, train, seed)
-    check_samples(model, recipe, train)
-    plan = default_plan(recipe, device, images=any(part.dim() == 4 for part in train.inputs))
+    train = check_samples(model, recipe, train)
+    plan = default_plan(recipe, device, train)
     with machine_as_planned(plan):
         loop = Loop(
             Stepper(model, recipe, plan),
@@ -116,25 +121,41 @@ def fit(
     )
 
 
-def default_plan(recipe: Recipe, device: str, *, images: bool) -> TrainPlan:
+def default_plan(recipe: Recipe, device: str, train: Samples) -> TrainPlan:
     """What is fast nearly everywhere, without a search: the recipe's own plan, or this one.
 
     Args:
         recipe: Its settings say whether bf16 was meant.
         device: "cpu", "cuda:0", …
-        images: Whether inputs have four dimensions.
+        train: What is learnt from.
     """
+    images = any(part.dim() == 4 for part in train.head(1).inputs)
+    data = {"data": "resident"} if stays(train, device) else streaming(train, device)
     if recipe.plan is not None:
-        return usable(recipe.plan.with_(device=device))
+        own = usable(recipe.plan.with_(device=device))
+        return own if own.data == "streamed" or data["data"] == "resident" else own.with_(**data)
     low = recipe.settings.precision == "bf16" and has_bf16_units(device)
     return TrainPlan(
         device=device,
         precision="bf16" if low else "fp32",
         memory_layout="channels_last" if images else "contiguous",
         optimizer_kernel="fused",
-        data="resident",
         keep_memory=True,
-    )
+    ).with_(**data)
+
+
+def streaming(train: Samples, device: str) -> dict[str, Any]:
+    """What a plan decides where the samples are read while it runs, unless a search knows better.
+
+    As many workers as their owner had, else one on a CPU, which the step computes on as well, and
+    all cores, up to eight, for a GPU.
+    """
+    cores = min(_MOST_WORKERS, cpu_info().usable_cores)
+    workers = train.workers if isinstance(train, Stream) else None
+    if workers is None:
+        workers = 1 if device == "cpu" else cores
+    pinned = device.startswith("cuda")
+    return {"data": "streamed", "workers": workers, "prefetch": 2, "pinned": pinned}
 
 
 def fit_and_keep(

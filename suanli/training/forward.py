@@ -18,9 +18,9 @@ from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Phase
 from suanli.training.joint import JointGraph
 from suanli.training.kernels import put_in_place
+from suanli.training.losses import Loss, class_axis, counting, is_mean
 from suanli.training.recipe import Tensors
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 OnPhase = Callable[[Phase], object]
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
 
@@ -58,10 +58,15 @@ class Forward:
                 self.call, self.loss = inner, loss
                 self._whole = torch.compile(self._forward, mode=_mode(plan))
         self._mean: bool | None = None
+        self._classes: int | None = None
         self.on_phase: OnPhase = _unheard
 
     def gradients(
-        self, inputs: Tensors, labels: torch.Tensor, scale: float = 1.0, whole: int = 0
+        self,
+        inputs: Tensors,
+        labels: torch.Tensor,
+        scale: float = 1.0,
+        whole: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Add the batch's gradients to the parameters' `grad`; gives the loss, detached.
 
@@ -69,19 +74,23 @@ class Forward:
             inputs: The batch, each [B, …].
             labels: [B, …].
             scale: What the loss is multiplied with before the backward pass.
-            whole: Samples of the batch that these are a part of; 0 where they are all of it. The
+            whole: Labels of the batch that these are a part of; None where they are all of it. The
                 gradients and the loss are then that part of the batch's.
         """
         count = int(labels.shape[0])
-        size, whole = self._plan.micro_batch or count, whole or count
-        if size >= whole:
+        whole = labels if whole is None else whole
+        size = self._plan.micro_batch or count
+        if size >= int(whole.shape[0]):
             return self._one(inputs, labels, scale)
         total = torch.zeros((), device=labels.device)
         for start in range(0, count, size):
             rows = slice(start, start + size)
             part = tuple(tensor[rows] for tensor in inputs)
-            share = self._share(int(labels[rows].shape[0]), whole, part, labels[rows])
-            total += self._one(part, labels[rows], scale * share) * share
+            own = labels[rows]
+            share = self._share(part, own, whole)
+            # where nothing in it counts, a mean over nothing would be no number
+            own = torch.where(share > 0, own, torch.zeros_like(own))
+            total += self._one(part, own, scale, share)
         return total
 
     def collect(self) -> None:
@@ -103,12 +112,19 @@ class Forward:
         """Leave the model as it was found, but for its values."""
         self._undo()
 
-    def _one(self, inputs: Tensors, labels: torch.Tensor, scale: float) -> torch.Tensor:
+    def _one(
+        self,
+        inputs: Tensors,
+        labels: torch.Tensor,
+        scale: float,
+        share: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         self.on_phase("forward")
         if self._joint is not None:
             return self._joint(self._typed(inputs), labels, scale)
         whole = getattr(self, "_whole", self._forward)
         loss: torch.Tensor = whole(inputs, labels)
+        loss = loss if share is None else loss * share
         self.on_phase("backward")
         (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -133,11 +149,26 @@ class Forward:
             return inputs
         return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
 
-    def _share(self, part: int, count: int, inputs: Tensors, labels: torch.Tensor) -> float:
-        """What a micro-batch's loss counts for: its share of a mean, all of a sum."""
+    def _share(self, inputs: Tensors, labels: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        """What a micro-batch's loss counts for: its share of a mean, all of a sum.
+
+        A mean is over the labels that are not ignored. The number stays on the device, so that
+        nobody waits for it.
+        """
         if self._mean is None:
-            self._mean = _is_mean(self.loss, self._forward_output(inputs), labels)
-        return part / count if self._mean else 1.0
+            output = self._forward_output(inputs)
+            self._classes = _classes(output, labels, self.loss)
+            if not bool(self._counted(labels)):
+                return torch.zeros((), device=labels.device)  # such a part does not tell
+            self._mean = is_mean(self.loss, output, labels)
+        if not self._mean:
+            return torch.ones((), device=labels.device)
+        return self._counted(labels) / self._counted(whole).clamp(min=1)
+
+    def _counted(self, labels: torch.Tensor) -> torch.Tensor:
+        if self._classes is None:
+            return torch.tensor(float(labels.shape[0]), device=labels.device)
+        return counting(labels, self._classes).sum().float()
 
     @torch.no_grad()
     def _forward_output(self, inputs: Tensors) -> torch.Tensor:
@@ -149,6 +180,16 @@ class Forward:
             self.model.train(was)
 
 
+def _classes(output: torch.Tensor, labels: torch.Tensor, loss: Loss) -> int | None:
+    """How many classes there are; None where labels are none, or it cannot be seen."""
+    if labels.is_floating_point():
+        return None
+    try:
+        return int(output.shape[class_axis(output, labels, loss)])
+    except BadInputError:
+        return None
+
+
 def _plain(output: Any) -> torch.Tensor:
     """The output in fp32, which losses are computed in."""
     if not isinstance(output, torch.Tensor):
@@ -157,25 +198,6 @@ def _plain(output: Any) -> torch.Tensor:
             next_step="wrap the model so that its forward returns what the loss takes",
         )
     return output if output.dtype == torch.float64 else output.float()
-
-
-def _is_mean(loss: Loss, output: torch.Tensor, labels: torch.Tensor) -> bool:
-    """Whether a batch given twice has the loss of the batch, or twice that.
-
-    Raises:
-        BadInputError: Neither, so that gradients of micro-batches cannot be added up.
-    """
-    with torch.no_grad():
-        once = float(loss(output, labels))
-        twice = float(loss(torch.cat([output, output]), torch.cat([labels, labels])))
-    if abs(twice - once) <= 1e-3 * max(abs(once), 1e-6):
-        return True
-    if abs(twice - 2 * once) <= 1e-3 * abs(twice):
-        return False
-    raise BadInputError(
-        "the loss is neither a mean nor a sum over samples, so a batch cannot be split",
-        next_step="use a plan with micro_batch 0",
-    )
 
 
 def _mode(plan: TrainPlan) -> str | None:

@@ -9,12 +9,14 @@ from torch import nn
 
 from suanli.base import codec
 from suanli.base.train_plan import TrainPlan
+from suanli.base.trial import ValueCheck
 from suanli.measure.timing import measure, timed_calls
 from suanli.training.batches import Batch, Batches
 from suanli.training.exchange import Exchange
 from suanli.training.forward import machine_as_planned
 from suanli.training.recipe import Recipe
 from suanli.training.recipes import resolve_recipe
+from suanli.training.start import held_out_end
 from suanli.training.step import Stepper
 from suanli.training.verify import (
     Trace,
@@ -24,8 +26,11 @@ from suanli.training.verify import (
     record,
     reference_trace,
 )
+from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
 
 _WHILE_TIMED = 0.5  # share of the run at which the rate of timed steps is taken
+_OTHERWISE = "its worker processes read other samples than the run's own process does"
 DRAWS = 3  # eager runs per precision: as it is, and from moved weights
 _OTHER_BATCHES = 7919  # between the seeds of two attempts
 
@@ -56,6 +61,7 @@ class TrainHost:
         self._plan = codec.from_json(TrainPlan, plan).checked() if plan is not None else None
         self._stepper: Stepper | None = None
         self._batches: Batches | None = None
+        self._stream: Samples | None = None
 
     # -- what plans are held against ------------------------------------------------------------
 
@@ -99,6 +105,8 @@ class TrainHost:
             A `ValueCheck` as JSON.
         """
         plan = self._planned()
+        if self._reads_otherwise(plan):
+            return codec.to_json(ValueCheck(ok=False, k=k, reason=_OTHERWISE))
         with machine_as_planned(plan):
             trace = self.trace(plan, attempt)
         names = [eager_name(plan.precision, attempt, draw) for draw in range(DRAWS)]
@@ -124,14 +132,16 @@ class TrainHost:
         plan = self._planned()
         with machine_as_planned(plan):
             self._open(plan)
-            timing = measure(
-                self._step,
-                batch=self._recipe.settings.batch,
-                min_seconds=min_seconds,
-                max_seconds=max_seconds,
-                sync=_sync(plan),
-            )
-        self._close()
+            try:
+                timing = measure(
+                    self._step,
+                    batch=self._recipe.settings.batch,
+                    min_seconds=min_seconds,
+                    max_seconds=max_seconds,
+                    sync=_sync(plan),
+                )
+            finally:
+                self._close()
         return codec.to_json(timing)
 
     def calls(self, count: int) -> list[float]:
@@ -145,8 +155,33 @@ class TrainHost:
 
     def _open(self, plan: TrainPlan) -> None:
         self._stepper = Stepper(self._fresh(), self._recipe, plan)
-        samples = self._exchange.samples()
+        samples = self._source(plan)
         self._batches = Batches(samples, self._recipe, plan, self._facts.seed)
+
+    def _source(self, plan: TrainPlan) -> Samples:
+        """What timed steps learn from: reading a data set is a part of a streamed plan's step."""
+        if not self._facts.streamed or plan.data == "resident":
+            return self._exchange.samples()
+        if self._stream is None:
+            data = self._recipe.workload.load()
+            self._stream = held_out_end(data.train, self._facts.settings.validation_split)[0]
+        return self._stream
+
+    def _reads_otherwise(self, plan: TrainPlan) -> bool:
+        """Whether the plan's workers give other samples than this process reads."""
+        if not self._facts.streamed or not plan.workers:
+            return False
+        source, found = self._source(plan), []
+        if isinstance(source, Stream) and not source.nature().repeatable:
+            return False  # the run itself says so
+        for one in (plan, plan.with_(workers=0)):
+            batches = Batches(source, self._recipe, one, self._facts.seed)
+            try:
+                batch = batches.next()
+            finally:
+                batches.close()
+            found.append((*batch.inputs, batch.labels))
+        return not all(map(torch.equal, *found))
 
     def _close(self) -> None:
         if self._batches is not None and self._stepper is not None:

@@ -6,18 +6,23 @@ import torch
 from torch import nn
 
 from suanli.base.errors import BadInputError
+from suanli.training.losses import Loss, class_axis, counting, is_mean
+from suanli.training.readers import chunks
 from suanli.training.recipe import Tensors
 from suanli.workloads.record import Samples
 
-_BATCH = 256
+_BATCH, _LEAST_BATCH = 256, 64
 
 Predict = Callable[[nn.Module, Tensors], torch.Tensor]
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class JudgementStoppedError(Exception):
+    """Somebody asked for the end while samples were judged."""
 
 
 def metric_of(samples: Samples) -> str:
     """The metric: accuracy of classes, token_accuracy where positions have one each, else loss."""
-    labels = samples.labels
+    labels = samples.head(1).labels
     if labels is None or labels.is_floating_point():
         return "loss"
     return "accuracy" if labels.dim() == 1 else "token_accuracy"
@@ -36,63 +41,63 @@ def judge(
     loss: Loss | None = None,
     device: str = "cpu",
     predict: Predict | None = None,
+    batch: int = _BATCH,
+    stop: Callable[[], bool] | None = None,
 ) -> float:
-    """Accuracy as a fraction, or the mean loss where labels are no classes.
+    """Accuracy as a fraction, or the mean loss of a sample where labels are no classes.
 
-    The model is left in the mode that it was in.
+    Labels that name no class count for nothing. The model is left in the mode that it was in.
 
     Args:
         model: On the device.
         samples: With labels.
-        loss: For metric "loss".
+        loss: For metric "loss", a mean or a sum over samples; and where it is not clear from the
+            shapes along which axis the classes lie.
         device: "cpu" or "cuda:0".
         predict: In the place of calling the model.
+        batch: Samples of a step in training, which no piece is much larger than.
+        stop: Asked before each piece.
 
     Raises:
         BadInputError: There are no labels.
+        JudgementStoppedError: `stop` gave True.
     """
-    if samples.labels is None:
+    if samples.head(1).labels is None:
         raise BadInputError("accuracy needs labels")
     metric = metric_of(samples)
     was_training = model.training
     model.eval()
     total, counted = 0.0, 0
+    mean: bool | None = None
     try:
-        for start in range(0, len(samples), _BATCH):
-            rows = slice(start, start + _BATCH)
-            inputs = tuple(placed(part[rows], device) for part in samples.inputs)
-            labels = samples.labels[rows].to(device)
+        for chunk in chunks(samples, min(_BATCH, max(_LEAST_BATCH, batch))):
+            if stop is not None and stop():
+                raise JudgementStoppedError
+            assert chunk.labels is not None
+            inputs = tuple(placed(part, device) for part in chunk.inputs)
+            labels = chunk.labels.to(device)
             output = predict(model, inputs) if predict else model(*inputs)
             if metric == "loss":
                 assert loss is not None
-                total += float(loss(output.float(), labels)) * len(labels)
+                if mean is None:
+                    mean = _is_mean(loss, output.float(), labels)
+                total += float(loss(output.float(), labels)) * (len(labels) if mean else 1)
                 counted += len(labels)
             else:
-                total += float((output.argmax(class_axis(output, labels)) == labels).sum())
-                counted += labels.numel()
+                axis = class_axis(output, labels, loss)
+                total += float((output.argmax(axis) == labels).sum())
+                counted += int(counting(labels, int(output.shape[axis])).sum())
     finally:
         model.train(was_training)
     return total / max(counted, 1)
 
 
-def class_axis(output: torch.Tensor, labels: torch.Tensor) -> int:
-    """Where the classes of an output lie: last, or behind the samples as in torch's own losses.
-
-    Args:
-        output: [B, …, C] or [B, C, …].
-        labels: [B, …].
-
-    Raises:
-        BadInputError: The output holds no class for each label.
-    """
-    if output.shape[:-1] == labels.shape:
-        return -1
-    if output.dim() > 2 and output.shape[:1] + output.shape[2:] == labels.shape:
-        return 1
-    raise BadInputError(
-        f"outputs {list(output.shape)} hold no class for each of the labels {list(labels.shape)}",
-        next_step="labels that are numbers and no classes have to be floating-point",
-    )
+def _is_mean(loss: Loss, output: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether a batch's loss is a mean; one that is neither mean nor sum is taken as such."""
+    try:
+        return is_mean(loss, output, labels)
+    except BadInputError:
+        return True
 
 
 def accuracy(model: nn.Module, samples: Samples, *, device: str = "cpu") -> float:

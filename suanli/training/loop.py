@@ -16,7 +16,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
 from suanli.training.batches import Batch, Batches, Place
 from suanli.training.blame import first_bad_value
-from suanli.training.judging import judge, metric_of, reached
+from suanli.training.judging import JudgementStoppedError, judge, metric_of, reached
 from suanli.training.recipe import Averaging, Recipe
 from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
@@ -25,6 +25,8 @@ from suanli.workloads.record import Samples
 
 _REPORT_EVERY_S = 1.0
 _JUDGING_SHARE = 0.1  # of the time, unless a target asks for more
+# after the end was asked for: of a judgement, and for a sample of a data set
+_LONGEST_JUDGING_S, _LONGEST_WAIT_S = 10.0, 10.0
 _MOST_TIMES = 20_000
 _APART = 1_000_003  # between the seeds of two processes
 
@@ -88,7 +90,11 @@ class Loop:
             watched: Samples that the model is judged on at epochs' ends.
         """
         self.stepper, self.limits = stepper, limits
-        self.batches = Batches(train, self.recipe, self.plan, seed)
+        self._seed, self._stop = seed, StopRequests()
+        replicas = stepper.replicas
+        share = replicas.share if replicas.world > 1 else None
+        self.batches = Batches(train, self.recipe, self.plan, seed, share)
+        self.batches.given_up = lambda: self._stop.waited(_LONGEST_WAIT_S)
         make = self.recipe.averaging
         self.averaging: Averaging | None = make(stepper.model) if make else None
         stepper.forward.take_over()  # an average may have changed weights, as pruning does
@@ -112,7 +118,6 @@ class Loop:
         with torch.random.fork_rng(devices=self._devices()):
             torch.manual_seed(seed + _APART * stepper.replicas.rank)
             self._chance = self._generators()
-        self._seed, self._stop = seed, StopRequests()
 
     @property
     def recipe(self) -> Recipe:
@@ -254,21 +259,44 @@ class Loop:
         if due or self.limits.target is not None or self.step >= self.steps:
             self.watch()
 
+    def judged(self, samples: Samples) -> float | None:
+        """The model's quality on some samples; None where the end was asked for meanwhile.
+
+        All processes call it; the first one judges, of a sharded model all together.
+        """
+        stepper, recipe, stop = self.stepper, self.recipe, self._stop
+        replicas, value, stopped = stepper.replicas, 0.0, False
+
+        def late() -> bool:
+            own = stop.waited(_LONGEST_JUDGING_S)
+            return replicas.any(own) if stepper.sharded else own
+
+        if replicas.first or stepper.sharded:  # whose forward pass takes all processes
+            try:
+                value = judge(
+                    stepper.model,
+                    samples,
+                    loss=recipe.workload.loss,
+                    device=self.plan.device,
+                    predict=recipe.predict,
+                    batch=recipe.settings.batch,
+                    stop=late,
+                )
+            except JudgementStoppedError:
+                stopped = True
+        stopped = replicas.from_first(float(stopped)) > 0
+        value = replicas.from_first(value)
+        return None if stopped else value
+
     def watch(self) -> None:
-        """Judge the watched part now."""
+        """Judge the watched part now; what was known of it stays where the end is asked for."""
         assert self._watched is not None
         start = time.monotonic()
         workload = self.recipe.workload
-        replicas, value = self.stepper.replicas, 0.0
-        if replicas.first or self.stepper.sharded:  # whose forward pass takes all processes
-            value = judge(
-                self.stepper.model,
-                self._watched,
-                loss=workload.loss,
-                device=self.plan.device,
-                predict=self.recipe.predict,
-            )
-        self.quality = replicas.from_first(value)
+        found = self.judged(self._watched)
+        if found is None:
+            return
+        self.quality = found
         target = self.limits.target if self.limits.target is not None else workload.target
         if target is not None and self.reached_at_s is None:
             metric = metric_of(self._watched)

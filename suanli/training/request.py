@@ -26,6 +26,7 @@ class TrainRequest:
         prune: Already in the recipe; written into the run's record.
         teacher: The same.
         sharded: Of several processes each keeps its share of the model only.
+        notes: Lines for the result that are known before the run.
     """
 
     plan: str | TrainPlan
@@ -45,4 +46,5 @@ class TrainRequest:
     prune: str = ""
     teacher: str = ""
     sharded: bool = False
+    notes: tuple[str, ...] = ()
     keeping: Keeping = field(default_factory=Keeping)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from suanli.base import codec
 from suanli.base.errors import ArtefactError, BadInputError
@@ -85,10 +86,22 @@ class Keeping:
 class RunFolder:
     """Writes and reads one run's folder."""
 
-    def __init__(self, folder: Path, keeping: Keeping | None = None) -> None:
-        """Name the folder; nothing is written yet."""
+    def __init__(
+        self, folder: Path, keeping: Keeping | None = None, *, new_key: bool = True
+    ) -> None:
+        """Name the folder; nothing is written yet but a key.
+
+        Args:
+            folder: The run's.
+            keeping: How checkpoints are kept.
+            new_key: Whether a key that is not there may be made: a run that was begun has its own.
+
+        Raises:
+            BadInputError: There is no key, or the file holds none.
+        """
         self.folder, self.keeping = folder, keeping or Keeping()
-        cipher = Cipher.from_file(self.keeping.key, make=True) if self.keeping.key else None
+        key = self.keeping.key
+        cipher = Cipher.from_file(key, make=new_key) if key else None
         backup = self.keeping.backup
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=self.keeping.keep, backup=backup, cipher=cipher
@@ -289,13 +302,13 @@ class RunFolder:
 def _finite(loop: Loop) -> bool:
     """Whether all parameters are finite.
 
-    Of a sharded model each process sees its share alone, and all must do the same: it is not looked
-    at.
+    Of a sharded model each process sees its share alone, and all call it together.
     """
-    if loop.stepper.sharded:
-        return True
+    stepper = loop.stepper
     with torch.no_grad():
-        return all(bool(p.isfinite().all()) for p in loop.stepper.model.parameters())
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in stepper.model.parameters())
+        finite = all(bool(p.isfinite().all()) for p in own)
+    return not stepper.replicas.any(not finite) if stepper.sharded else finite
 
 
 def _clock(loop: Loop) -> float:

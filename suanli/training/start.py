@@ -11,6 +11,9 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
+
+_SEEN = 1024  # samples of a data set that a recipe's own start may look at
 
 
 def held_out_end(train: Samples, fraction: float) -> tuple[Samples, Samples | None]:
@@ -18,11 +21,7 @@ def held_out_end(train: Samples, fraction: float) -> tuple[Samples, Samples | No
     if not fraction:
         return train, None
     edge = len(train) - int(len(train) * fraction)
-    parts = []
-    for rows in (slice(0, edge), slice(edge, None)):
-        labels = None if train.labels is None else train.labels[rows]
-        parts.append(Samples(inputs=tuple(part[rows] for part in train.inputs), labels=labels))
-    return parts[0], parts[1]
+    return train.part(slice(0, edge)), train.part(slice(edge, None))
 
 
 def starting_point(recipe: Recipe, train: Samples, seed: int) -> nn.Module:
@@ -43,7 +42,8 @@ def starting_point(recipe: Recipe, train: Samples, seed: int) -> nn.Module:
                     reset()
     model.requires_grad_()
     if recipe.start is not None:
-        recipe.start(model, train, torch.Generator().manual_seed(seed))
+        seen = train.head(_SEEN) if isinstance(train, Stream) else train
+        recipe.start(model, seen, torch.Generator().manual_seed(seed))
     return model
 
 
@@ -106,6 +106,14 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> int:
     if not any(p.requires_grad for p in names.values()):
         raise BadInputError("--freeze leaves nothing to train")
     return sum(p.numel() for p in names.values() if not p.requires_grad)
+
+
+def frozen_norms(model: nn.Module) -> int:
+    """How many batch norms keep running statistics and have parameters none of which is trained."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
+    own = [list(norm.parameters()) for norm in norms]
+    return sum(bool(found) and not any(p.requires_grad for p in found) for found in own)
 
 
 def _weights_in(path: Path) -> Path:

@@ -11,7 +11,7 @@ from suanli.parallel.replicas import Agreed, Replicas
 from suanli.parallel.sharded import gathered, shard
 from suanli.training.forward import Forward
 from suanli.training.recipe import Recipe, Tensors
-from suanli.training.schedules import rate
+from suanli.training.schedules import apart, rate
 from suanli.workloads.record import TrainingSettings
 
 
@@ -24,6 +24,7 @@ class Stepper:
         replicas: The processes that share each batch.
         agreed: What they agreed on in the last step; None where there is one process.
         sharded: Whether each process holds its share of the model only.
+        own_rates: What the settings' patterns for the rate matched, in lines.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Stepper:
         self.forward = Forward(self.model, recipe.workload.loss, plan)
         make = recipe.optimizer or standard_optimizer
         self.optimizer = make(self.model, recipe.settings, plan)
+        self.own_rates = apart(self.optimizer, self.model, recipe.settings.lr_of)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", float(group["lr"]))
         # the generic update is called through this, so that it can be compiled
@@ -109,8 +111,7 @@ class Stepper:
 
     def _part(self, inputs: Tensors, labels: torch.Tensor, scale: float) -> torch.Tensor:
         """This process's part of the gradients and of the loss."""
-        whole = int(labels.shape[0])
-        rows = self.replicas.share(whole)
+        rows = self.replicas.share(int(labels.shape[0]))
         mine = labels[rows]
         empty = len(mine) == 0  # the last batch of an epoch may be smaller than the group
         if empty and not self.sharded:
@@ -128,7 +129,7 @@ class Stepper:
             )
             for x in inputs
         )
-        loss = self.forward.gradients(parts, mine, scale, whole)
+        loss = self.forward.gradients(parts, mine, scale, labels)
         return torch.zeros_like(loss) if empty else loss
 
     def update(self, done: float) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -17,11 +18,17 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.asked = ""
+        self._since = 0.0
         self._before: dict[int, object] = {}
 
     def ask(self, name: str = "the caller") -> None:
         """Ask for the end."""
-        self.asked = self.asked or name
+        if not self.asked:
+            self.asked, self._since = name, time.monotonic()
+
+    def waited(self, seconds: float) -> bool:
+        """Whether somebody asked, and at least so many seconds ago."""
+        return bool(self.asked) and time.monotonic() - self._since >= seconds
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -41,4 +48,4 @@ class StopRequests:
     def _take(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.asked:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
+        self.ask(signal.Signals(number).name)

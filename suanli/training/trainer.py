@@ -27,17 +27,19 @@ from suanli.training.checks import check_samples
 from suanli.training.choosing import PlanChoice
 from suanli.training.faster_device import faster_device
 from suanli.training.forward import machine_as_planned
-from suanli.training.judging import judge, metric_of
+from suanli.training.judging import metric_of
 from suanli.training.loop import Limits, Loop, NotFiniteError
+from suanli.training.readers import ReadingError, in_memory, stays
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
 from suanli.training.run_folder import RunFolder, RunRecord
-from suanli.training.start import freeze, held_out_end, starting_point, take_weights
+from suanli.training.start import freeze, frozen_norms, held_out_end, starting_point, take_weights
 from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
 from suanli.training.trials import Chosen
 from suanli.training.work_of import Limit, limit_of
 from suanli.workloads.record import Data, Samples
+from suanli.workloads.stream import Stream
 from suanli.workloads.weights import kept_weights, save_weights
 
 _GPU = "cuda:0"  # the one that "auto" may take
@@ -52,9 +54,9 @@ class Trainer:
         self._recipe, self._request, self._listener = recipe, request, listener
         self._started = time.monotonic()
         self._replicas = Replicas.from_environment(request.device)
-        self._folder = RunFolder(request.out, request.keeping)
         # the processes that torchrun starts again go on with what the first ones began
-        self._resume = request.resume or (restarted() and self._folder.exists)
+        self._resume = request.resume or (restarted() and RunFolder(request.out).exists)
+        self._folder = RunFolder(request.out, request.keeping, new_key=not self._resume)
         if request.sharded:
             self._check_sharded()
         self._notes: list[str] = []
@@ -72,6 +74,8 @@ class Trainer:
             BadInputError: What was asked or given cannot be used.
             NotFiniteError: The loss is no longer finite.
         """
+        for line in self._request.notes:
+            self._note(line)
         record, plan = self._record(), None
         if self._resume:
             record, plan = self._folder.read()
@@ -81,29 +85,27 @@ class Trainer:
         elif self._replicas.first:
             self._folder.check_free()
         self._say(f"loading the data of {self._recipe.name}")
-        assert self._recipe.workload.data is not None
-        data = self._recipe.workload.data()
+        data = self._recipe.workload.load()
         train, held_out = held_out_end(data.train, self._recipe.settings.validation_split)
         model = self._model(record, train)
-        check_samples(model, self._recipe, train)
+        train = check_samples(model, self._recipe, train)
         # what is judged at the end must not fail there
-        watched = held_out or data.search
-        check_samples(model, self._recipe, watched, part="search")
-        check_samples(model, self._recipe, data.acceptance, part="acceptance")
+        watched = check_samples(model, self._recipe, held_out or data.search, part="search")
+        accepted = check_samples(model, self._recipe, data.acceptance, part="acceptance")
+        data = replace(data, acceptance=accepted)
         record = self._with_target(record, metric_of(watched))
         if self._request.device == "auto":
             self._take_device(model, train)
         if plan is None:
-            choice = PlanChoice(
-                self._recipe, self._request, self._replicas, self._listener, self._note
-            )
-            plan = choice.plan(model, train)
-            self._chosen, self._ceilings = choice.chosen, choice.ceilings
+            plan = self._choose(model, train)
             if self._replicas.first:
                 self._folder.begin(record, plan, environment())
         if self._replicas.world > 1:
             plan = plan.with_(device=self._replicas.device)
         self._measure_limit(model, train, plan)
+        self._say_how_read(train, plan)
+        if plan.data == "resident" and stays(watched, "cpu"):
+            watched = in_memory(watched)
         with machine_as_planned(plan), StopRequests() as stop:
             loop = self._loop(model, plan, record, train, watched)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
@@ -179,7 +181,18 @@ class Trainer:
                 self._note(line)
         if record.frozen:
             self._note(f"{freeze(model, record.frozen)} parameters are not trained")
+            if norms := frozen_norms(model):
+                self._note(
+                    f"{norms} batch norms without a trained parameter still follow their batches: "
+                    "put them into evaluation mode in the model's own train() to keep them"
+                )
         return model
+
+    def _choose(self, model: nn.Module, train: Samples) -> TrainPlan:
+        choice = PlanChoice(self._recipe, self._request, self._replicas, self._listener, self._note)
+        plan = choice.plan(model, train)
+        self._chosen, self._ceilings = choice.chosen, choice.ceilings
+        return plan
 
     def _take_device(self, model: nn.Module, train: Samples) -> None:
         """Settle on the faster device."""
@@ -209,6 +222,8 @@ class Trainer:
         stepper = Stepper(model, self._recipe, plan, self._replicas)
         loop = Loop(stepper, train, seed=record.seed, limits=limits, watched=watched)
         loop.limit = self._limit
+        for line in stepper.own_rates:
+            self._note(line)
         if self._replicas.first:
             loop.on_report.append(self._progress)
         return loop
@@ -220,6 +235,10 @@ class Trainer:
         for attempt in range(_MOST_ROLLBACKS + 1):
             try:
                 stopped = loop.run(stop)
+            except (BadInputError, ReadingError):
+                if self._replicas.world == 1:
+                    self._save(loop)  # a sample that cannot be read costs no step that was done
+                raise
             except NotFiniteError as error:
                 if self._request.on_nan != "rollback" or attempt == _MOST_ROLLBACKS:
                     raise
@@ -249,6 +268,9 @@ class Trainer:
         if loop.averaging is not None and not asked:
             loop.averaging.finish()
         quality = None if asked else self._judged(loop, data)
+        if quality is None and not asked:
+            self._note("stopped while it was judged: --resume judges the trained model")
+            stopped = "asked"
         loop.stepper.close()
         model = loop.stepper.plain_model().eval()
         facts = {"workload": record.workload, "seed": str(record.seed), "steps": str(loop.step)}
@@ -269,22 +291,15 @@ class Trainer:
         if built_in and record.as_written and stopped == "epochs" and not record.frozen:
             save_weights(model, kept_weights(record.workload, record.settings), facts)
 
-    def _judged(self, loop: Loop, data: Data) -> TrainQuality:
+    def _judged(self, loop: Loop, data: Data) -> TrainQuality | None:
+        """The trained model's quality; None where the end was asked for meanwhile."""
         self._say("judging on the acceptance samples")
         workload, target = self._recipe.workload, loop.limits.target
+        loop.quality = None  # an earlier one is not this model's
         loop.watch()
-        assert loop.quality is not None
-        value = (
-            loop.quality
-            if not (self._replicas.first or loop.stepper.sharded)
-            else judge(
-                loop.stepper.model,
-                data.acceptance,
-                loss=workload.loss,
-                device=loop.plan.device,
-                predict=self._recipe.predict,
-            )
-        )
+        value = None if loop.quality is None else loop.judged(data.acceptance)
+        if value is None or loop.quality is None:
+            return None
         return TrainQuality(
             metric=metric_of(data.acceptance),
             value=value,
@@ -354,6 +369,31 @@ class Trainer:
             self._ceilings = kept_ceilings(plan.device)
         if self._ceilings is not None:
             self._limit = limit_of(model, self._recipe, train, plan, self._ceilings)
+
+    def _say_how_read(self, train: Samples, plan: TrainPlan) -> None:
+        """Tell where the samples of a data set will come from, and what that costs."""
+        if not isinstance(train, Stream):
+            if plan.workers:
+                self._note("the samples are tensors, so the plan's workers have nothing to read")
+            return
+        train.trim()
+        nature, count = train.nature(), len(train)
+        if not nature.repeatable:
+            self._note(
+                "the data set gives another sample when it is asked for the same one with the same "
+                "seed, so a resumed run will not be the same bit for bit: let __getitem__ draw "
+                "from torch's, numpy.random's or random's own generator"
+            )
+        if plan.data == "resident":
+            size = train.sample_bytes * count / 1e6
+            self._note(
+                f"the data set gave {nature.probed} samples alike each time: all {count} stay in "
+                f"memory ({size:.0f} MB)"
+            )
+            self._say(f"reading {count} samples")
+        elif plan.workers:
+            ahead = max(1, plan.prefetch)
+            self._note(f"{plan.workers} processes read the data set, {ahead} batches ahead")
 
     def _progress(self, progress: TrainProgress) -> None:
         self._listener(Event(kind="progress", text="training", progress=progress))

@@ -26,8 +26,11 @@ from suanli.plans.store import TrialStore, failed_within
 from suanli.plans.train_space import TrainSituation, train_candidates
 from suanli.training.exchange import Exchange
 from suanli.training.host import DRAWS, TrainHost, eager_name
+from suanli.training.readers import stays
 from suanli.training.recipe import Recipe
 from suanli.training.verify import K
+from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
 
 _HOST = "suanli.training.host:TrainHost"
 _TIMED_S = (1.5, 4.0)
@@ -292,6 +295,7 @@ def situation_of(
     images: bool,
     blocks: bool,
     flops: float | None = None,
+    train: Samples | None = None,
 ) -> TrainSituation:
     """Where the plans of a run have to work.
 
@@ -302,6 +306,7 @@ def situation_of(
         images: Whether inputs have four dimensions.
         blocks: Whether activations of blocks could be recomputed.
         flops: Operations of a step, where they are known.
+        train: What is learnt from, where it may have to be read while the run goes on.
     """
     from suanli.training.kernels import rows_for, usable
 
@@ -323,6 +328,8 @@ def situation_of(
         images=images,
         blocks=blocks,
         why_not_compiled=why_not_compiled,
+        fits=train is None or stays(train, device),
+        reads=train.workers or 0 if isinstance(train, Stream) else None,
         kernels=rows_for(model, device),
         flops=flops,
         written=recipe.settings.precision,

@@ -115,19 +115,19 @@ class _Objective:
         self, recipe: Recipe, ranges: dict[str, Range], *, seed: int, device: str, optuna: Any
     ) -> None:
         assert recipe.workload.data is not None
-        data = recipe.workload.data()
+        data = recipe.workload.load()
         self._recipe, self._ranges, self._optuna = recipe, ranges, optuna
         self._seed, self._device = seed, device
         self._train, held_out = held_out_end(data.train, recipe.settings.validation_split)
         self._watched: Samples = held_out or data.search
         self.metric = metric_of(self._watched)
-        check_samples(starting_point(recipe, self._train, seed), recipe, self._train)
+        model = starting_point(recipe, self._train, seed)
+        self._train = check_samples(model, recipe, self._train)
 
     def __call__(self, trial: Any) -> float:
         values = {name: _suggested(trial, name, one) for name, one in self._ranges.items()}
         recipe = replace(self._recipe, settings=replace(self._recipe.settings, **values))
-        images = any(part.dim() == 4 for part in self._train.inputs)
-        plan = default_plan(recipe, self._device, images=images)
+        plan = default_plan(recipe, self._device, self._train)
         with machine_as_planned(plan), StopRequests() as stop:
             loop = self._loop(recipe, plan)
             falls_behind = self._followed(loop, trial, stop)

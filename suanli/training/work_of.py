@@ -45,17 +45,17 @@ class Limit:
 def step_work(model: nn.Module, recipe: Recipe, train: Samples) -> Work | None:
     """The work of one training step of the recipe's batch; None where it cannot be counted."""
     batch = min(recipe.settings.batch, len(train))
-    assert train.labels is not None
+    few = train.head(batch)
     momentum = recipe.settings.optimizer == "sgd" and recipe.settings.momentum > 0
     optimizer = _COUNTED.get(recipe.settings.optimizer, "sgd-momentum")
     try:
         return capture(
             model,
-            tuple(part[:batch] for part in train.inputs),
+            few.inputs,
             batch=batch,
             training=True,
             loss=recipe.workload.loss,
-            targets=train.labels[:batch],
+            targets=few.labels,
             optimizer="sgd-momentum" if momentum else optimizer,
         )
     except SuanliError:
@@ -98,10 +98,7 @@ def quick_ms(
     """
     plan = plan or eager_plan(device, "fp32")
     stepper = Stepper(copy.deepcopy(model), recipe, plan)
-    few = recipe.settings.batch * 2
-    assert train.labels is not None
-    part = Samples(inputs=tuple(t[:few] for t in train.inputs), labels=train.labels[:few])
-    batches = Batches(part, recipe, plan, 0)
+    batches = Batches(train.head(recipe.settings.batch * 2), recipe, plan, 0)
     spent = 0.0
     for _ in range(2):
         batch = batches.next()

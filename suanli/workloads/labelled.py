@@ -4,16 +4,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from suanli.base.errors import BadInputError
 from suanli.workloads.datasets import (
-    LabelledImages,
+    PictureFolder,
     Scaling,
+    find_pictures,
     read_cifar10,
-    read_image_folder,
     read_mnist,
     split,
 )
+from suanli.workloads.datasets.images import halves
 from suanli.workloads.record import Data, Samples, Workload
+from suanli.workloads.stream import Stream
 
 _CIFAR10 = ("data_batch_*.bin", "train-*.parquet", "cifar-10-batches-bin", "data/train-*.parquet")
 
@@ -47,7 +51,9 @@ def with_labelled_data(workload: Workload, folder: Path) -> Workload:
 def _load(folder: Path, shape: tuple[int, int, int]) -> Data:
     last = shape[2] in (1, 3) and shape[0] not in (1, 3)
     channels, height, width = (shape[2], *shape[:2]) if last else shape
-    train, test = _read(folder, height)
+    if not _known(folder):
+        return _pictures(folder, height, (channels, height, width), last=last)
+    train, test = read_mnist(folder) if any(folder.glob("train-images*")) else read_cifar10(folder)
     found = train.pixels.shape[1:]
     if found != (channels, height, width):
         raise BadInputError(f"{folder} has pictures of {found}, the model takes {shape}")
@@ -62,18 +68,30 @@ def _load(folder: Path, shape: tuple[int, int, int]) -> Data:
     )
 
 
-def _read(folder: Path, side: int) -> tuple[LabelledImages, LabelledImages]:
-    if any(folder.glob("train-images*")):
-        return read_mnist(folder)
-    patterns = (
-        "data_batch_*.bin",
-        "train-*.parquet",
-        "cifar-10-batches-bin",
-        "data/train-*.parquet",
+def _known(folder: Path) -> bool:
+    """Whether it holds a data set of a known form, and not pictures in folders."""
+    return any(any(folder.glob(pattern)) for pattern in ("train-images*", *_CIFAR10))
+
+
+def _pictures(folder: Path, side: int, shape: tuple[int, int, int], *, last: bool) -> Data:
+    """Pictures that are decoded when they are asked for, so that they need not fit into memory."""
+    if shape != (3, side, side):
+        raise BadInputError(f"{folder} has pictures of {(3, side, side)}, the model takes {shape}")
+    turned = _turned if last else None
+    files = find_pictures(folder)
+    train, test = (Stream(PictureFolder(f, side=side, transform=turned)) for f in files)
+    searched, accepted = map(torch.from_numpy, halves(len(test)))
+    return Data(
+        train=train,
+        search=test.part(searched),
+        acceptance=test.part(accepted),
+        classes=files[0].classes,
     )
-    if any(any(folder.glob(pattern)) for pattern in patterns):
-        return read_cifar10(folder)
-    return read_image_folder(folder, side=side)
+
+
+def _turned(picture: torch.Tensor) -> torch.Tensor:
+    """[3, H, W] as [H, W, 3]."""
+    return picture.permute(1, 2, 0)
 
 
 def _channels_last(samples: Samples) -> Samples:

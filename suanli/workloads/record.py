@@ -35,6 +35,15 @@ class Samples:
     def __len__(self) -> int:
         return int(self.inputs[0].shape[0])
 
+    def part(self, rows: "slice | torch.Tensor") -> "Samples":
+        """The samples at these places; where they are read on demand, those of the part are too."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Samples(inputs=tuple(part[rows] for part in self.inputs), labels=labels)
+
+    def head(self, count: int) -> "Samples":
+        """The first so many, in memory."""
+        return self.part(slice(0, count))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -69,6 +78,8 @@ class TrainingSettings:
         augmentation: Any of "shift2" (a random shift of up to so many pixels) and "flip"
             (mirrored left to right), applied to image batches.
         validation_split: Fraction of the training samples held out, at the end of the set.
+        lr_of: "PATTERN=FACTOR" for parameters that learn at so many times the rate; a parameter
+            takes the first pattern that its name matches.
     """
 
     optimizer: str = "sgd"
@@ -85,6 +96,7 @@ class TrainingSettings:
     augmentation: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 0.0
+    lr_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +110,8 @@ class Workload:
         make_model: Builds the model with its weights, in evaluation mode, on the CPU, in fp32.
             Deterministic: two calls give equal weights.
         make_inputs: Batch size -> example inputs of that many samples, from a fixed seed.
-        data: Loads the labelled data, or None where there is none.
+        data: Gives the labelled data, or None where there is none: `Data`, whose parts may be torch
+            data sets or loaders, or training samples alone (see `workloads.given`).
         metric: How quality is judged where there is data.
         loss: `loss(output, labels)` for training, or None.
         target: Quality that a trained model is expected to reach, as a fraction.
@@ -115,7 +128,7 @@ class Workload:
     make_model: "Callable[[], nn.Module]"
     make_inputs: Callable[[int], Inputs]
     ref: str = ""
-    data: Callable[[], Data] | None = None
+    data: Callable[[], Any] | None = None
     metric: Metric | None = None
     loss: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None
     target: float | None = None
@@ -125,3 +138,13 @@ class Workload:
     tolerance: float | None = None
     training: TrainingSettings | None = None
     note: str = ""
+
+    def load(self) -> Data:
+        """The labelled data, in three parts.
+
+        Raises:
+            BadInputError: There is none, or it is none of the forms that are known.
+        """
+        from suanli.workloads.given import as_data
+
+        return as_data(None if self.data is None else self.data())

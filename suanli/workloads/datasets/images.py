@@ -96,16 +96,11 @@ def split(
     """
     if train.classes != test.classes:
         raise BadInputError("the training and the test images do not have the same classes")
-    count = int(len(test) * _SEARCH_SHARE) if search is None else search
-    if not 0 < count < len(test):
-        raise BadInputError(
-            f"{len(test)} test images are too few for a search and an acceptance part"
-        )
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(test))
+    searched, accepted = halves(len(test), search)
     return Data(
         train=scaling.apply(train),
-        search=scaling.apply(test.take(order[:count])),
-        acceptance=scaling.apply(test.take(order[count:])),
+        search=scaling.apply(test.take(searched)),
+        acceptance=scaling.apply(test.take(accepted)),
         classes=train.classes,
     )
 
@@ -115,3 +110,16 @@ def divide(images: LabelledImages, sizes: tuple[int, ...], seed: int) -> list[La
     order = np.random.default_rng(seed).permutation(len(images))
     edges = np.cumsum((0, *sizes))
     return [images.take(order[a:b]) for a, b in pairwise(edges)]
+
+
+def halves(tests: int, search: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of the search and of the acceptance samples among so many test samples.
+
+    Raises:
+        BadInputError: There are too few for two parts.
+    """
+    count = int(tests * _SEARCH_SHARE) if search is None else search
+    if not 0 < count < tests:
+        raise BadInputError(f"{tests} test images are too few for a search and an acceptance part")
+    order = np.random.default_rng(_SPLIT_SEED).permutation(tests)
+    return order[:count], order[count:]
