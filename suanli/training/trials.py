@@ -78,6 +78,7 @@ class PlanSearch:
         self._situation, self._listener = situation, listener
         self._memory = int(_MEMORY_SHARE * psutil.virtual_memory().available)
         self._references: Any = None
+        self._refused: dict[str, str] = {}
 
     def run(self, *, budget_s: float, eager_ms: float, store: TrialStore | None) -> Chosen:
         """Search and race.
@@ -114,7 +115,10 @@ class PlanSearch:
             self._close()
         if found.winner is None:
             plain = next((t.reason for t in found.trials if t.baseline), "nothing was tried")
-            raise SuanliError(f"not even the plain loop works: {plain}")
+            raise SuanliError(
+                f"not even the plain loop could be verified: {plain}",
+                next_step="--plan default trains without a search and its proof",
+            )
         return self._raced(found, race_s, str(note or ""))
 
     # -- one trial ------------------------------------------------------------------------------
@@ -124,7 +128,11 @@ class PlanSearch:
         empty = Trial(plan=plan, status="failed", batch=self._recipe.settings.batch)
         begun = time.monotonic()
         try:
-            self._prepare(TrainPlan.from_plan(plan), attempt=0)
+            wanted = TrainPlan.from_plan(plan)
+            self._prepare(wanted, attempt=0)
+            if refused := self._why_refused(wanted):
+                spent = time.monotonic() - begun
+                return replace(empty, status="rejected", reason=refused, seconds_spent=spent)
             # what it is held against serves all plans, and is not on this one's time
             trial = self._try(plan, limit_s, time.monotonic())
         except TrialFailedError as error:
@@ -180,6 +188,23 @@ class PlanSearch:
             if not failed or len(failed) == _FAILURES or attempt == _ATTEMPTS - 1:
                 break
         return failed[0] if len(failed) >= _FAILURES else next(one for one in found if one.ok)
+
+    def _why_refused(self, plan: TrainPlan) -> str:
+        """Why no plan of the precision can be verified, without trying this one; "" if it can.
+
+        One bad draw of batches is no reason: it has to be so on others as well.
+        """
+        precision = plan.precision
+        if precision not in self._refused:
+            for attempt in range(_FAILURES):
+                self._prepare(plan, attempt)
+                reason = self._reference_host().call(
+                    "too_far", timeout_s=_REFERENCE_S, precision=precision, attempt=attempt
+                )
+                if not reason:
+                    break
+            self._refused[precision] = reason and f"{precision}: {reason}"
+        return self._refused[precision]
 
     def _prepare(self, plan: TrainPlan, attempt: int) -> None:
         """Make sure that the reference and eager's own error are there."""

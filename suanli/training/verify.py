@@ -23,11 +23,17 @@ from suanli.training.recipe import Recipe, Tensors
 from suanli.training.step import Stepper
 
 Trace = Mapping[str, torch.Tensor]
-"""Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output."""
+"""Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output.
+
+Where the recipe averages weights also average/PARAMETER, its change since the start, and
+average-buffer/NAME.
+"""
 
 K = 2.0
-# Into buffers and answers the errors of all steps have run, and Adam turns the sign of a gradient
-# that is nothing but rounding into a whole step: their spread from run to run is wider.
+# Kinds of one step each. Into buffers, answers and averages the errors of all steps have run, and
+# Adam turns the sign of a gradient that is nothing but rounding into a whole step: their spread
+# from run to run is wider.
+_EARLY = ("loss", "gradient", "update")
 _LATE = 2.0
 _EPSILON = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "fp16": 2.0**-11}
 # Relative errors below so many units in the last place of fp32 always pass: other orders of sums.
@@ -38,7 +44,8 @@ _SMALL = 4.0
 _GAIN_ULPS = 1.0
 _FP32_GAIN = 1e-4
 # An update that eager misses by more than this share of it is rounding that Adam made large (a bias
-# before batch norm). It says nothing of gain and size, unless most of the step is like that.
+# before batch norm). It says nothing of gain and size. Where most of a step is like that, twice
+# eager's error is about the update itself, and nothing is shown by staying within it.
 _NOISE = 0.25
 _CLEAR_SHARE = 0.5
 _BEYOND = 1e9  # JSON has no infinities
@@ -50,7 +57,8 @@ class Parting:
 
     Attributes:
         name: Key of the trace.
-        what: "error", "gain" or "size".
+        what: "error", "gain" or "size"; "noise" where eager itself is so far off that its error
+            shows nothing.
         ratio: What was found over what is allowed (1 is the limit).
     """
 
@@ -64,6 +72,11 @@ class Parting:
         kind, _, rest = self.name.partition("/")
         step, _, tensor = rest.partition("/")
         where = f"step {step}: " if step.isdigit() else "after the steps: "
+        if self.what == "noise":
+            return (
+                f"{where}eager itself is {self.found:.2g} off in its updates at this precision, "
+                f"{self.allowed:g} is the most at which its error shows anything"
+            )
         title = f"{kind} of {tensor}" if tensor else kind if step.isdigit() else f"{kind} {rest}"
         words = {"error": "differs by", "gain": "is off along the reference by"}.get(
             self.what, "has a size that is off by"
@@ -75,7 +88,7 @@ class Parting:
 
 
 def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors) -> Trace:
-    """Run the first steps and keep what they did, as fp32 on the CPU.
+    """Run the first steps as the loop does and keep what they did, as fp32 on the CPU.
 
     Args:
         stepper: At its start; it is trained further.
@@ -86,6 +99,7 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
     trace: dict[str, torch.Tensor] = {}
     names = {id(p): n for n, p in stepper.model.named_parameters()}
     trained = [p for g in stepper.optimizer.param_groups for p in g["params"]]
+    start = [p.detach().clone() for p in trained] if stepper.averaging is not None else []
     for number, batch in enumerate(batches, start=1):
         before = [p.detach().clone() for p in trained]
         loss = stepper.gradients(batch.inputs, batch.labels)
@@ -96,6 +110,7 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
                 gradient = torch.zeros_like(parameter)
             trace[f"gradient/{number}/{names[id(parameter)]}"] = _kept(gradient)
         stepper.update((number - 1) / total_steps)
+        stepper.follow(number, number / total_steps)
         for parameter, old in zip(trained, before, strict=True):
             trace[f"update/{number}/{names[id(parameter)]}"] = _kept(parameter.detach() - old)
     for name, buffer in stepper.model.named_buffers():
@@ -106,6 +121,12 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
         answer = predict(stepper.model, probe) if predict else stepper.model(*probe)
         trace["output"] = _kept(answer)
     stepper.model.train()
+    if stepper.averaging is not None:  # what the run would end with here
+        stepper.averaging.finish()
+        for parameter, first in zip(trained, start, strict=True):
+            trace[f"average/{names[id(parameter)]}"] = _kept(parameter.detach() - first)
+        for name, buffer in stepper.model.named_buffers():
+            trace[f"average-buffer/{name}"] = _kept(buffer)
     return trace
 
 
@@ -158,11 +179,13 @@ def compare(
       the last place of fp32 times it, and a unit in the last place of the precision times the size
       that a tensor of n values of the step's rms would have (which is for gradients that are zero
       but for rounding, such as those of a bias before batch norm);
-      For buffers and answers twice that;
+      For buffers, answers and averages twice that;
     - for the updates of a step together, without those that are noise in eager itself: the
       projection on the reference and the norm may be off by k times what eager's are, plus a unit
       in the last place of the precision. A rate that is wrong shows there, even where noise hides
-      it in each single tensor.
+      it in each single tensor;
+    - where eager itself misses most of a step's updates by more than a quarter of their size, the
+      step shows nothing, and the plan is refused.
 
     Integers (counts of batches) have to be equal.
 
@@ -195,7 +218,7 @@ def compare(
 def _group(name: str) -> str:
     kind, _, rest = name.partition("/")
     step = rest.partition("/")[0]
-    return f"{kind}/{step}" if kind in ("gradient", "update", "loss") else kind
+    return f"{kind}/{step}" if kind in _EARLY else kind
 
 
 def _group_partings(
@@ -229,7 +252,7 @@ def _group_partings(
             _FLOOR_ULPS * _EPSILON["fp32"] * sizes[name],
             _EPSILON[precision] * rms * math.sqrt(n),
         )
-        late = _LATE if group in ("buffer", "output") else 1.0
+        late = 1.0 if group.partition("/")[0] in _EARLY else _LATE
         allowed = k * late * (1 + _SMALL / math.sqrt(n)) * earned
         if not math.isfinite(allowed):  # eager itself overflows: then nothing is shown by it
             allowed = 0.0
@@ -237,11 +260,40 @@ def _group_partings(
         size = sizes[name] or rms * math.sqrt(n) or 1.0
         found.append(_parting(name, "error", error / size, allowed / size))
     if group.startswith("update"):
+        if off := _noise(own, sizes):
+            noise = Parting(name=group, what="noise", ratio=math.inf, found=off, allowed=_NOISE)
+            return [noise, *found]
         clear = [n for n in floats if own[n] <= _NOISE * sizes[n]]
-        if sum(sizes[n] ** 2 for n in clear) < _CLEAR_SHARE * sum(s**2 for s in sizes.values()):
-            clear = floats
         found += _together(group, clear, candidate, reference, eager, precision, k)
     return found
+
+
+def _noise(own: Mapping[str, float], sizes: Mapping[str, float]) -> float:
+    """How far eager is off in all updates of a step, where most of it is noise; else 0."""
+    whole = sum(size**2 for size in sizes.values())
+    clear = sum(size**2 for name, size in sizes.items() if own[name] <= _NOISE * size)
+    if clear >= _CLEAR_SHARE * whole:
+        return 0.0
+    return math.sqrt(sum(error**2 for error in own.values()) / whole)
+
+
+def eager_too_far(reference: Trace, eager: Sequence[Trace]) -> str:
+    """Why no plan of a precision can be verified: eager itself is too far off there; "" if not.
+
+    Args:
+        reference: What everything is held against.
+        eager: Eager's own runs at the precision.
+    """
+    steps: dict[str, list[str]] = {}
+    for name in reference:
+        if name.startswith("update/") and reference[name].is_floating_point():
+            steps.setdefault(_group(name), []).append(name)
+    for group, names in steps.items():
+        sizes = {n: _norm(reference[n]) for n in names}
+        own = {n: max(_distance(run[n], reference[n]) for run in eager) for n in names}
+        if off := _noise(own, sizes):
+            return str(Parting(name=group, what="noise", ratio=math.inf, found=off, allowed=_NOISE))
+    return ""
 
 
 def _together(
