@@ -39,8 +39,8 @@ class TrainSituation:
         blocks: Whether the model has blocks whose activations could be recomputed.
         fits: Whether all samples fit on the device.
         why_not_compiled: Why torch.compile cannot be used, in one line; "" if it can.
-        kernels: Rows of the table of fused kernels that fit the model, each with the decisions of a
-            plan that it needs.
+        kernels: Rows of the table of fused kernels that fit the model, joined by commas where they
+            go together, with the decisions of a plan that they need.
         flops: Operations of a step; None where they are not known.
         written: Precision that the settings mean, for the baseline.
         own: The plan that a recipe was tuned with; tried as the first coarse one.
@@ -99,7 +99,7 @@ def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
         yield _candidate(tuned.with_(compile="default"), situation, eager_ms, coarse=True)
     tuned = _tuned(situation, small=small)
     for row, needed in situation.kernels.items():
-        with_row = tuned.with_(kernels=(row,), **needed)
+        with_row = tuned.with_(kernels=tuple(row.split(",")), **needed)
         yield _candidate(with_row, situation, eager_ms, coarse=True)
 
 
@@ -170,6 +170,8 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         if machine.kind == "cuda":
             modes.append({"compile": "reduce-overhead"})
         choices.append([same, *modes])
+    elif plan.kernels and machine.kind == "cuda":
+        choices.append([same, {"compile": "default"}])
     if plan.precision == "bf16" and not plan.kernels:
         choices.append([same, {"weights": "bf16"}])
     choices.append([same, {"optimizer_kernel": "foreach"}])

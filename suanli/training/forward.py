@@ -17,9 +17,9 @@ from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Phase
 from suanli.training.kernels import put_in_place
+from suanli.training.loss_forms import Loss
 from suanli.training.recipe import Tensors
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 OnPhase = Callable[[Phase], object]
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
 
@@ -41,14 +41,15 @@ class Forward:
         self.model, self._loss, self._plan = model, loss, plan
         self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
         inner = _low_weights(model, self._copies) if plan.weights == "bf16" else model
-        inner = put_in_place(inner, plan)
+        inner, self.loss = put_in_place(inner, loss, plan)
         self._undo = _recompute_blocks(inner) if plan.checkpointing else _nothing
         self.call: Callable[..., Any] = inner
-        self.loss: Loss = loss
+        self._prove: Callable[..., object] | None = None
         if plan.compile != "none":
             self.call = torch.compile(inner, mode=_mode(plan))
+            self._prove = getattr(self.loss, "prove", None)
             if plan.compile_scope == "step":
-                self.call, self.loss = inner, loss
+                self.call = inner
                 self._whole = torch.compile(self._forward, mode=_mode(plan))
         self._mean: bool | None = None
         self.on_phase: OnPhase = _unheard
@@ -65,6 +66,8 @@ class Forward:
             whole: Samples of the batch that these are a part of; 0 where they are all of it. The
                 gradients and the loss are then that part of the batch's.
         """
+        if self._prove is not None:
+            self._look_at(inputs)
         count = int(labels.shape[0])
         size, whole = self._plan.micro_batch or count, whole or count
         if size >= whole:
@@ -109,6 +112,13 @@ class Forward:
             output = self.call(*self._typed(inputs))
         return self.loss(_plain(output), labels)
 
+    def _look_at(self, inputs: Tensors) -> None:
+        """Let the kernels look at what they cannot see in a compiled model."""
+        assert self._prove is not None
+        with self._context():
+            self._prove(*self._typed(tuple(part[:2] for part in inputs)))
+        self._prove = None
+
     def _context(self) -> AbstractContextManager[Any]:
         plan = self._plan
         if plan.precision not in ("bf16", "fp16") or plan.weights == "bf16":
@@ -124,7 +134,7 @@ class Forward:
     def _share(self, part: int, count: int, inputs: Tensors, labels: torch.Tensor) -> float:
         """What a micro-batch's loss counts for: its share of a mean, all of a sum."""
         if self._mean is None:
-            self._mean = _is_mean(self.loss, self._forward_output(inputs), labels)
+            self._mean = _is_mean(self._loss, self._forward_output(inputs), labels)
         return part / count if self._mean else 1.0
 
     @torch.no_grad()

@@ -348,7 +348,7 @@ def situation_of(
         images=images,
         blocks=blocks,
         why_not_compiled=why_not_compiled,
-        kernels=rows_for(model, device),
+        kernels=rows_for(model, device, recipe.workload),
         flops=flops,
         written=recipe.settings.precision,
         own=usable(recipe.plan.with_(device=device)) if recipe.plan is not None else None,
