@@ -159,6 +159,10 @@ def test_what_stands_behind_the_last_layer_is_refused() -> None:
             Forward(_made(Capped), next_word, plan).gradients(words.inputs, words.labels)
 
 
+def _shifted(output: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(output[:, :-1].flatten(0, 1), words[:, 1:].flatten())
+
+
 class _Square(nn.Module):
     def forward(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (output - labels).square().mean()
@@ -169,9 +173,7 @@ FORMS = [
     (partial(functional.cross_entropy, label_smoothing=0.1), (-100, 0.1, True)),
     (nn.CrossEntropyLoss(ignore_index=3), (3, 0.0, True)),
     (next_word, (-100, 0.0, True)),
-    # the next word's label stands in the same row of the labels
-    (lambda o, y: functional.cross_entropy(o[:, :-1].flatten(0, 1), y[:, 1:].flatten()),)
-    + ((-100, 0.0, True),),
+    (_shifted, (-100, 0.0, True)),
     (lambda o, y: functional.cross_entropy(o * 2, y), (-100, 0.0, False)),
     (lambda o, y: functional.cross_entropy(o.transpose(1, 2), y), (-100, 0.0, False)),
     (lambda o, y: functional.cross_entropy(o.view(-1, WORDS), y.view(-1)), (-100, 0.0, False)),

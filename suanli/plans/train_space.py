@@ -17,7 +17,7 @@ from suanli.plans.space import Candidate
 
 # Expected step relative to plain eager fp32, for ordering only; the search learns the real ones.
 # bf16 on matrix units and the kept memory were 0.23 and 0.75 for a convolutional net on two cores.
-_PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4}
+_PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4, "fp8": 0.3}
 _TUNED, _COMPILED, _NATIVE = 0.75, 0.85, 0.5
 # Under so much work the calls of operators take most of a step on a CPU: autocast and a change of
 # layout are more calls (LeNet at batch 4, 16 MFLOP: 1.48 ms plain, 1.75 ms with autocast). Where
@@ -41,6 +41,7 @@ class TrainSituation:
         why_not_compiled: Why torch.compile cannot be used, in one line; "" if it can.
         kernels: Rows of the table of fused kernels that fit the model, joined by commas where they
             go together, with the decisions of a plan that they need.
+        fp8: Whether there are layers that fp8 computes.
         flops: Operations of a step; None where they are not known.
         written: Precision that the settings mean, for the baseline.
         own: The plan that a recipe was tuned with; tried as the first coarse one.
@@ -52,6 +53,7 @@ class TrainSituation:
     fits: bool = True
     why_not_compiled: str = ""
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fp8: bool = False
     flops: float | None = None
     written: TrainPrecision = "fp32"
     own: TrainPlan | None = None
@@ -107,6 +109,7 @@ def _precisions(situation: TrainSituation) -> list[TrainPrecision]:
     known: list[TrainPrecision] = ["bf16", "fp32"]
     if situation.machine.kind == "cuda":
         known += ["tf32", "fp16"]
+        known += ["fp8"] if situation.fp8 else []
     return known
 
 

@@ -16,11 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Phase
-from suanli.training.kernels import put_in_place
+from suanli.training.fp8 import fp8_products
+from suanli.training.kernels import EMULATED_FP8, put_in_place
 from suanli.training.loss_forms import Loss
 from suanli.training.recipe import Tensors
 
 OnPhase = Callable[[Phase], object]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
 
 
@@ -42,6 +44,8 @@ class Forward:
         self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
         inner = _low_weights(model, self._copies) if plan.weights == "bf16" else model
         inner, self.loss = put_in_place(inner, loss, plan)
+        if plan.precision == "fp8" and EMULATED_FP8 not in plan.kernels:
+            inner = fp8_products(inner)
         self._undo = _recompute_blocks(inner) if plan.checkpointing else _nothing
         self.call: Callable[..., Any] = inner
         self._prove: Callable[..., object] | None = None
@@ -121,9 +125,9 @@ class Forward:
 
     def _context(self) -> AbstractContextManager[Any]:
         plan = self._plan
-        if plan.precision not in ("bf16", "fp16") or plan.weights == "bf16":
+        dtype = _AUTOCAST.get(plan.precision)
+        if dtype is None or plan.weights == "bf16":
             return nullcontext()
-        dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float16
         return torch.autocast(plan.kind, dtype)
 
     def _typed(self, inputs: Tensors) -> Tensors:

@@ -15,7 +15,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.training.loss_forms import CrossEntropyForm, Loss, cross_entropy_form
 from suanli.training.twin import replace_module, twin_of
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 class Product(Protocol):

@@ -30,7 +30,7 @@ class Row:
     Attributes:
         make: "module:function" that puts the kernels in place.
         suits: "module:function" that looks at a model and what it is trained for.
-        kind: Of the device that they are for.
+        kind: Of the device that they are for; "" where no search offers them.
         needs: Fields of a plan.
         loss: Whether `make` takes and gives the loss too. One such row fits into a plan.
     """
@@ -42,12 +42,21 @@ class Row:
     loss: bool = False
 
 
+EMULATED_FP8 = "emulated-fp8"
+"""The row that fp8 is held against: it only rounds to fp8, and multiplies in fp32."""
+
 KERNELS: dict[str, Row] = {
     "fused-cnn": Row(
         make="suanli.training.fused:fused_cnn",
         suits="suanli.training.fused:suits_fused_cnn",
         kind="cpu",
         needs={"precision": "bf16", "memory_layout": "channels_last"},
+    ),
+    EMULATED_FP8: Row(
+        make="suanli.training.fp8:emulated_products",
+        suits="suanli.training.fused:suits_fused_cnn",
+        kind="",
+        needs={"precision": "fp8"},
     ),
     "fused-norm": Row(
         make="suanli.training.triton_rows:fused_norm",

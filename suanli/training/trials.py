@@ -317,6 +317,7 @@ def situation_of(
     images: bool,
     blocks: bool,
     flops: float | None = None,
+    processes: int = 1,
 ) -> TrainSituation:
     """Where the plans of a run have to work.
 
@@ -327,7 +328,9 @@ def situation_of(
         images: Whether inputs have four dimensions.
         blocks: Whether activations of blocks could be recomputed.
         flops: Operations of a step, where they are known.
+        processes: How many train together here, each with its part of the cores.
     """
+    from suanli.training.fp8 import fp8_layers
     from suanli.training.kernels import rows_for, usable
 
     why_not_compiled = ""
@@ -338,7 +341,7 @@ def situation_of(
     return TrainSituation(
         machine=Situation(
             device=device,
-            cores=cpu_info().usable_cores,
+            cores=max(1, cpu_info().usable_cores // processes),
             objective="throughput",
             batch=recipe.settings.batch,
             present=frozenset({"eager", "inductor", "native"}),
@@ -348,6 +351,7 @@ def situation_of(
         images=images,
         blocks=blocks,
         why_not_compiled=why_not_compiled,
+        fp8=bool(fp8_layers(model)),
         kernels=rows_for(model, device, recipe.workload),
         flops=flops,
         written=recipe.settings.precision,

@@ -19,6 +19,7 @@ from torch import nn
 from suanli.base.train_plan import TrainPlan
 from suanli.base.trial import OutputError, ValueCheck
 from suanli.training.batches import Batch
+from suanli.training.kernels import EMULATED_FP8
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.step import Stepper
 
@@ -36,6 +37,7 @@ K = 2.0
 _EARLY = ("loss", "gradient", "update")
 _LATE = 2.0
 _EPSILON = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "fp16": 2.0**-11}
+_EPSILON["fp8"] = _EPSILON["bf16"]  # but for some products, whose error eager has as well
 # Relative errors below so many units in the last place of fp32 always pass: other orders of sums.
 _FLOOR_ULPS = 64
 # The norm of an error over n values is itself uncertain by about this over sqrt(n).
@@ -131,8 +133,13 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
 
 
 def eager_plan(device: str, precision: str) -> TrainPlan:
-    """What a person's loop computes at a precision: the yardstick of errors."""
-    return TrainPlan(device=device, optimizer_kernel="loop").with_(precision=precision)
+    """What a person's loop computes at a precision: the yardstick of errors.
+
+    For fp8, which no loop of plain operators has, it rounds to fp8 and multiplies in fp32.
+    """
+    kernels = (EMULATED_FP8,) if precision == "fp8" else ()
+    plan = TrainPlan(device=device, optimizer_kernel="loop", kernels=kernels)
+    return plan.with_(precision=precision)
 
 
 def reference_trace(
