@@ -21,11 +21,12 @@ from suanli.base.train_plan import TrainPlan
 from suanli.base.trial import ValueCheck
 from suanli.plans.situation import Situation
 from suanli.plans.train_space import TrainSituation, train_candidates
-from suanli.training import kernels, triton_rows
+from suanli.training import fused_loss, kernels, triton_rows
 from suanli.training.exchange import Exchange, Facts
 from suanli.training.forward import Forward
+from suanli.training.fused_loss import sliced
 from suanli.training.host import TrainHost
-from suanli.training.kernels import KERNELS, put_in_place, rows_for, usable
+from suanli.training.kernels import put_in_place, rows_for, usable
 from suanli.training.loss_forms import cross_entropy_form
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.start import starting_point
@@ -115,18 +116,37 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return check
 
 
-@pytest.mark.parametrize("row", [name for name, row in KERNELS.items() if name != "fused-cnn"])
+ROWS = ("fused-norm", "fused-cross-entropy", "fused-linear-cross-entropy", "fused-loss")
+
+
+@pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"micro_batch": 8}], ids=str)
 def test_rows_learn_what_the_model_learns(row: str, changes: dict[str, Any], host: Any) -> None:
     found = host(TrainPlan(kernels=(row,), **changes))
     assert found.ok, found.reason
 
 
-def test_rows_go_together_and_with_bf16_copies(host: Any) -> None:
+def test_rows_go_together(host: Any) -> None:
     both = ("fused-norm", "fused-linear-cross-entropy")
-    for weights in ("fp32", "bf16"):
-        found = host(TrainPlan(kernels=both, precision="bf16", weights=weights))
-        assert found.ok, found.reason
+    found = host(TrainPlan(kernels=both, precision="bf16"))
+    assert found.ok, found.reason
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_gradients_of_bf16_copies_come_to_the_masters(row: str) -> None:
+    words, found = _samples(16, 1), []
+    for kernels_ in ((), (row,)):
+        plan = TrainPlan(kernels=kernels_, precision="bf16", weights="bf16")
+        model = _made(Words)
+        forward = Forward(model, next_word, plan)
+        assert words.labels is not None
+        forward.gradients(words.inputs, words.labels)
+        forward.collect()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, right in found[0].items():
+        assert right is not None and right.dtype == torch.float32
+        error = (found[1][name] - right).norm() / right.norm()
+        assert float(error) < 0.03, name
 
 
 def test_planted_faults_of_rows_are_caught(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +159,48 @@ def test_planted_faults_of_rows_are_caught(host: Any, monkeypatch: pytest.Monkey
     assert "weight" in found.reason
     monkeypatch.setattr(FusedNorm, "forward", lambda self, x: functional.layer_norm(x, (WIDTH,)))
     assert not host(TrainPlan(kernels=("fused-norm",), precision="bf16")).ok
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_loss, "_SLICE_BYTES", 0)
+    monkeypatch.setattr(fused_loss, "_LEAST_SLICE", 16)
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_loss_by_slices_is_the_loss(bias: bool, smoothing: float) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 50, bias=bias).double()
+    x = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 50, (9,))
+    target[2] = 7
+    loss = partial(functional.cross_entropy, ignore_index=7, label_smoothing=smoothing)
+    form = cross_entropy_form(loss)
+    assert form is not None
+    values = [x, *layer.parameters()]
+    right, found = loss(layer(x), target), sliced(x, layer, target, form)
+    torch.testing.assert_close(found, right)
+    for one, other in zip(
+        torch.autograd.grad(found, values), torch.autograd.grad(right, values), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    target[3] = 50
+    assert sliced(x, layer, target, form).isnan()
+
+
+@pytest.mark.usefixtures("small_slices")
+def test_slices_pass_and_a_slice_that_is_off_by_one_does_not(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for precision in ("fp32", "bf16"):
+        found = host(TrainPlan(kernels=("fused-loss",), precision=precision))
+        assert found.ok, found.reason
+    assert len(fused_loss._slices(torch.zeros(2, 3), torch.zeros(50, 3))) == 4
+    real = fused_loss._place
+    monkeypatch.setattr(fused_loss, "_place", lambda y, first, part: real(y, first + 1, part))
+    assert not host(TrainPlan(kernels=("fused-loss",), precision="bf16")).ok
 
 
 def test_a_twin_shares_tied_weights_and_leaves_the_model() -> None:
@@ -224,7 +286,10 @@ def test_the_search_on_a_gpu_is_offered_what_fits(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(triton_rows, "_MANY_CLASSES", WORDS)
     found = rows_for(model, "cuda:0", workload)
     assert "fused-norm,fused-linear-cross-entropy" in found
-    assert rows_for(model, "cpu", workload).keys() <= {"fused-loss"}
+    assert rows_for(model, "cpu", workload) == {}
+    monkeypatch.setattr(fused_loss, "_MANY_CLASSES", WORDS)
+    assert set(rows_for(model, "cpu", workload)) == {"fused-loss"}
+    assert rows_for(model, "cpu") == {}
     other = replace(workload, loss=functional.mse_loss)
     assert set(rows_for(model, "cuda:0", other)) == {"fused-norm"}
     machine = Situation(
@@ -249,7 +314,9 @@ def test_a_plan_keeps_rows_of_its_own_kind_of_device_only(monkeypatch: pytest.Mo
     gpu = TrainPlan(device="cuda:0", kernels=("fused-norm",))
     assert usable(gpu) == gpu
     assert usable(gpu.with_(device="cpu")).kernels == ()
+    here = TrainPlan(kernels=("fused-loss",))
     monkeypatch.setattr(kernels, "present", lambda: False)
+    assert usable(here) == here
     assert usable(TrainPlan(kernels=("fused-cnn",))).kernels == ()
 
 
@@ -260,7 +327,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.kernels import configuration
 from suanli.kernels.operators import cross_entropy, linear_cross_entropy, norms
 from suanli.training.forward import Forward
-from tests.test_train_rows import KERNELS, Words, _made, _samples, next_word
+from tests.test_train_rows import Words, _made, _samples, next_word
 
 found = {}
 ran = []
@@ -270,7 +337,7 @@ for module in (cross_entropy, linear_cross_entropy, norms):
     module.choose = lambda kernel, inputs, example: (
         ran.append(kernel.name) or kernel.default_for(kernel.sizes(inputs), "fp32")
     )
-words = _samples(6, 1)
+words = _samples(2, 1)
 for rows in ((), ("fused-norm", "fused-cross-entropy"), ("fused-linear-cross-entropy",)):
     model = _made(Words)
     loss = Forward(model, next_word, TrainPlan(kernels=rows)).gradients(words.inputs, words.labels)

@@ -89,7 +89,7 @@ class Fp8Linear(nn.Module):
         made: Tensor = _Products.apply(rows, self.layer.weight)  # type: ignore[no-untyped-call]
         if self.layer.bias is not None:
             made = made + self.layer.bias.to(made.dtype)
-        return made.unflatten(0, x.shape[:-1])
+        return made.reshape(*x.shape[:-1], made.shape[-1])
 
 
 class _Products(torch.autograd.Function):
@@ -154,9 +154,9 @@ class EmulatedLinear(nn.Module):
             rounded = _Round.apply(x.float(), _FORWARD)  # type: ignore[no-untyped-call]
             weight = _Round.apply(self.layer.weight, _FORWARD)  # type: ignore[no-untyped-call]
             made = functional.linear(rounded, weight)
-            made = _RoundGradient.apply(made).bfloat16()  # type: ignore[no-untyped-call]
+            result: Tensor = _RoundGradient.apply(made).bfloat16()  # type: ignore[no-untyped-call]
             bias = self.layer.bias
-            return made if bias is None else made + bias.bfloat16()
+            return result if bias is None else result + bias.bfloat16()
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:

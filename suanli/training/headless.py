@@ -5,7 +5,7 @@ each position and a column for each word: the largest tensor of the step. A loss
 layer's input and its weight need not have it in memory as a whole.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Headless(nn.Module):
     def __init__(self, model: nn.Module, head: str) -> None:
         super().__init__()
         self.body = twin_of(model)
-        self.head = self.body.get_submodule(head)
+        self.head = cast(nn.Linear, self.body.get_submodule(head))
         self._handed = _Handed()
         replace_module(self.body, head, self._handed)
         self._name = head

@@ -33,6 +33,7 @@ class Row:
         kind: Of the device that they are for; "" where no search offers them.
         needs: Fields of a plan.
         loss: Whether `make` takes and gives the loss too. One such row fits into a plan.
+        compiled: Whether a C compiler has to make it.
     """
 
     make: str
@@ -40,6 +41,7 @@ class Row:
     kind: str
     needs: Mapping[str, Any]
     loss: bool = False
+    compiled: bool = False
 
 
 EMULATED_FP8 = "emulated-fp8"
@@ -51,6 +53,14 @@ KERNELS: dict[str, Row] = {
         suits="suanli.training.fused:suits_fused_cnn",
         kind="cpu",
         needs={"precision": "bf16", "memory_layout": "channels_last"},
+        compiled=True,
+    ),
+    "fused-loss": Row(
+        make="suanli.training.fused_loss:fused_loss",
+        suits="suanli.training.fused_loss:suits_fused_loss",
+        kind="cpu",
+        needs={"precision": "bf16"},
+        loss=True,
     ),
     EMULATED_FP8: Row(
         make="suanli.training.fp8:emulated_products",
@@ -134,7 +144,7 @@ def _found(place: str) -> Any:
 
 def usable(plan: TrainPlan) -> TrainPlan:
     """The plan, without kernels that its device or this machine cannot run."""
-    kinds = {KERNELS[name].kind for name in plan.kernels if name in KERNELS}
-    if not kinds or (kinds == {plan.kind} and (plan.kind == "cuda" or present())):
+    rows = [KERNELS[name] for name in plan.kernels if name in KERNELS]
+    if all(row.kind == plan.kind and (present() or not row.compiled) for row in rows):
         return plan
     return plan.with_(kernels=())

@@ -52,7 +52,7 @@ def fused_norm(model: nn.Module, plan: TrainPlan) -> nn.Module:
     if not found:
         raise BadInputError("fused-norm finds no layer norm over one dimension in this model")
     for name, layer in found:
-        replace_module(twin, name, FusedNorm(layer))  # type: ignore[arg-type]
+        replace_module(twin, name, FusedNorm(layer))
     return twin
 
 
