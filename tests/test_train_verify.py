@@ -23,6 +23,7 @@ from suanli.training.step import Stepper, standard_optimizer
 from suanli.training.trials import PlanSearch, situation_of
 from suanli.training.verify import compare, eager_too_far
 from suanli.workloads.record import TrainingSettings
+from suanli.workloads.seeding import seeded
 from tests.train_parts import data, recipe
 
 STEPS = 3
@@ -268,8 +269,14 @@ def _far_from_zero(inputs: Any, epoch: int, generator: torch.Generator) -> Any:
 
 
 def test_a_precision_that_rounds_the_signal_away_is_refused(tmp_path: Path) -> None:
-    made = replace(recipe(schedule="constant"), arrange=_far_from_zero)
-    bench = Bench(tmp_path, made)
+    def make() -> nn.Module:
+        with seeded():
+            dense = (nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+            return nn.Sequential(nn.Flatten(), *dense).eval()
+
+    made = recipe(schedule="constant")
+    workload = replace(made.workload, make_model=make)
+    bench = Bench(tmp_path, replace(made, workload=workload, arrange=_far_from_zero))
     assert bench.check(FAST32).ok
     found = bench.check(FAST16)
     assert not found.ok
