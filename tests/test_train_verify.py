@@ -286,6 +286,17 @@ def test_a_precision_that_rounds_the_signal_away_is_refused(tmp_path: Path) -> N
     assert host.too_far("bf16") == found.reason
 
 
+def _in_bf16(inputs: Any, epoch: int, generator: torch.Generator) -> Any:
+    return tuple(part.bfloat16() for part in inputs)
+
+
+def test_images_that_a_recipe_arranges_in_bf16_go_with_every_precision(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(recipe(), arrange=_in_bf16))
+    for plan in (TrainPlan(), FAST32, FAST16):
+        found = bench.check(plan)
+        assert found.ok, f"{plan.title}: {found.reason}"
+
+
 def test_plans_of_a_refused_precision_are_not_built(sgd: Bench) -> None:
     class Far(_Attempts):
         def call(self, method: str, **args: Any) -> Any:

@@ -23,6 +23,7 @@ from suanli.training.recipe import Tensors
 
 OnPhase = Callable[[Phase], object]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+_HALVES = (torch.bfloat16, torch.float16)
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
 
 
@@ -132,7 +133,10 @@ class Forward:
 
     def _typed(self, inputs: Tensors) -> Tensors:
         if self._plan.weights != "bf16":
-            return inputs
+            if self._plan.precision in _AUTOCAST:
+                return inputs
+            # a recipe may arrange images in bf16, which layers in fp32 do not take
+            return tuple(x.float() if x.dtype in _HALVES else x for x in inputs)
         return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
 
     def _share(self, part: int, count: int, inputs: Tensors, labels: torch.Tensor) -> float:
