@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,7 +101,8 @@ class PlanSearch:
             # ahead of the trials, so that none of them is taken to last as long
             for plan in (TrainPlan.from_plan(c.plan) for c in candidates if not c.why_not):
                 if plan.precision in ("fp32", "bf16"):
-                    self._prepare(plan, attempt=0)
+                    with suppress(SuanliError):  # the trials of that precision say why
+                        self._prepare(plan, attempt=0)
             left = budget_s - (time.monotonic() - started)
             found = search(
                 candidates,
