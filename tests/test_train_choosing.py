@@ -80,7 +80,7 @@ def test_auto_asks_only_where_there_is_a_gpu(
 
 def _group(monkeypatch: pytest.MonkeyPatch, count: int) -> list[Replicas]:
     """Processes of a group, as threads that share its store."""
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     place = torch.distributed.distributed_c10d
     monkeypatch.setattr(place, "_get_default_store", lambda: store)
     return [Replicas(rank, count) for rank in range(count)]

@@ -63,26 +63,25 @@ class _Sliced(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float
     ) -> Tensor:
-        total = hit = None
-        plain = 0.0
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        total = torch.full((len(x),), -torch.inf, dtype=dtype)  # log of the sum of exponentials
+        hit, plain = torch.full_like(total, torch.nan), torch.zeros_like(total)
         for first, part in _slices(x, weight):
             logits = _logits(x, part, bias, first)
-            below = torch.logsumexp(logits, 1)
-            total = below if total is None else torch.logaddexp(total, below)
+            total = torch.logaddexp(total, torch.logsumexp(logits, 1))
             inside, place = _place(target, first, part)
-            found = logits.gather(1, place)[:, 0]
-            hit = torch.where(inside, found, torch.nan if hit is None else hit)
+            hit = torch.where(inside, logits.gather(1, place)[:, 0], hit)
             if smoothing:
-                plain = plain + logits.sum(1)
+                plain += logits.sum(1)
         ctx.save_for_backward(x, weight, bias, target, total)
         ctx.smoothing = smoothing
-        losses: Tensor = total - hit
+        losses = total - hit
         if smoothing:
             losses = (1 - smoothing) * losses + smoothing * (total - plain / len(weight))
         return losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, target, total = ctx.saved_tensors
         smoothing, scale = ctx.smoothing, gradients[0][:, None]
@@ -114,7 +113,7 @@ def _slices(x: Tensor, weight: Tensor) -> list[tuple[int, Tensor]]:
 def _logits(x: Tensor, part: Tensor, bias: Tensor | None, first: int) -> Tensor:
     """[N, classes of the slice] in fp32, or wider where `x` is."""
     logits = x @ part.t()
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(torch.promote_types(x.dtype, torch.float32))
     return logits if bias is None else logits.add_(bias[first : first + len(part)])
 
 
