@@ -333,7 +333,7 @@ def test_a_network_trains_with_them_as_it_does_in_eager() -> None:
     expected = gradients(exact, exact, x.double(), labels)
     eager_model, fused_model = copy.deepcopy(model), copy.deepcopy(model)
     eager = gradients(eager_model, eager_model, x, labels)
-    fused = put_in_place(fused_model, PLAN)
+    fused, _ = put_in_place(fused_model, nn.functional.cross_entropy, PLAN)
     assert sum(isinstance(m, FusedNorm) for m in fused.modules()) == 6
     found = gradients(fused_model, fused, x, labels)
 

@@ -91,7 +91,7 @@ def test_a_network_trains_with_them_as_it_does_in_eager() -> None:
     torch.manual_seed(3)
     model = cifar10_lenet().train()
     exact = copy.deepcopy(model).double()
-    twin = put_in_place(model, PLAN)
+    twin = put_in_place(model, functional.cross_entropy, PLAN)[0]
     assert sum(isinstance(m, NarrowConv2d) for m in twin.modules()) == 2
     assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}
     x, labels = torch.randn(4, 3, 32, 32), torch.randint(0, 10, (4,))
@@ -109,10 +109,10 @@ def test_what_does_not_fit() -> None:
     assert "narrow-cnn" in rows_for(cifar10_lenet(), "cpu")
     assert "narrow-cnn" not in rows_for(cifar10_lenet(), "cuda:0")
     with pytest.raises(BadInputError, match="fp32"):
-        put_in_place(cifar10_lenet(), PLAN.with_(precision="bf16"))
+        put_in_place(cifar10_lenet(), functional.cross_entropy, PLAN.with_(precision="bf16"))
 
 
 @needs_compiler
 def test_a_model_without_such_convolutions_is_refused() -> None:
     with pytest.raises(BadInputError, match="no convolution"):
-        put_in_place(nn.Sequential(nn.Conv2d(3, 32, 3)), PLAN)
+        put_in_place(nn.Sequential(nn.Conv2d(3, 32, 3)), functional.cross_entropy, PLAN)

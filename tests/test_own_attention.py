@@ -82,7 +82,7 @@ def test_a_block_trains_with_them_as_it_does_in_eager(
     torch.manual_seed(2)
     model = nn.Sequential(*(Block(64, 2, 128, causal=causal) for _ in range(2)))
     eager, exact = copy.deepcopy(model), copy.deepcopy(model).double()
-    twin = put_in_place(model, PLAN.with_(weights=weights))
+    twin = put_in_place(model, functional.cross_entropy, PLAN.with_(weights=weights))[0]
     assert any(isinstance(m, FusedActivation) for m in twin.modules())
     assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}
     calls = []
@@ -124,4 +124,4 @@ def test_where_it_is_offered() -> None:
     assert "attention" in rows_for(nn.TransformerEncoderLayer(32, 2, 64), "cpu")
     assert "attention" not in rows_for(nn.Sequential(nn.Linear(2, 2)), "cpu")
     with pytest.raises(BadInputError, match="bf16"):
-        put_in_place(Block(32, 2, 64), PLAN.with_(precision="fp32"))
+        put_in_place(Block(32, 2, 64), functional.cross_entropy, PLAN.with_(precision="fp32"))

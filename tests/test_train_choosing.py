@@ -1,22 +1,27 @@
 """Which device and which plan a run takes before its first step."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from suanli.base.errors import SuanliError
 from suanli.base.events import Event
 from suanli.base.timing import Estimate
 from suanli.base.train_plan import TrainPlan
 from suanli.base.trial import Trial
+from suanli.devices import cpu_info
 from suanli.parallel.replicas import Replicas
+from suanli.plans.search import SearchResult
 from suanli.plans.store import TrialStore
 from suanli.training import calls, choosing, faster_device, trainer
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.choosing import PlanChoice
 from suanli.training.request import TrainRequest
 from suanli.training.start import starting_point
+from suanli.training.trials import Chosen, situation_of
 from suanli.workloads.stream import Stream
 from tests.stream_parts import Pictures
 from tests.train_parts import data, recipe
@@ -73,6 +78,65 @@ def test_auto_asks_only_where_there_is_a_gpu(
     assert asked == ["cuda:0"]
     assert result.device.name == "cpu"
     assert any("cpu it is" in note for note in result.notes)
+
+
+def _group(monkeypatch: pytest.MonkeyPatch, count: int) -> list[Replicas]:
+    """Processes of a group, as threads that share its store."""
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    place = torch.distributed.distributed_c10d
+    monkeypatch.setattr(place, "_get_default_store", lambda: store)
+    return [Replicas(rank, count) for rank in range(count)]
+
+
+def test_the_first_process_searches_on_its_share_and_tells_the_others(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, train = replace(recipe(batch=33), ref=REF), data().train
+    model = starting_point(made, train, 0)
+    plan = TrainPlan(precision="bf16", threads=3)
+    asked: list[tuple[int, int]] = []
+
+    def searched(self: PlanChoice, *_: object) -> Chosen:
+        asked.append((self._recipe.settings.batch, self._processes))
+        found = SearchResult(
+            winner=None, runner_ups=(), trials=(), interrupted=False, seconds_spent=1.0
+        )
+        return Chosen(plan=plan, found=found, speedup=None, baseline=None)
+
+    monkeypatch.setattr(PlanChoice, "_searched", searched)
+    request = TrainRequest(plan="auto", device="cpu", out=tmp_path / "run", budget_s=30.0)
+
+    def choose(replicas: Replicas) -> TrainPlan:
+        return PlanChoice(made, request, replicas, lambda e: None, lambda n: None).plan(
+            model, train
+        )
+
+    group = _group(monkeypatch, 3)
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(choose, reversed(group))) == [plan] * 3
+    assert asked == [(11, 3)]
+    own = made.workload.make_model()
+    cores = cpu_info().usable_cores
+    for count in (1, 2, 1000):
+        found = situation_of(made, own, "cpu", images=True, blocks=False, processes=count)
+        assert found.machine.cores == max(1, cores // count)
+
+
+def test_the_others_end_with_a_first_process_that_fails_or_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = _group(monkeypatch, 2)
+
+    def fails() -> str:
+        raise SuanliError("no plan")
+
+    with pytest.raises(SuanliError, match="no plan"):
+        first.told_by_first(fails, limit_s=1.0)
+    with pytest.raises(SuanliError, match="the first process failed"):
+        second.told_by_first(fails, limit_s=1.0)
+    with pytest.raises(SuanliError, match="said nothing for 0 s"):
+        second.told_by_first(fails, limit_s=0.0)
+    assert Replicas().told_by_first(lambda: "alone", limit_s=0.0) == "alone"
 
 
 def test_trials_of_a_file_count_for_its_content_only(cache: Path, tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_plans_that_contradict_themselves() -> None:
         ({"compile": "reduce-overhead"}, "CUDA graphs"),
         ({"compile_scope": "step"}, "without compilation"),
         ({"micro_batch": -1}, "counts"),
-        ({"precision": "fp8"}, "one of fp32, tf32"),
+        ({"precision": "int8"}, "one of fp32, tf32"),
     ):
         with pytest.raises(BadInputError, match=words):
             TrainPlan(**changes).checked()  # type: ignore[arg-type]

@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.base.train_results import TrainResult
 from suanli.parallel.replicas import Replicas
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
@@ -169,3 +171,25 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     alone.close()
     parts = [list(range(7))[Replicas(rank, 3).share(7)] for rank in range(3)]
     assert sorted(row for part in parts for row in part) == list(range(7))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_searches_and_all_train_with_its_plan(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*("-m", "suanli.cli", "train", REF, "--budget", "40", "--device", "cpu")]
+    environment = {**_environment(), "SUANLI_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", *command, "--epochs", "2", "-o", str(out)],
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    result = codec.read(TrainResult, out / "result.json")
+    tried = [trial for trial in result.trials if trial.status == "verified"]
+    assert tried and all(trial.batch == 17 for trial in tried)  # a half of 33
+    assert result.plan.as_plan().key in {trial.plan.key for trial in tried}
+    assert result.steps > 0

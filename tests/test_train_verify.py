@@ -13,14 +13,17 @@ from torch.nn import functional
 from suanli.base import codec
 from suanli.base.train_plan import TrainPlan
 from suanli.base.trial import ValueCheck
+from suanli.training.averaging import ExponentialAverage, Lookahead
 from suanli.training.exchange import Exchange, Facts
 from suanli.training.host import TrainHost, eager_name
-from suanli.training.recipe import Recipe
+from suanli.training.prune import Masks
+from suanli.training.recipe import Averaging, Recipe
 from suanli.training.start import starting_point
-from suanli.training.step import standard_optimizer
+from suanli.training.step import Stepper, standard_optimizer
 from suanli.training.trials import PlanSearch, situation_of
-from suanli.training.verify import compare
+from suanli.training.verify import compare, eager_too_far
 from suanli.workloads.record import TrainingSettings
+from suanli.workloads.seeding import seeded
 from tests.train_parts import data, recipe
 
 STEPS = 3
@@ -240,6 +243,160 @@ def test_an_eager_that_overflows_shows_nothing(sgd: Bench) -> None:
     found = compare(right, reference, eager, "bf16")
     assert not found.ok
     assert "step 1: gradient of head.bias" in found.reason
+
+
+def test_updates_that_eager_misses_show_nothing(sgd: Bench) -> None:
+    reference = sgd.exchange.trace("reference-0")
+    right = [dict(sgd.exchange.trace(eager_name("bf16", 0, draw))) for draw in range(3)]
+    assert eager_too_far(reference, right) == ""
+    draw = torch.Generator().manual_seed(0)
+    cases = (
+        (0.15, "1", True),
+        (0.6, "2", True),  # by then the runs have parted
+        (0.6, "23", False),
+        (0.6, "1", False),
+    )
+    for share, steps, shown in cases:
+        wrong = [dict(trace) for trace in right]
+        for name in reference:
+            if name.startswith("update/") and name.split("/")[1] in steps:
+                noise = torch.randn(reference[name].shape, generator=draw)
+                size = reference[name].norm() / noise.norm()
+                wrong[1][name] = reference[name] + share * size * noise
+        found = compare(right[0], reference, wrong, "bf16")
+        assert found.ok == shown
+        assert (eager_too_far(reference, wrong) == "") == shown
+    assert found.reason == eager_too_far(reference, wrong)
+    assert found.reason.startswith("step 1: eager itself is 0.6 off in its updates")
+    assert "0.25 is the most" in found.reason
+
+
+def _far_from_zero(inputs: Any, epoch: int, generator: torch.Generator) -> Any:
+    return tuple(part + 300.0 for part in inputs)
+
+
+def test_a_precision_that_rounds_the_signal_away_is_refused(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        with seeded():
+            dense = (nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+            return nn.Sequential(nn.Flatten(), *dense).eval()
+
+    made = recipe(schedule="constant")
+    workload = replace(made.workload, make_model=make)
+    bench = Bench(tmp_path, replace(made, workload=workload, arrange=_far_from_zero))
+    assert bench.check(FAST32).ok
+    found = bench.check(FAST16)
+    assert not found.ok
+    assert "eager itself is" in found.reason
+    host = bench.host(TrainPlan())
+    assert host.too_far("fp32") == ""
+    assert host.too_far("bf16") == found.reason
+
+
+def _in_bf16(inputs: Any, epoch: int, generator: torch.Generator) -> Any:
+    return tuple(part.bfloat16() for part in inputs)
+
+
+def test_images_that_a_recipe_arranges_in_bf16_go_with_every_precision(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(recipe(), arrange=_in_bf16))
+    for plan in (TrainPlan(), FAST32, FAST16):
+        found = bench.check(plan)
+        assert found.ok, f"{plan.title}: {found.reason}"
+
+
+def test_plans_of_a_refused_precision_are_not_built(sgd: Bench) -> None:
+    class Far(_Attempts):
+        def call(self, method: str, **args: Any) -> Any:
+            if method == "too_far":
+                self.asked.append(args["attempt"])
+                return "eager is off" if args["precision"] == "bf16" else ""
+            return super().call(method, **args)
+
+    situation = situation_of(
+        sgd.made, sgd.made.workload.make_model(), "cpu", images=True, blocks=False
+    )
+    finder = PlanSearch(sgd.made, sgd.exchange, situation, lambda event: None)
+    host = finder._references = Far(set())
+    for _ in range(2):
+        trial = finder._evaluate(FAST16.as_plan(), 10.0)
+        assert trial.status == "rejected"
+        assert trial.reason == "bf16: eager is off"
+    assert host.asked == [0, 1]  # two draws of batches, once for all plans
+    assert finder._why_refused(FAST32) == ""
+
+
+# -- averages of weights -----------------------------------------------------------------------
+
+
+def _masks(model: nn.Module) -> Averaging:
+    return Masks(model, "0.5")
+
+
+def _lookahead(model: nn.Module) -> Averaging:
+    return Lookahead(model, every=1, decay=0.8, power=0.0)
+
+
+AVERAGES: dict[str, Callable[[nn.Module], Averaging]] = {
+    "masks": _masks,
+    "lookahead": _lookahead,
+    "ema": ExponentialAverage,
+}
+
+
+class _NoAverage:
+    """Has the tensors of an average and does nothing with them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        pass
+
+    def after_step(self, step: int, done: float) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.fixture(scope="module", params=list(AVERAGES))
+def averaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    made = replace(recipe(schedule="constant"), averaging=AVERAGES[request.param])
+    return Bench(tmp_path_factory.mktemp(request.param), made)
+
+
+@pytest.mark.parametrize(
+    "plan", [FAST32, FAST16, FAST16.with_(weights="bf16")], ids=lambda plan: plan.title
+)
+def test_plans_with_an_average_pass_and_one_that_leaves_it_out_does_not(
+    plan: TrainPlan, averaged: Bench
+) -> None:
+    found = averaged.check(plan)
+    assert found.ok, found.reason
+    names = {output.name.partition("/")[0] for output in found.outputs}
+    assert {"average", "average-buffer"} <= names
+    assert not averaged.check(plan, replace(averaged.made, averaging=_NoAverage)).ok
+    without = averaged.check(plan, replace(averaged.made, averaging=None))
+    assert "is only in one of the two runs" in without.reason
+
+
+def test_copies_that_keep_weights_from_before_the_average_are_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = replace(recipe(schedule="constant"), averaging=_lookahead)
+    bench, plan = Bench(tmp_path, made), FAST16.with_(weights="bf16")
+    assert bench.check(plan).ok
+
+    def follow(stepper: Stepper, step: int, done: float) -> None:
+        assert stepper.averaging is not None
+        stepper.averaging.after_step(step, done)
+
+    monkeypatch.setattr(Stepper, "follow", follow)
+    assert bench.check(FAST16).ok  # which has no copies
+    assert not bench.check(plan).ok
 
 
 def test_timing_takes_real_steps(sgd: Bench) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from suanli.base.errors import BadInputError
 from suanli.base.plan import Option, Plan, Precision
 
-TrainPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
+TrainPrecision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
 _SHARED = ("device", "precision", "memory_layout", "threads")
 
 
@@ -21,7 +21,8 @@ class TrainPlan:
     Attributes:
         device: "cpu", "cuda:0", …
         precision: What the matrix products run in. "bf16" and "fp16" are autocast; "fp16" scales
-            the loss so that small gradients survive.
+            the loss so that small gradients survive. "fp8" is for the products of linear layers but
+            the last, scaled per tensor; the rest is as in "bf16".
         weights: "fp32", or "bf16": the step works on bf16 copies of the matrix weights, and the
             optimiser keeps the fp32 masters (for precision "bf16" only, and without autocast).
         memory_layout: Of four-dimensional inputs and weights.
@@ -156,9 +157,8 @@ def _contradiction(plan: TrainPlan) -> str:
         return "reduce-overhead records CUDA graphs, and there is no GPU in it"
     if plan.compile == "none" and plan.compile_scope != "model":
         return "a scope of compilation without compilation"
-    if plan.compile_scope == "joint":
-        return _against_one_graph(plan)
-    return _against_sharding(plan) if plan.sharded else ""
+    joint = _against_one_graph(plan) if plan.compile_scope == "joint" else ""
+    return joint or (_against_sharding(plan) if plan.sharded else "")
 
 
 def _against_one_graph(plan: TrainPlan) -> str:
@@ -167,7 +167,6 @@ def _against_one_graph(plan: TrainPlan) -> str:
         "a mode of compilation": plan.compile != "default",
         "fp16": plan.precision == "fp16",  # its gradients are scaled when it is too late
         "checkpointing": plan.checkpointing,
-        "parameters in shares": plan.sharded,
     }
     found = [name for name, is_there in wrong.items() if is_there]
     return f"one joint graph does not go with {', '.join(found)}" if found else ""
@@ -179,6 +178,7 @@ def _against_sharding(plan: TrainPlan) -> str:
         "channels_last": plan.memory_layout != "contiguous",  # FSDP2 wants them without gaps
         "bf16 weights": plan.weights != "fp32",
         "fp16": plan.precision == "fp16",
+        "fp8": plan.precision == "fp8",
         "compilation": plan.compile != "none",
         "micro_batch": plan.micro_batch > 0,  # processes would gather a different number of times
         "kernels of our own": bool(plan.kernels),

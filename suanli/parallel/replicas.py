@@ -7,11 +7,16 @@ in every process by construction and is never sent. Batch norm sees the share of
 """
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+from suanli.base.errors import SuanliError
+
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class Replicas:
     def __init__(self, rank: int = 0, world: int = 1, device: str = "cpu") -> None:
         """Name this process's place."""
         self.rank, self.world, self.device = rank, world, device
+        self._told = 0
 
     @classmethod
     def from_environment(cls, device: str) -> "Replicas":
@@ -126,6 +132,41 @@ class Replicas:
         tensor = torch.tensor([float(flag)], device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return bool(float(tensor) > 0)
+
+    def told_by_first(self, make: Callable[[], str], *, limit_s: float) -> str:
+        """What the first process makes while the others wait, in all of them.
+
+        They look into the group's store now and then, so that signals reach them and no collective
+        call has to last as long.
+
+        Args:
+            make: Called in the first process only.
+            limit_s: How long the others wait.
+
+        Raises:
+            SuanliError: The first process did not make it, or not in time.
+        """
+        if self.world == 1:
+            return make()
+        store = dist.distributed_c10d._get_default_store()
+        self._told += 1
+        key = f"suanli-told-{self._told}"
+        if self.first:
+            text = ""
+            try:
+                text = make()
+            finally:
+                store.set(key, f"={text}" if text else "!")
+            return text
+        until = time.monotonic() + limit_s
+        while not store.check([key]):
+            if time.monotonic() > until:
+                raise SuanliError(f"the first process said nothing for {limit_s:.0f} s")
+            time.sleep(_LOOK_EVERY_S)
+        told = store.get(key).decode()
+        if not told.startswith("="):
+            raise SuanliError("the first process failed")
+        return told[1:]
 
     def wait(self) -> None:
         """Wait until all processes are here."""

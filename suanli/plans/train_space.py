@@ -17,7 +17,7 @@ from suanli.plans.space import Candidate
 
 # Expected step relative to plain eager fp32, for ordering only; the search learns the real ones.
 # bf16 on matrix units and the kept memory were 0.23 and 0.75 for a convolutional net on two cores.
-_PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4}
+_PROMISE = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.35, "fp16": 0.4, "fp8": 0.3}
 _TUNED, _COMPILED, _NATIVE = 0.75, 0.85, 0.5
 # Under so much work the calls of operators take most of a step on a CPU: autocast and a change of
 # layout are more calls (LeNet at batch 4, 16 MFLOP: 1.48 ms plain, 1.75 ms with autocast). Where
@@ -43,8 +43,9 @@ class TrainSituation:
         reads: Workers that the samples are read with at present, where they come from a data set
             that is read while the run goes on; None where they are tensors.
         why_not_compiled: Why torch.compile cannot be used, in one line; "" if it can.
-        kernels: Rows of the table of fused kernels that fit the model, each with the decisions of a
-            plan that it needs.
+        kernels: Rows of the table of fused kernels that fit the model, joined by commas where they
+            go together, with the decisions of a plan that they need.
+        fp8: Whether there are layers that fp8 computes.
         flops: Operations of a step; None where they are not known.
         written: Precision that the settings mean, for the baseline.
         own: The plan that a recipe was tuned with; tried as the first coarse one.
@@ -57,6 +58,7 @@ class TrainSituation:
     reads: int | None = None
     why_not_compiled: str = ""
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fp8: bool = False
     flops: float | None = None
     written: TrainPrecision = "fp32"
     own: TrainPlan | None = None
@@ -107,7 +109,7 @@ def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
         yield _candidate(compiled, situation, eager_ms, coarse=True)
     tuned = _tuned(situation, small=small)
     for row, needed in situation.kernels.items():
-        with_row = tuned.with_(kernels=(row,), **needed)
+        with_row = tuned.with_(kernels=tuple(row.split(",")), **needed)
         yield _candidate(with_row, situation, eager_ms, coarse=True)
         if small:
             joined = with_row.with_(compile="default", compile_scope="joint")
@@ -118,6 +120,7 @@ def _precisions(situation: TrainSituation) -> list[TrainPrecision]:
     known: list[TrainPrecision] = ["bf16", "fp32"]
     if situation.machine.kind == "cuda":
         known += ["tf32", "fp16"]
+        known += ["fp8"] if situation.fp8 else []
     return known
 
 
@@ -185,7 +188,8 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
             modes.append({"compile": "reduce-overhead"})
         choices.append([same, *modes])
     elif plan.kernels and not situation.why_not_compiled:
-        choices.append([same, {"compile": "default", "compile_scope": "joint"}])
+        whole = {"compile_scope": "joint"} if machine.kind == "cpu" else dict[str, object]()
+        choices.append([same, {"compile": "default", **whole}])
     if plan.precision == "bf16" and plan.kernels in ((), ("attention",)):
         choices.append([same, {"weights": "bf16"}])
     choices.append([same, {"optimizer_kernel": "foreach"}])

@@ -23,7 +23,7 @@ def manner_of(plan: Plan | TrainPlan) -> Manner:
     """What the cost model needs to know of a plan."""
     last = plan.memory_layout == "channels_last"
     if isinstance(plan, TrainPlan):
-        autocast = plan.precision in ("bf16", "fp16") and plan.weights == "fp32"
+        autocast = plan.precision in ("bf16", "fp16", "fp8") and plan.weights == "fp32"
         fused = "none" if plan.compile == "none" else "compiled"
         return Manner(
             precision=plan.precision,

@@ -237,9 +237,10 @@ def _predicted(subject: Subject, work: Work) -> MemoryUse | None:
     example, plan = subject.example, subject.plan
     if subject.model is None or example is None:
         return None
-    cpu, model, args = plan.device == "cpu", subject.model, example.args
+    cpu, model, args, loss = plan.device == "cpu", subject.model, example.args, example.loss
     if isinstance(plan, TrainPlan) and plan.kernels and subject.watched:
         model, args = subject.watched[0], tuple(map(_as_image, args))  # with its kernels in place
+        loss = subject.stepper.forward.loss if subject.stepper is not None else loss
     try:
         followed = footprint(
             model,
@@ -247,7 +248,7 @@ def _predicted(subject: Subject, work: Work) -> MemoryUse | None:
             example.kwargs,
             batch=subject.batch,
             training=subject.training,
-            loss=example.loss,
+            loss=loss,
             targets=example.targets,
             precision=plan.precision if not _autocast_inference(plan) else "fp32",
             cpu=cpu,

@@ -6,9 +6,8 @@ products of matrices around one pass over the scores, and four around another on
 matrix units do them. GELU and SiLU layers go to the kernels for activations as well.
 """
 
-import copy
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,8 @@ from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.fused import FusedActivation
 from suanli.training.native.library import library
+from suanli.training.twin import twin_of
+from suanli.workloads.record import Workload
 
 _NAME = "scaled_dot_product_attention"
 _WEIGHT_BYTES = 512 << 20  # of the weights of one call, above which the library's own does it
@@ -39,8 +40,7 @@ def own_attention(model: nn.Module, plan: TrainPlan) -> nn.Module:
     if (plan.kind, plan.precision) != ("cpu", "bf16"):
         raise BadInputError("attention by products computes on the CPU in bf16")
     library()
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, cast(dict[int, Any], dict(shared)))
+    twin = twin_of(model)
     for module in list(twin.modules()):
         for name, layer in list(module.named_children()):
             gelu = type(layer) is nn.GELU and layer.approximate == "none"
@@ -49,7 +49,7 @@ def own_attention(model: nn.Module, plan: TrainPlan) -> nn.Module:
     return Attending(twin)
 
 
-def suits_own_attention(model: nn.Module) -> bool:
+def suits_own_attention(model: nn.Module, workload: Workload | None = None) -> bool:
     """Whether some layer of the model calls torch's attention, as far as its code shows."""
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", "") == "sdpa":

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from suanli.workloads.stream import Stream
 # above two minutes it may take the lesser part.
 _SEARCH_SHARE, _LEAST_SEARCH_S = 0.25, 20.0
 _LONG_SEARCH_SHARE, _LONG_SEARCH_S = 0.05, 120.0
+_MOST_WAIT_S = 3600.0  # of other processes for the first one's search, beside what it is given
 _CHECK_SECONDS = 20.0  # what the reference steps may cost, roughly
 _RUNS_OF_A_CHECK = 8.0  # eager fp32 steps that one checked step costs, the float64 ones counted
 
@@ -53,8 +55,19 @@ class PlanChoice:
         replicas: Replicas,
         listener: Listener,
         note: Callable[[str], None],
+        processes: int = 1,
     ) -> None:
-        """Take in what is asked."""
+        """Take in what is asked.
+
+        Args:
+            recipe: What is trained; its batch is what one process computes in a step.
+            request: What is asked.
+            replicas: The processes that need the plan.
+            listener: Told what is going on.
+            note: Told what a person should know.
+            processes: Among how many the cores are divided.
+        """
+        self._processes = processes
         self._recipe, self._request, self._replicas = recipe, request, replicas
         self._listener, self._note = listener, note
         self.chosen: Chosen | None = None
@@ -73,7 +86,7 @@ class PlanChoice:
             return request.plan.with_(**changes).checked()
         plain = default_plan(self._recipe, request.device, train)
         if self._replicas.world > 1:
-            return self._for_several(plain)
+            return self._for_several(plain, model, train)
         if request.plan == "default":
             return plain
         eager_ms = quick_ms(model, self._recipe, train, request.device)
@@ -120,16 +133,31 @@ class PlanChoice:
         )
         return plans[0]
 
-    def _for_several(self, plain: TrainPlan) -> TrainPlan:
-        """The default plan of several processes."""
-        if self._request.plan == "auto":
-            self._note("several processes take the default plan: search with one, then --plan FILE")
-        if not self._request.sharded:
+    def _for_several(self, plain: TrainPlan, model: nn.Module, train: Samples) -> TrainPlan:
+        """One plan for several processes: the first one searches, on its own share of a batch."""
+        request, world = self._request, self._replicas.world
+        if request.sharded:
+            if request.plan == "auto":
+                self._note("a sharded run takes the default plan; --plan FILE gives another")
+            # parameters in shares want tensors without gaps, and operators of torch's own
+            return plain.with_(
+                sharded=True, memory_layout="contiguous", kernels=(), micro_batch=0
+            ).checked()
+        if request.plan == "default":
             return plain
-        # parameters in shares want tensors without gaps, and operators of torch's own
-        return plain.with_(
-            sharded=True, memory_layout="contiguous", kernels=(), micro_batch=0
-        ).checked()
+
+        def search() -> str:
+            settings = self._recipe.settings
+            share = replace(settings, batch=-(-settings.batch // world))
+            mine = replace(self._recipe, settings=share)
+            alone = PlanChoice(mine, request, Replicas(), self._listener, self._note, world)
+            found = alone.plan(model, train)
+            self.chosen, self.ceilings = alone.chosen, alone.ceilings
+            return codec.dumps(found)
+
+        limit_s = _MOST_WAIT_S + (request.budget_s or 0.0)
+        told = self._replicas.told_by_first(search, limit_s=limit_s)
+        return codec.loads(TrainPlan, told).checked()
 
     def _searched(
         self, model: nn.Module, train: Samples, budget_s: float, eager_ms: float
@@ -161,6 +189,7 @@ class PlanChoice:
                 blocks=_has_blocks(model),
                 flops=float(work.flops) if work is not None else None,
                 train=train,
+                processes=self._processes,
             )
             finder = PlanSearch(self._recipe, exchange, situation, self._listener)
             return finder.run(budget_s=budget_s, eager_ms=eager_ms, store=self._store(model))

@@ -16,12 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Phase
+from suanli.training.fp8 import fp8_products
 from suanli.training.joint import JointGraph
-from suanli.training.kernels import put_in_place
+from suanli.training.kernels import EMULATED_FP8, put_in_place
 from suanli.training.losses import Loss, class_axis, counting, is_mean
 from suanli.training.recipe import Tensors
 
 OnPhase = Callable[[Phase], object]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+_HALVES = (torch.bfloat16, torch.float16)
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
 
 
@@ -43,19 +46,20 @@ class Forward:
         self.model, self._loss, self._plan = model, loss, plan
         self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
         inner = _low_weights(model, self._copies) if plan.weights == "bf16" else model
-        inner = put_in_place(inner, plan)
+        inner, self.loss = put_in_place(inner, loss, plan)
+        if plan.precision == "fp8" and EMULATED_FP8 not in plan.kernels:
+            inner = fp8_products(inner)
         self._undo = _recompute_blocks(inner) if plan.checkpointing else _nothing
         self.call: Callable[..., Any] = inner
-        self.loss: Loss = loss
+        self._prove: Callable[..., object] | None = None
         self._joint: JointGraph | None = None
         if plan.compile_scope == "joint":
-            self._joint = JointGraph(
-                inner, lambda output, y: loss(_plain(output), y), self._context
-            )
+            self._joint = JointGraph(inner, self._loss_of, self._context)
         elif plan.compile != "none":
             self.call = torch.compile(inner, mode=_mode(plan))
+            self._prove = getattr(self.loss, "prove", None)
             if plan.compile_scope == "step":
-                self.call, self.loss = inner, loss
+                self.call = inner
                 self._whole = torch.compile(self._forward, mode=_mode(plan))
         self._mean: bool | None = None
         self._classes: int | None = None
@@ -77,6 +81,8 @@ class Forward:
             whole: Labels of the batch that these are a part of; None where they are all of it. The
                 gradients and the loss are then that part of the batch's.
         """
+        if self._prove is not None:
+            self._look_at(inputs)
         count = int(labels.shape[0])
         whole = labels if whole is None else whole
         size = self._plan.micro_batch or count
@@ -121,9 +127,11 @@ class Forward:
     ) -> torch.Tensor:
         self.on_phase("forward")
         if self._joint is not None:
-            return self._joint(self._typed(inputs), labels, scale)
+            factor = scale if share is None else share * scale
+            loss = self._joint(self._typed(inputs), labels, factor)
+            return loss if share is None else loss * share
         whole = getattr(self, "_whole", self._forward)
-        loss: torch.Tensor = whole(inputs, labels)
+        loss = whole(inputs, labels)
         loss = loss if share is None else loss * share
         self.on_phase("backward")
         (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
@@ -137,16 +145,26 @@ class Forward:
     def _loss_of(self, output: Any, labels: torch.Tensor) -> torch.Tensor:
         return self.loss(_plain(output), labels)
 
+    def _look_at(self, inputs: Tensors) -> None:
+        """Let the kernels look at what they cannot see in a compiled model."""
+        assert self._prove is not None
+        with self._context():
+            self._prove(*self._typed(tuple(part[:2] for part in inputs)))
+        self._prove = None
+
     def _context(self) -> AbstractContextManager[Any]:
         plan = self._plan
-        if plan.precision not in ("bf16", "fp16") or plan.weights == "bf16":
+        dtype = _AUTOCAST.get(plan.precision)
+        if dtype is None or plan.weights == "bf16":
             return nullcontext()
-        dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float16
         return torch.autocast(plan.kind, dtype)
 
     def _typed(self, inputs: Tensors) -> Tensors:
         if self._plan.weights != "bf16":
-            return inputs
+            if self._plan.precision in _AUTOCAST:
+                return inputs
+            # a recipe may arrange images in bf16, which layers in fp32 do not take
+            return tuple(x.float() if x.dtype in _HALVES else x for x in inputs)
         return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
 
     def _share(self, inputs: Tensors, labels: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

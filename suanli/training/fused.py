@@ -8,8 +8,7 @@ activation that a residual block's `forward` puts behind them (see `fused_blocks
 Everything else stays as it is. The parameters and buffers stay the model's own.
 """
 
-import copy
-from typing import Any, TypeGuard, cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.fused_blocks import join_blocks
 from suanli.training.native.library import BLOCK, KINDS, library
+from suanli.training.twin import twin_of
+from suanli.workloads.record import Workload
 
 _MONOTONE = ("identity", "relu")  # a largest value stays the largest
 
@@ -41,8 +42,7 @@ def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
             "fused-cnn computes on the CPU in bf16, channels last, with fp32 weights"
         )
     library()
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, cast(dict[int, Any], dict(shared)))
+    twin = twin_of(model)
     count = 0
     for module in list(twin.modules()):
         count += _fuse(module) if isinstance(module, nn.Sequential) else _fuse_children(module)
@@ -52,7 +52,7 @@ def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
     return twin
 
 
-def suits_fused_cnn(model: nn.Module) -> bool:
+def suits_fused_cnn(model: nn.Module, workload: Workload | None = None) -> bool:
     """Whether there is a batch norm or a convolution in the model that the kernels compute."""
     return any(
         _normalises(layer) or (_is_plain(layer) and layer.out_channels % BLOCK == 0)

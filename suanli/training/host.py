@@ -22,6 +22,7 @@ from suanli.training.verify import (
     Trace,
     compare,
     eager_plan,
+    eager_too_far,
     moved_weights,
     record,
     reference_trace,
@@ -60,6 +61,7 @@ class TrainHost:
         self._recipe = replace(made, settings=self._facts.settings)
         self._plan = codec.from_json(TrainPlan, plan).checked() if plan is not None else None
         self._stepper: Stepper | None = None
+        self._steps = 0
         self._batches: Batches | None = None
         self._stream: Samples | None = None
 
@@ -90,11 +92,20 @@ class TrainHost:
         with machine_as_planned(plan):
             for draw in range(DRAWS):
                 model = self._fresh()
+                if self._recipe.averaging is not None:
+                    # pruning drops the same weights in all draws: zeros do not move
+                    self._recipe.averaging(model)
                 if draw:
                     moved_weights(model, precision, seed=draw)
                 stepper = Stepper(model, self._recipe, plan)
                 trace = record(stepper, batches, self._facts.total_steps, probe)
                 self._exchange.put_trace(eager_name(precision, attempt, draw), trace)
+
+    def too_far(self, precision: str, attempt: int = 0) -> str:
+        """Why eager's traces at a precision can show nothing of a plan; "" if they can."""
+        draws = range(DRAWS)
+        eager = [self._exchange.trace(eager_name(precision, attempt, draw)) for draw in draws]
+        return eager_too_far(self._exchange.trace(f"reference-{attempt}"), eager)
 
     # -- the plan -------------------------------------------------------------------------------
 
@@ -197,6 +208,8 @@ class TrainHost:
         if loss.device.type == "cpu":
             float(loss)  # as the loop does
         self._stepper.update(_WHILE_TIMED)
+        self._steps += 1
+        self._stepper.follow(self._steps, _WHILE_TIMED)
 
     def _planned(self) -> TrainPlan:
         assert self._plan is not None

@@ -59,7 +59,7 @@ class JointGraph:
             parameter = parameters[name]
             if gradient is None:
                 continue
-            if scale != 1.0:
+            if isinstance(scale, torch.Tensor) or scale != 1.0:
                 gradient.mul_(scale)
             if parameter.grad is None:
                 parameter.grad = gradient

@@ -95,9 +95,6 @@ class Loop:
         share = replicas.share if replicas.world > 1 else None
         self.batches = Batches(train, self.recipe, self.plan, seed, share)
         self.batches.given_up = lambda: self._stop.waited(_LONGEST_WAIT_S)
-        make = self.recipe.averaging
-        self.averaging: Averaging | None = make(stepper.model) if make else None
-        stepper.forward.take_over()  # an average may have changed weights, as pruning does
         self.steps = limits.epochs * self.batches.per_epoch
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.epoch_losses: list[float] = []
@@ -128,6 +125,11 @@ class Loop:
     def plan(self) -> TrainPlan:
         """How it is computed."""
         return self.stepper.plan
+
+    @property
+    def averaging(self) -> Averaging | None:
+        """The recipe's average of weights; None where it has none."""
+        return self.stepper.averaging
 
     @property
     def done(self) -> float:
@@ -232,9 +234,7 @@ class Loop:
         stepper.update(self.done)
         self.step += 1
         self.samples += len(batch)
-        if self.averaging is not None:
-            self.averaging.after_step(self.step, self.done)
-            stepper.forward.take_over()
+        stepper.follow(self.step, self.done)
         self._losses.append(loss)
         spent = time.perf_counter() - start
         self.seconds += spent

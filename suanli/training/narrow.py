@@ -1,7 +1,6 @@
 """The row "narrow-cnn" of the kernel table: convolutions of few channels with our own kernels."""
 
-import copy
-from typing import Any, TypeGuard, cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,8 @@ from torch import Tensor, nn
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.native.library import library
+from suanli.training.twin import twin_of
+from suanli.workloads.record import Workload
 
 _FEW = 16  # output channels, from where a library's blocks are full
 
@@ -28,8 +29,7 @@ def narrow_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
     if (plan.kind, plan.precision, plan.memory_layout) != ("cpu", "fp32", "contiguous"):
         raise BadInputError("narrow-cnn computes on the CPU in fp32, contiguous")
     library()
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, cast(dict[int, Any], dict(shared)))
+    twin = twin_of(model)
     count = 0
     for module in list(twin.modules()):
         for name, layer in list(module.named_children()):
@@ -41,7 +41,7 @@ def narrow_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
     return twin
 
 
-def suits_narrow_cnn(model: nn.Module) -> bool:
+def suits_narrow_cnn(model: nn.Module, workload: Workload | None = None) -> bool:
     """Whether there is a convolution in the model that the kernels compute."""
     return any(map(_is_narrow, model.modules()))
 

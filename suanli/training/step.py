@@ -10,7 +10,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.parallel.replicas import Agreed, Replicas
 from suanli.parallel.sharded import gathered, shard
 from suanli.training.forward import Forward
-from suanli.training.recipe import Recipe, Tensors
+from suanli.training.recipe import Averaging, Recipe, Tensors
 from suanli.training.schedules import apart, rate
 from suanli.workloads.record import TrainingSettings
 
@@ -21,6 +21,7 @@ class Stepper:
     Attributes:
         model: The fp32 model that is trained, on the plan's device.
         optimizer: Its optimiser; a group's peak rate is its "initial_lr".
+        averaging: The recipe's average of weights; None where it has none.
         replicas: The processes that share each batch.
         agreed: What they agreed on in the last step; None where there is one process.
         sharded: Whether each process holds its share of the model only.
@@ -51,6 +52,10 @@ class Stepper:
                     "tensors: a sharded run cannot train it"
                 )
             shard(self.model, self.replicas)
+        # it may change weights, as pruning does, so the plan's own copies are made after it
+        self.averaging: Averaging | None = (
+            recipe.averaging(self.model) if recipe.averaging is not None else None
+        )
         assert recipe.workload.loss is not None
         self.forward = Forward(self.model, recipe.workload.loss, plan)
         make = recipe.optimizer or standard_optimizer
@@ -146,6 +151,17 @@ class Stepper:
         else:
             self._apply()
         self.forward.take_over()
+
+    def follow(self, step: int, done: float) -> None:
+        """Let the average take in step number `step` (from 1), where there is one.
+
+        Args:
+            step: Of the run.
+            done: Share of the run that is over with this step.
+        """
+        if self.averaging is not None:
+            self.averaging.after_step(step, done)
+            self.forward.take_over()  # it may have changed the weights
 
     def restore(
         self, model: dict[str, Any], optimizer: dict[str, Any], scaler: dict[str, Any]

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,6 +82,7 @@ class PlanSearch:
         self._situation, self._listener = situation, listener
         self._memory = int(_MEMORY_SHARE * psutil.virtual_memory().available)
         self._references: Any = None
+        self._refused: dict[str, str] = {}
 
     def run(self, *, budget_s: float, eager_ms: float, store: TrialStore | None) -> Chosen:
         """Search and race.
@@ -102,7 +104,8 @@ class PlanSearch:
             # ahead of the trials, so that none of them is taken to last as long
             for plan in (TrainPlan.from_plan(c.plan) for c in candidates if not c.why_not):
                 if plan.precision in ("fp32", "bf16"):
-                    self._prepare(plan, attempt=0)
+                    with suppress(SuanliError):  # the trials of that precision say why
+                        self._prepare(plan, attempt=0)
             left = budget_s - (time.monotonic() - started)
             found = search(
                 candidates,
@@ -117,7 +120,10 @@ class PlanSearch:
             self._close()
         if found.winner is None:
             plain = next((t.reason for t in found.trials if t.baseline), "nothing was tried")
-            raise SuanliError(f"not even the plain loop works: {plain}")
+            raise SuanliError(
+                f"not even the plain loop could be verified: {plain}",
+                next_step="--plan default trains without a search and its proof",
+            )
         return self._raced(found, race_s, str(note or ""))
 
     # -- one trial ------------------------------------------------------------------------------
@@ -127,7 +133,11 @@ class PlanSearch:
         empty = Trial(plan=plan, status="failed", batch=self._recipe.settings.batch)
         begun = time.monotonic()
         try:
-            self._prepare(TrainPlan.from_plan(plan), attempt=0)
+            wanted = TrainPlan.from_plan(plan)
+            self._prepare(wanted, attempt=0)
+            if refused := self._why_refused(wanted):
+                spent = time.monotonic() - begun
+                return replace(empty, status="rejected", reason=refused, seconds_spent=spent)
             # what it is held against serves all plans, and is not on this one's time
             trial = self._try(plan, limit_s, time.monotonic())
         except TrialFailedError as error:
@@ -183,6 +193,23 @@ class PlanSearch:
             if not failed or len(failed) == _FAILURES or attempt == _ATTEMPTS - 1:
                 break
         return failed[0] if len(failed) >= _FAILURES else next(one for one in found if one.ok)
+
+    def _why_refused(self, plan: TrainPlan) -> str:
+        """Why no plan of the precision can be verified, without trying this one; "" if it can.
+
+        One bad draw of batches is no reason: it has to be so on others as well.
+        """
+        precision = plan.precision
+        if precision not in self._refused:
+            for attempt in range(_FAILURES):
+                self._prepare(plan, attempt)
+                reason = self._reference_host().call(
+                    "too_far", timeout_s=_REFERENCE_S, precision=precision, attempt=attempt
+                )
+                if not reason:
+                    break
+            self._refused[precision] = reason and f"{precision}: {reason}"
+        return self._refused[precision]
 
     def _prepare(self, plan: TrainPlan, attempt: int) -> None:
         """Make sure that the reference and eager's own error are there."""
@@ -296,6 +323,7 @@ def situation_of(
     blocks: bool,
     flops: float | None = None,
     train: Samples | None = None,
+    processes: int = 1,
 ) -> TrainSituation:
     """Where the plans of a run have to work.
 
@@ -307,7 +335,9 @@ def situation_of(
         blocks: Whether activations of blocks could be recomputed.
         flops: Operations of a step, where they are known.
         train: What is learnt from, where it may have to be read while the run goes on.
+        processes: How many train together here, each with its part of the cores.
     """
+    from suanli.training.fp8 import fp8_layers
     from suanli.training.kernels import rows_for, usable
 
     why_not_compiled = ""
@@ -318,7 +348,7 @@ def situation_of(
     return TrainSituation(
         machine=Situation(
             device=device,
-            cores=cpu_info().usable_cores,
+            cores=max(1, cpu_info().usable_cores // processes),
             objective="throughput",
             batch=recipe.settings.batch,
             present=frozenset({"eager", "inductor", "native"}),
@@ -330,7 +360,8 @@ def situation_of(
         why_not_compiled=why_not_compiled,
         fits=train is None or stays(train, device),
         reads=train.workers or 0 if isinstance(train, Stream) else None,
-        kernels=rows_for(model, device),
+        fp8=bool(fp8_layers(model)),
+        kernels=rows_for(model, device, recipe.workload),
         flops=flops,
         written=recipe.settings.precision,
         own=usable(recipe.plan.with_(device=device)) if recipe.plan is not None else None,

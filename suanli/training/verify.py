@@ -19,17 +19,25 @@ from torch import nn
 from suanli.base.train_plan import TrainPlan
 from suanli.base.trial import OutputError, ValueCheck
 from suanli.training.batches import Batch
+from suanli.training.kernels import EMULATED_FP8
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.step import Stepper
 
 Trace = Mapping[str, torch.Tensor]
-"""Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output."""
+"""Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output.
+
+Where the recipe averages weights also average/PARAMETER, its change since the start, and
+average-buffer/NAME.
+"""
 
 K = 2.0
-# Into buffers and answers the errors of all steps have run, and Adam turns the sign of a gradient
-# that is nothing but rounding into a whole step: their spread from run to run is wider.
+# Kinds of one step each. Into buffers, answers and averages the errors of all steps have run, and
+# Adam turns the sign of a gradient that is nothing but rounding into a whole step: their spread
+# from run to run is wider.
+_EARLY = ("loss", "gradient", "update")
 _LATE = 2.0
 _EPSILON = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9, "fp16": 2.0**-11}
+_EPSILON["fp8"] = _EPSILON["bf16"]  # but for some products, whose error eager has as well
 # Relative errors below so many units in the last place of fp32 always pass: other orders of sums.
 _FLOOR_ULPS = 64
 # The norm of an error over n values is itself uncertain by about this over sqrt(n).
@@ -38,7 +46,8 @@ _SMALL = 4.0
 _GAIN_ULPS = 1.0
 _FP32_GAIN = 1e-4
 # An update that eager misses by more than this share of it is rounding that Adam made large (a bias
-# before batch norm). It says nothing of gain and size, unless most of the step is like that.
+# before batch norm). It says nothing of gain and size. Where most of a step is like that, twice
+# eager's error is about the update itself, and nothing is shown by staying within it.
 _NOISE = 0.25
 _CLEAR_SHARE = 0.5
 _BEYOND = 1e9  # JSON has no infinities
@@ -50,7 +59,8 @@ class Parting:
 
     Attributes:
         name: Key of the trace.
-        what: "error", "gain" or "size".
+        what: "error", "gain" or "size"; "noise" where eager itself is so far off that its error
+            shows nothing.
         ratio: What was found over what is allowed (1 is the limit).
     """
 
@@ -64,6 +74,11 @@ class Parting:
         kind, _, rest = self.name.partition("/")
         step, _, tensor = rest.partition("/")
         where = f"step {step}: " if step.isdigit() else "after the steps: "
+        if self.what == "noise":
+            return (
+                f"{where}eager itself is {self.found:.2g} off in its updates at this precision, "
+                f"{self.allowed:g} is the most at which its error shows anything"
+            )
         title = f"{kind} of {tensor}" if tensor else kind if step.isdigit() else f"{kind} {rest}"
         words = {"error": "differs by", "gain": "is off along the reference by"}.get(
             self.what, "has a size that is off by"
@@ -75,7 +90,7 @@ class Parting:
 
 
 def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors) -> Trace:
-    """Run the first steps and keep what they did, as fp32 on the CPU.
+    """Run the first steps as the loop does and keep what they did, as fp32 on the CPU.
 
     Args:
         stepper: At its start; it is trained further.
@@ -86,6 +101,7 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
     trace: dict[str, torch.Tensor] = {}
     names = {id(p): n for n, p in stepper.model.named_parameters()}
     trained = [p for g in stepper.optimizer.param_groups for p in g["params"]]
+    start = [p.detach().clone() for p in trained] if stepper.averaging is not None else []
     for number, batch in enumerate(batches, start=1):
         before = [p.detach().clone() for p in trained]
         loss = stepper.gradients(batch.inputs, batch.labels)
@@ -96,6 +112,7 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
                 gradient = torch.zeros_like(parameter)
             trace[f"gradient/{number}/{names[id(parameter)]}"] = _kept(gradient)
         stepper.update((number - 1) / total_steps)
+        stepper.follow(number, number / total_steps)
         for parameter, old in zip(trained, before, strict=True):
             trace[f"update/{number}/{names[id(parameter)]}"] = _kept(parameter.detach() - old)
     for name, buffer in stepper.model.named_buffers():
@@ -106,12 +123,23 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
         answer = predict(stepper.model, probe) if predict else stepper.model(*probe)
         trace["output"] = _kept(answer)
     stepper.model.train()
+    if stepper.averaging is not None:  # what the run would end with here
+        stepper.averaging.finish()
+        for parameter, first in zip(trained, start, strict=True):
+            trace[f"average/{names[id(parameter)]}"] = _kept(parameter.detach() - first)
+        for name, buffer in stepper.model.named_buffers():
+            trace[f"average-buffer/{name}"] = _kept(buffer)
     return trace
 
 
 def eager_plan(device: str, precision: str) -> TrainPlan:
-    """What a person's loop computes at a precision: the yardstick of errors."""
-    return TrainPlan(device=device, optimizer_kernel="loop").with_(precision=precision)
+    """What a person's loop computes at a precision: the yardstick of errors.
+
+    For fp8, which no loop of plain operators has, it rounds to fp8 and multiplies in fp32.
+    """
+    kernels = (EMULATED_FP8,) if precision == "fp8" else ()
+    plan = TrainPlan(device=device, optimizer_kernel="loop", kernels=kernels)
+    return plan.with_(precision=precision)
 
 
 def reference_trace(
@@ -158,11 +186,13 @@ def compare(
       the last place of fp32 times it, and a unit in the last place of the precision times the size
       that a tensor of n values of the step's rms would have (which is for gradients that are zero
       but for rounding, such as those of a bias before batch norm);
-      For buffers and answers twice that;
+      For buffers, answers and averages twice that;
     - for the updates of a step together, without those that are noise in eager itself: the
       projection on the reference and the norm may be off by k times what eager's are, plus a unit
       in the last place of the precision. A rate that is wrong shows there, even where noise hides
-      it in each single tensor.
+      it in each single tensor;
+    - where eager itself misses most of a step's updates by more than a quarter of their size, the
+      step shows nothing. Where that is the first step, or most of them, the plan is refused.
 
     Integers (counts of batches) have to be equal.
 
@@ -174,28 +204,30 @@ def compare(
     groups: dict[str, list[str]] = {}
     for name in reference:
         groups.setdefault(_group(name), []).append(name)
-    summaries, worst = [], None
+    summaries, worst, noise = [], None, list[Parting]()
     for group, names in groups.items():
         partings = _group_partings(group, names, candidate, reference, eager, precision, k)
         if not partings:
             continue
         summaries.append(_summary(group, partings))
+        noise += [p for p in partings if p.what == "noise"]
         beyond = [p for p in partings if not p.ratio <= 1.0]
         if beyond and worst is None:  # groups come in the order of the steps
             worst = max(beyond, key=lambda p: p.ratio if math.isfinite(p.ratio) else math.inf)
+    reason = _shows_nothing(noise) or ("" if worst is None else str(worst))
     return ValueCheck(
-        ok=worst is None,
+        ok=not reason,
         k=k,
         outputs=tuple(summaries),
         batches=(),
-        reason="" if worst is None else str(worst),
+        reason=reason,
     )
 
 
 def _group(name: str) -> str:
     kind, _, rest = name.partition("/")
     step = rest.partition("/")[0]
-    return f"{kind}/{step}" if kind in ("gradient", "update", "loss") else kind
+    return f"{kind}/{step}" if kind in _EARLY else kind
 
 
 def _group_partings(
@@ -229,7 +261,7 @@ def _group_partings(
             _FLOOR_ULPS * _EPSILON["fp32"] * sizes[name],
             _EPSILON[precision] * rms * math.sqrt(n),
         )
-        late = _LATE if group in ("buffer", "output") else 1.0
+        late = 1.0 if group.partition("/")[0] in _EARLY else _LATE
         allowed = k * late * (1 + _SMALL / math.sqrt(n)) * earned
         if not math.isfinite(allowed):  # eager itself overflows: then nothing is shown by it
             allowed = 0.0
@@ -237,11 +269,55 @@ def _group_partings(
         size = sizes[name] or rms * math.sqrt(n) or 1.0
         found.append(_parting(name, "error", error / size, allowed / size))
     if group.startswith("update"):
-        clear = [n for n in floats if own[n] <= _NOISE * sizes[n]]
-        if sum(sizes[n] ** 2 for n in clear) < _CLEAR_SHARE * sum(s**2 for s in sizes.values()):
-            clear = floats
+        noise = _noise(group, own, sizes)
+        clear = floats if noise.found else [n for n in floats if own[n] <= _NOISE * sizes[n]]
         found += _together(group, clear, candidate, reference, eager, precision, k)
+        found.append(noise)
     return found
+
+
+def _noise(group: str, own: Mapping[str, float], sizes: Mapping[str, float]) -> Parting:
+    """How far eager is off in all updates of a step, where most of it is noise; else 0.
+
+    By itself that rejects nothing (its ratio is 0): see `_shows_nothing`.
+    """
+    whole = sum(size**2 for size in sizes.values())
+    clear = sum(size**2 for name, size in sizes.items() if own[name] <= _NOISE * size)
+    off = 0.0
+    if clear < _CLEAR_SHARE * whole:
+        off = math.sqrt(sum(error**2 for error in own.values()) / whole)
+    return Parting(name=group, what="noise", ratio=0.0, found=off, allowed=_NOISE)
+
+
+def _shows_nothing(steps: Sequence[Parting]) -> str:
+    """Why eager's error shows nothing, from what `_noise` found in each step; "" if it does.
+
+    At the first step there is nothing but the rounding of that step. Later the runs have parted, at
+    a high rate even those in fp32, and it takes more than half of the steps.
+    """
+    noisy = [step for step in steps if step.found]
+    if noisy and (noisy[0] is steps[0] or 2 * len(noisy) > len(steps)):
+        return str(noisy[0])
+    return ""
+
+
+def eager_too_far(reference: Trace, eager: Sequence[Trace]) -> str:
+    """Why no plan of a precision can be verified: eager itself is too far off there; "" if not.
+
+    Args:
+        reference: What everything is held against.
+        eager: Eager's own runs at the precision.
+    """
+    steps: dict[str, list[str]] = {}
+    for name in reference:
+        if name.startswith("update/") and reference[name].is_floating_point():
+            steps.setdefault(_group(name), []).append(name)
+    found = []
+    for group, names in steps.items():
+        sizes = {n: _norm(reference[n]) for n in names}
+        own = {n: max(_distance(run[n], reference[n]) for run in eager) for n in names}
+        found.append(_noise(group, own, sizes))
+    return _shows_nothing(found)
 
 
 def _together(
@@ -281,7 +357,7 @@ def _parting(name: str, what: str, found: float, allowed: float) -> Parting:
 def _summary(group: str, partings: Sequence[Parting]) -> OutputError:
     """The worst tensor of a group, in the fields that reports know."""
     worst = max(partings, key=lambda p: p.ratio if not math.isnan(p.ratio) else math.inf)
-    gains = [p.ratio for p in partings if p.what != "error"]
+    gains = [p.ratio for p in partings if p.what in ("gain", "size")]
     return OutputError(
         name=worst.name if worst.what == "error" else group,
         rms=min(worst.found, _BEYOND),
