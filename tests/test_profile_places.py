@@ -9,6 +9,8 @@ from torch import nn
 
 import suanli
 from suanli.base.compiler import find_compiler
+from suanli.base.lazy import present
+from suanli.base.plan import Plan
 from suanli.base.profile_results import ProfileResult
 from suanli.base.train_plan import TrainPlan
 from suanli.measure.capturing.built import lines_noted, note_paths, places_of
@@ -129,6 +131,16 @@ def test_digits_resnet() -> None:
 @pytest.mark.parametrize("name", ["resnet50", "bert-base"])
 def test_large_workloads(name: str) -> None:
     assert not unplaced(suanli.profile(name, steps=3, device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "inductor"])
+def test_what_backends_fused(backend: str) -> None:
+    if backend != "inductor" and not present(backend):
+        pytest.skip(f"{backend} is not installed")
+    plan = Plan(backend=backend)
+    found = suanli.profile("digits-resnet", steps=3, batch=8, plan=plan, device="cpu")
+    assert not [row for row in unplaced(found) if "Reorder" not in row[0]]
 
 
 def test_an_own_step_has_the_line_of_its_update() -> None:
