@@ -111,8 +111,9 @@ def _attended(
     if not (low and same and keys % LANES == 0 and 0 < keys <= MOST_KEYS and size <= _WEIGHT_BYTES):
         return None
     factor = scale if scale is not None else 1 / math.sqrt(query.shape[-1])
-    weights = attention_weights(query @ key.transpose(-2, -1), factor, is_causal)
-    return weights @ value
+    scores = query @ key.transpose(-2, -1)
+    attended: Tensor = attention_weights(scores, factor, is_causal) @ value
+    return attended
 
 
 def _calls_attention(kind: type[nn.Module]) -> bool:

@@ -128,10 +128,10 @@ class Forward:
         self.on_phase("forward")
         if self._joint is not None:
             factor = scale if share is None else share * scale
-            loss = self._joint(self._typed(inputs), labels, factor)
-            return loss if share is None else loss * share
+            found = self._joint(self._typed(inputs), labels, factor)
+            return found if share is None else found * share
         whole = getattr(self, "_whole", self._forward)
-        loss = whole(inputs, labels)
+        loss: torch.Tensor = whole(inputs, labels)
         loss = loss if share is None else loss * share
         self.on_phase("backward")
         (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]

@@ -41,7 +41,9 @@ class JointGraph:
         self._trained = names
         self._graphs: dict[_Shape, Callable[..., Any]] = {}
 
-    def __call__(self, inputs: Tensors, labels: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    def __call__(
+        self, inputs: Tensors, labels: torch.Tensor, scale: float | torch.Tensor = 1.0
+    ) -> torch.Tensor:
         """Add the batch's gradients, times `scale`, to `grad`; gives the loss, detached.
 
         Raises:
