@@ -192,6 +192,15 @@ def test_the_reference_is_tried_whatever_the_budget(budget_s: float) -> None:
     assert skipped(result, "engine bf16")
 
 
+def test_the_first_plan_is_tried_where_that_is_asked_for() -> None:
+    machine = Machine()
+    result = run(machine, 0.0, first_plan=100.0)
+    assert len(machine.asked) == 2
+    assert result.winner is not None
+    assert not result.winner.baseline
+    assert 0 < machine.limits[1] <= 100.0 * result.seconds_spent
+
+
 def test_the_reserve_is_left_for_the_confirmation() -> None:
     machine = Machine()
     result = run(machine, 60.0, reserve_s=20.0)

@@ -28,7 +28,6 @@ Evaluate = Callable[[Plan, float], Trial]
 NEAR = 1.5  # variations are tried in families whose best is within this factor of the best
 HOPELESS = 3.0  # a plan whose sibling was this much slower than the best must be expected near it
 _LEAST_GAIN = 0.001  # of the best step: a variation expected to gain less is not worth a trial
-_FIRST_PLAN = 2.0  # times the first baseline that the first plan may take, whatever the budget
 _BASELINE_SHARE = 0.5  # an optional baseline that needs more of what is left waits until the end
 _PATIENCE = 5.0  # a trial may take this many times what is expected of it
 _LEAST_LIMIT_S = 40.0
@@ -71,6 +70,7 @@ def search(  # noqa: PLR0913
     budget_s: float,
     reserve_s: float = 0.0,
     steps_per_trial: float = 0.0,
+    first_plan: float = 0.0,
     lower_bound_ms: Callable[[Plan], float] | None = None,
     store: TrialStore | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -78,10 +78,9 @@ def search(  # noqa: PLR0913
 ) -> SearchResult:
     """Find the fastest verified plan within a budget.
 
-    The first baseline (eager fp32) is always tried, whatever the budget, and the most promising
-    plan gets twice the time that it took: else a long reference would leave nothing to find. After
-    them no trial is started that is not expected to end within the budget, and none gets more time
-    than is left. A
+    The first baseline (eager fp32) is always tried, whatever the budget, and with `first_plan` the
+    most promising plan too. After them no trial is started that is not expected to end within the
+    budget, and none gets more time than is left. A
     candidate is passed over, and said to be, when its lower bound is above the best, when a plan of
     the same backend was three times slower than the best and it is not expected to come near, or
     when two families of its backend have failed. With a budget of infinity only lower bounds are a
@@ -100,13 +99,15 @@ def search(  # noqa: PLR0913
         budget_s: Seconds for everything; infinity tries all there is.
         reserve_s: The part of the budget that is left for confirming the winner.
         steps_per_trial: Steps that a trial computes while it is checked, for its duration.
+        first_plan: How many times as long as the first baseline the first plan may take where the
+            budget is used up; where that baseline is slow, nothing would be found otherwise.
         lower_bound_ms: Least step time that the ceilings allow a plan.
         store: Earlier trials, taken over without evaluating; new ones are put there.
         clock: Seconds, for tests.
         on_event: Told of each trial before and after.
     """
     work = _Search(candidates, evaluate, budget_s - reserve_s, store, clock)
-    work.lower_bound_ms = lower_bound_ms
+    work.first_plan, work.lower_bound_ms = first_plan, lower_bound_ms
     work.expect(steps_per_trial)
     work.on_event = on_event
     return work.run()
@@ -123,6 +124,7 @@ class _Search:
         store: TrialStore | None,
         clock: Callable[[], float],
     ) -> None:
+        self.first_plan = 0.0
         self.lower_bound_ms: Callable[[Plan], float] | None = None
         self.on_event: Listener = ignore
         self._evaluate, self._store, self._clock = evaluate, store, clock
@@ -362,7 +364,7 @@ class _Search:
 
     def _granted_s(self) -> float:
         """Seconds that the first plan gets, whatever the budget."""
-        return 0.0 if self._begun else _FIRST_PLAN * self._reference_s
+        return 0.0 if self._begun else self.first_plan * self._reference_s
 
     def _fits(self, candidate: Candidate) -> bool:
         left = self._left()

@@ -175,10 +175,10 @@ class Forward:
         """
         if self._mean is None:
             output = self._forward_output(inputs)
-            self._classes = _classes(output, labels, self.loss)
+            self._classes = _classes(output, labels, self._loss)
             if not bool(self._counted(labels)):
                 return torch.zeros((), device=labels.device)  # such a part does not tell
-            self._mean = is_mean(self.loss, output, labels)
+            self._mean = is_mean(self._loss, output, labels)
         if not self._mean:
             return torch.ones((), device=labels.device)
         return self._counted(labels) / self._counted(whole).clamp(min=1)

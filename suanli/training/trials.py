@@ -38,6 +38,7 @@ _TIMED_S = (1.5, 4.0)
 _TIMED_STEPS = 3  # of a plan whose step is long: the timing takes few of them
 _ATTEMPTS, _FAILURES = 3, 2  # of a check, and how many of them reject
 _REFERENCE_S = 1200.0
+_FIRST_PLAN = 2.0  # times the plain loop's trial that the first other one may take
 _MEMORY_SHARE = 0.8  # of what is available when the search begins
 _RACE_SHARE, _MOST_RACE_S = 0.15, 20.0
 
@@ -112,6 +113,7 @@ class PlanSearch:
                 self._evaluate,
                 budget_s=max(1.0, left),
                 reserve_s=race_s,
+                first_plan=_FIRST_PLAN,
                 steps_per_trial=self._exchange.facts.check_steps + _TIMED_STEPS,
                 store=store,
                 on_event=self._listener,
