@@ -1,13 +1,17 @@
 """Expected gains: ratios of the cost model on measured times, and which precisions are faster."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from suanli.base.errors import BadInputError
 from suanli.base.plan import Plan
 from suanli.base.profile_results import StepTimes
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Operator
 from suanli.cost.changes import Manner, batch_ratios, cpu_ratios, gpu_ratios, scaled
 from suanli.devices import find_sheet
+from suanli.profiling.advice import Case, _precision
 from suanli.profiling.expected import Basis, manner_of
 from suanli.profiling.rows import Row
 from suanli.profiling.verb import faster
@@ -144,3 +148,28 @@ def test_faster_precisions_are_those_with_higher_ceilings() -> None:
     assert faster(MACHINE, "fp32") == ("bf16",)
     assert faster(MACHINE, "bf16") == ()
     assert faster(ceilings(), "fp32") == ()
+
+
+def test_a_batch_that_no_ceiling_speaks_of_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BadInputError("int64 has no products here")
+
+    monkeypatch.setattr("suanli.profiling.expected.operator_sol", refuse)
+    assert _basis(sheet=find_sheet("a100-sxm4-80gb")).step_at(32) is None
+
+
+def test_training_on_a_processor_is_not_sent_to_fp16() -> None:
+    basis = _basis(plan=TrainPlan())
+    subject = SimpleNamespace(
+        plan=TrainPlan(), model=object(), training=True, device="cpu", stepper=None
+    )
+    case = Case(
+        subject=subject,  # type: ignore[arg-type]
+        measured=None,  # type: ignore[arg-type]
+        basis=basis,
+        faster=("fp16", "bf16"),
+        compiler=False,
+    )
+    assert [item.plan.precision for item in _precision(case)] == ["bf16"]
+    subject.training = False
+    assert [item.plan.precision for item in _precision(case)] != ["bf16"]
