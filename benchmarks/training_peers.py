@@ -18,11 +18,14 @@ from suanli.base import codec
 from suanli.base.train_plan import TrainPlan
 from suanli.training.batches import Batches
 from suanli.training.forward import machine_as_planned
+from suanli.training.judging import judge
 from suanli.training.recipe import Recipe
 from suanli.training.recipes import resolve_recipe
+from suanli.training.schedules import rate
 from suanli.training.start import starting_point
 from suanli.training.step import Stepper
 
+MIDDLE = 0.5  # of a run: where the schedule of the rate is held, so that all sides have one rate
 RESNET18 = f"{Path(__file__).with_name('resnet18_recipe.py')}:recipe"
 
 
@@ -51,7 +54,8 @@ class Peer:
         workload = self.recipe.workload
         assert workload.data is not None and workload.loss is not None
         self.loss: Any = workload.loss
-        self.train = workload.load().train
+        data = workload.load()
+        self.train, self.watched = data.train, data.search
         self.model: Any = starting_point(self.recipe, self.train, 0).train()
         self.prepare()
 
@@ -60,6 +64,20 @@ class Peer:
 
     def block(self, steps: int) -> list[float]:
         raise NotImplementedError
+
+    def epoch(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.train) // self.recipe.settings.batch)
+
+    def quality(self) -> float:
+        """Quality on the samples that runs are watched with."""
+        return judge(
+            self.model,
+            self.watched,
+            loss=self.loss,
+            predict=self.recipe.predict,
+            batch=self.recipe.settings.batch,
+        )
 
     def loader(self) -> "DataLoader[Any]":
         """Shuffled batches, with the workers that the program as written has."""
@@ -76,12 +94,21 @@ class Peer:
     def optimizer(self) -> torch.optim.Optimizer:
         s = self.recipe.settings
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        if s.optimizer in ("sgd", "muon"):  # no framework brings Muon: SGD costs them less
+        lr = s.lr * rate(self.recipe, MIDDLE)
+        if s.optimizer == "muon":  # no framework brings it: SGD costs them less
             return torch.optim.SGD(
                 trained, lr=1e-3, momentum=s.momentum, weight_decay=s.weight_decay
             )
+        if s.optimizer == "sgd":
+            return torch.optim.SGD(
+                trained,
+                lr=lr,
+                momentum=s.momentum,
+                nesterov=s.nesterov,
+                weight_decay=s.weight_decay,
+            )
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
-        return kind(trained, lr=s.lr, weight_decay=s.weight_decay)
+        return kind(trained, lr=lr, betas=s.betas, weight_decay=s.weight_decay)
 
 
 def _endless(loader: "DataLoader[Any]") -> Iterator[list[torch.Tensor]]:
@@ -251,13 +278,14 @@ class Suanli(Peer):
         self._machine = machine_as_planned(self.plan)
         self._machine.__enter__()  # for as long as the process lives
         self.stepper = Stepper(self.model, self.recipe, self.plan)
+        self.model = self.stepper.model
         self.batches = Batches(self.train, self.recipe, self.plan, 0)
 
     def block(self, steps: int) -> list[float]:
         times, last = [], time.perf_counter()
         for _ in range(steps):
             batch = self.batches.next()
-            self.stepper(batch.inputs, batch.labels, 0.5)
+            self.stepper(batch.inputs, batch.labels, MIDDLE)
             now = time.perf_counter()
             times.append(1e3 * (now - last))
             last = now

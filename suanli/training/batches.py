@@ -155,7 +155,7 @@ class Batches:
         else:
             rows = self._order[place.position]
             labels = self._labels[rows.to(self._labels.device)]
-            inputs = [part[rows.to(part.device)] for part in self._epoch_inputs]
+            inputs = [_taken(part, rows) for part in self._epoch_inputs]
         self._generator.set_state(place.now)
         kinds = self._recipe.settings.augmentation
         if self._images and kinds and self._recipe.arrange is None:
@@ -244,6 +244,14 @@ def _all_of(train: Samples) -> Samples:
             next_step='"data": "streamed" in the plan',
         )
     return in_memory(train)
+
+
+def _taken(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some samples, copied in the order in which they lie in memory."""
+    rows = rows.to(part.device)
+    if part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last):
+        return part.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return part.index_select(0, rows)
 
 
 class _Ahead:
