@@ -80,6 +80,36 @@ def test_it_computes_what_autograd_computes() -> None:
     same(model, plain)
 
 
+class Sums(nn.Module):
+    """Two parameters with one gradient, and one whose gradient is an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0] * self.a + (self.b + self.c)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_no_two_gradients_share_memory() -> None:
+    model = Sums().train()
+    joint = Forward(model, lambda out, y: out.sum(), PLAN)
+    x, y = torch.randn(1, 4), torch.zeros(1)
+    gradients(joint, x, y)
+    found = [p.grad for p in model.parameters()]
+    assert all(grad is not None and grad.is_contiguous() for grad in found)
+    places = {grad.data_ptr() for grad in found if grad is not None} | {x.data_ptr()}
+    assert len(places) == 4
+    before = x.clone()
+    for grad in found:
+        assert grad is not None
+        grad.mul_(3)  # as clipping does
+    assert torch.equal(x, before)
+    assert model.b.grad is not None
+    assert torch.equal(model.b.grad, torch.full((4,), 3.0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_compiled_graph_does(precision: str) -> None:

@@ -23,6 +23,8 @@ _TUNED, _COMPILED, _NATIVE = 0.75, 0.85, 0.5
 # layout are more calls (LeNet at batch 4, 16 MFLOP: 1.48 ms plain, 1.75 ms with autocast). Where
 # the work is not known the time of a step tells, unless the machine is busy.
 _SMALL_FLOPS, _SMALL_MS = 5e8, 5.0
+# Above so much work the calls of our own kernels are nothing beside what they do.
+_ONE_GRAPH_FLOPS = 2e10
 _COMPILED_SMALL, _LOW_SMALL = 0.5, 1.15
 _COMPILE_S, _EAGER_S = 40.0, 3.0
 _VARIATION = 0.98
@@ -107,11 +109,11 @@ def _coarse(situation: TrainSituation, eager_ms: float) -> Iterator[Candidate]:
         yield _candidate(tuned, situation, eager_ms, coarse=True)
         compiled = tuned.with_(compile="default", compile_scope="joint" if small else "model")
         yield _candidate(compiled, situation, eager_ms, coarse=True)
-    tuned = _tuned(situation, small=small)
+    tuned, machine = _tuned(situation, small=small), situation.machine
     for row, needed in situation.kernels.items():
         with_row = tuned.with_(kernels=tuple(row.split(",")), **needed)
         yield _candidate(with_row, situation, eager_ms, coarse=True)
-        if small:
+        if machine.kind == "cpu" and (situation.flops or 0.0) < _ONE_GRAPH_FLOPS:
             joined = with_row.with_(compile="default", compile_scope="joint")
             yield _candidate(joined, situation, eager_ms, coarse=True)
 
@@ -187,9 +189,8 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         if machine.kind == "cuda":
             modes.append({"compile": "reduce-overhead"})
         choices.append([same, *modes])
-    elif plan.kernels and not situation.why_not_compiled:
-        whole = {"compile_scope": "joint"} if machine.kind == "cpu" else dict[str, object]()
-        choices.append([same, {"compile": "default", **whole}])
+    elif plan.kernels and machine.kind == "cuda":
+        choices.append([same, {"compile": "default"}])
     if plan.precision == "bf16" and plan.kernels in ((), ("attention",)):
         choices.append([same, {"weights": "bf16"}])
     choices.append([same, {"optimizer_kernel": "foreach"}])

@@ -24,6 +24,9 @@ _Shape = tuple[Any, ...]
 class JointGraph:
     """Gradients of a model's loss by one graph per shape of a batch.
 
+    The first shape is compiled. Others, such as the last batch of an epoch, run operator by
+    operator: they are too rare to compile for.
+
     Args:
         model: In training mode; its parameters and buffers are read at every call.
         loss: `(output, labels) -> loss`.
@@ -37,8 +40,9 @@ class JointGraph:
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._model, self._loss, self._context = model, loss, context
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self._trained = names
+        # where each tensor is kept: walking through the modules takes longer than a small layer
+        self._places = {name: _place(model, name) for name in self._state()}
+        self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self._graphs: dict[_Shape, Callable[..., Any]] = {}
 
     def __call__(
@@ -52,15 +56,21 @@ class JointGraph:
         batch = (*inputs, labels)
         key = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in batch)
         with torch.no_grad():
-            state = [t.detach() for t in self._state().values()]
+            state = [kept[name].detach() for kept, name in self._places.values()]
             if key not in self._graphs:
-                self._graphs[key] = self._compiled(inputs, labels)
+                self._graphs[key] = self._made(inputs, labels)
             loss, *gradients = self._graphs[key](*state, *batch)
-        parameters = dict(self._model.named_parameters())
-        for name, gradient in zip(self._trained, gradients, strict=True):
-            parameter = parameters[name]
-            if gradient is None:
+        taken = {t.data_ptr() for t in (*state, *batch)}
+        for name, found in zip(self._trained, gradients, strict=True):
+            if found is None:
                 continue
+            kept, own = self._places[name]
+            parameter = kept[own]
+            gradient = found
+            if found.data_ptr() in taken or found.stride() != parameter.stride():
+                # memory that is something else's too, or not there for each value
+                gradient = torch.empty_like(parameter).copy_(found)
+            taken.add(gradient.data_ptr())
             if isinstance(scale, torch.Tensor) or scale != 1.0:
                 gradient.mul_(scale)
             if parameter.grad is None:
@@ -72,7 +82,7 @@ class JointGraph:
     def _state(self) -> dict[str, torch.Tensor]:
         return {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
 
-    def _compiled(self, inputs: Tensors, labels: torch.Tensor) -> Callable[..., Any]:
+    def _made(self, inputs: Tensors, labels: torch.Tensor) -> Callable[..., Any]:
         first, second = (self._traced(inputs, labels) for _ in range(2))
         if first.code != second.code:
             raise BadInputError(
@@ -80,6 +90,8 @@ class JointGraph:
                 next_step='compile_scope "model"',
             )
         given = [t.detach() for t in self._state().values()]
+        if self._graphs:
+            return first
         made: Callable[..., Any] = torch._inductor.compile(first, [*given, *inputs, labels])
         return made
 
@@ -111,3 +123,10 @@ class JointGraph:
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise BadInputError(f"the model's forward cannot be one graph: {reason}") from error
+
+
+def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dictionary of a module that holds a parameter or buffer, and its name there."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if own in module._parameters else module._buffers), own

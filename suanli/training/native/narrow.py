@@ -56,29 +56,33 @@ def narrow_library() -> ctypes.CDLL:
     return made
 
 
-def _record(images: Tensor, weight: Tensor, padding: int, **more: Any) -> tuple[Narrow, Any]:
-    """The argument with its work space, and what keeps that alive."""
+@cache
+def _sizes(*shape: int) -> tuple[int, int, int]:
+    """Floats of the work space: frames of the images, of the gradient, and packed weights."""
+    record, sizes = Narrow(*shape), (_LONG * 3)()
+    narrow_library().suanli_narrow_sizes(ctypes.byref(record), sizes)
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _record(images: Tensor, weight: Tensor, padding: int, **more: Any) -> tuple[Narrow, Tensor]:
+    """The argument, and its work space, which has to live as long."""
     batch, inputs, height, width = images.shape
     outputs, kernel = weight.shape[0], weight.shape[2]
+    shape = (batch, inputs, height, width, outputs, kernel, padding)  # Narrow's first fields
     sums = batch * outputs * inputs * kernel * kernel * height * width
+    sizes = _sizes(*shape)
+    space = torch.empty(sum(sizes))
+    start = space.data_ptr()
     record = Narrow(
-        images=batch,
-        inputs=inputs,
-        height=height,
-        width=width,
-        outputs=outputs,
-        kernel=kernel,
-        padding=padding,
+        *shape,
         threads=torch.get_num_threads() if sums >= _THREADS_FROM else 1,
         w=address(weight),
+        frames=start,
+        g_frames=start + 4 * sizes[0],
+        packed=start + 4 * (sizes[0] + sizes[1]),
         **more,
     )
-    sizes = (_LONG * 3)()
-    narrow_library().suanli_narrow_sizes(ctypes.byref(record), sizes)
-    frames, g_frames, packed = (torch.empty(size) for size in sizes)
-    record.frames, record.g_frames = address(frames), address(g_frames)
-    record.packed = address(packed)
-    return record, (frames, g_frames, packed)
+    return record, space
 
 
 def _result_shape(images: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, int]:
