@@ -457,6 +457,56 @@ def test_what_stands_behind_convolutions_is_joined(order: str, pools: int) -> No
 
 
 @needs_compiler
+def test_a_layer_that_is_used_twice_keeps_both_places() -> None:
+    torch.manual_seed(9)
+    relu = nn.ReLU()
+    layers = [nn.Conv2d(3, 32, 3), relu, nn.Conv2d(32, 32, 3), relu, nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    x = images(2, 3, 12, 12, mean=-1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert error(fused_cnn(model, PLAN)(x), model(x).double()) < 0.05
+
+
+class ByChance(Tutorial):
+    """What is drawn in `forward` must not be drawn once for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(torch.rand(1)) < 0.5:
+            x = -x
+        return super().forward(x)
+
+
+@needs_compiler
+def test_a_forward_that_draws_is_not_traced() -> None:
+    model = ByChance("relu-pool").to(memory_format=torch.channels_last)
+    before = torch.get_rng_state()
+    twin = fused_cnn(model, PLAN)
+    assert not any(isinstance(m, torch.fx.GraphModule) for m in twin.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@needs_compiler
+def test_not_a_number_passes_pools_whatever_its_sign(library: None) -> None:
+    x = images(2, 32, 4, 4)
+    x.view(torch.int16)[0, 3, 0, 0] = -64  # 0xffc0, which inf - inf gives on x86
+    assert operators.norm_act(x, None, None, None, True, 0, 1e-5)[0][:, 3].isnan().all()
+
+
+@needs_compiler
+def test_the_default_dtype_does_not_matter() -> None:
+    x, bias = images(2, 32, 6, 6), torch.randn(32)
+    expected = behind.bias_act(x, bias, True, 1)[0]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        y = behind.bias_act(x, bias, True, 1)[0]
+        norm = operators.norm_act(x, None, None, None, True, 1, 1e-5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(y, expected)
+    assert norm[1].dtype is torch.float32
+
+
+@needs_compiler
 def test_what_does_not_fit_is_said() -> None:
     model = cifar10_fast()
     with pytest.raises(BadInputError, match="bf16"):

@@ -125,3 +125,5 @@ def test_where_it_is_offered() -> None:
     assert "attention" not in rows_for(nn.Sequential(nn.Linear(2, 2)), "cpu")
     with pytest.raises(BadInputError, match="bf16"):
         put_in_place(Block(32, 2, 64), functional.cross_entropy, PLAN.with_(precision="fp32"))
+    with pytest.raises(BadInputError, match="second time"):
+        PLAN.with_(checkpointing=True).checked()

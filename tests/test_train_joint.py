@@ -131,6 +131,25 @@ def test_the_compiled_graph_does(precision: str) -> None:
             assert off < 10 * tolerance, name
 
 
+class Overlapping(nn.Module):
+    """Gradients that are parts of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q, self.r = (nn.Parameter(torch.randn(n)) for n in (4, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0] + (self.p + torch.cat([self.r, self.q]))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_no_gradient_is_a_part_of_another() -> None:
+    model = Overlapping().train()
+    gradients(Forward(model, lambda out, y: out.square().sum(), PLAN), torch.randn(1, 4), Tensor())
+    found = [p.grad for p in model.parameters()]
+    assert len({g.untyped_storage().data_ptr() for g in found if g is not None}) == 3
+
+
 class Undecided(nn.Module):
     """A forward that is another one from call to call."""
 
@@ -144,12 +163,16 @@ class Undecided(nn.Module):
             return self.layer(x)
         if self.way == "chance":
             return self.layer(x * random.random())
+        if self.way == "rare chance" and random.random() < 1e-9:
+            return self.layer(x)
+        if self.way == "constant":
+            return self.layer(x * torch.tensor(0.9**self.calls))
         if self.way == "count" and self.calls % 2:
             return self.layer(x).relu()
         return self.layer(-x)
 
 
-@pytest.mark.parametrize("way", ["values", "chance", "count"])
+@pytest.mark.parametrize("way", ["values", "chance", "rare chance", "constant", "count"])
 def test_a_forward_that_changes_is_refused(way: str) -> None:
     model = Undecided(way)
     joint = JointGraph(model, nn.CrossEntropyLoss(), torch.no_grad)

@@ -215,3 +215,14 @@ def test_batch_norms_of_a_frozen_part_are_counted() -> None:
     assert frozen_norms(model) == 0
     freeze(model, ("body.*",))
     assert frozen_norms(model) == 1
+
+
+def test_a_mean_that_weighs_classes_is_not_split() -> None:
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 10.0, 1.0]))
+    made = recipe()
+    made = replace(made, workload=replace(made.workload, loss=weighted))
+    stepper = Stepper(make_model(), made, TrainPlan(micro_batch=8))
+    some = samples(32, 1)
+    assert some.labels is not None
+    with pytest.raises(BadInputError, match="weighs its samples"):
+        stepper.gradients(some.inputs, some.labels)

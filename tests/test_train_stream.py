@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as Weighted
 
 import suanli
@@ -232,6 +232,14 @@ def test_loaders_give_their_data_set_and_are_refused_where_they_decide() -> None
     assert [list(part.shape) for part in as_samples(plain).inputs] == [[9, 2], [9, 3]]
     some: Any = [
         (DataLoader(pictures, sampler=Weighted([1.0] * 70, 70)), "a sampler of its own"),
+        (
+            DataLoader(pictures, sampler=RandomSampler(pictures, replacement=True)),
+            "a sampler of its own",
+        ),
+        (
+            DataLoader(pictures, sampler=RandomSampler(pictures, num_samples=9)),
+            "a sampler of its own",
+        ),
         (DataLoader(pictures, collate_fn=list), "a collate_fn"),
         (DataLoader(pictures, worker_init_fn=print), "worker_init_fn"),
         (DataLoader(pictures, batch_size=None), "no batch size"),
@@ -417,3 +425,23 @@ def test_the_search_takes_workers_where_reading_waits(tmp_path: Path) -> None:
     assert result.plan.workers > 0  # a sample waits 4 ms for its file, in vain only with none
     assert result.speedup is not None
     assert result.speedup.lo95 > 1.0
+
+
+class Turned(Kind):
+    """Arrays whose strides are negative, and a label that is no number."""
+
+    def __init__(self, label: Any = 1) -> None:
+        self.label = label
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return np.arange(12.0, dtype=np.float32).reshape(1, 3, 4)[:, :, ::-1], self.label
+
+
+def test_arrays_that_were_turned_round_are_taken() -> None:
+    parts = Stream(Turned()).read(0)
+    assert parts[0][0, 0].tolist() == [3.0, 2.0, 1.0, 0.0]
+    with pytest.raises(BadInputError, match="sample 0 of the data set is no tensor"):
+        Stream(Turned(np.str_("cat"))).read(0)

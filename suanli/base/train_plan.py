@@ -157,8 +157,13 @@ def _contradiction(plan: TrainPlan) -> str:
         return "reduce-overhead records CUDA graphs, and there is no GPU in it"
     if plan.compile == "none" and plan.compile_scope != "model":
         return "a scope of compilation without compilation"
-    joint = _against_one_graph(plan) if plan.compile_scope == "joint" else ""
-    return joint or (_against_sharding(plan) if plan.sharded else "")
+    again = plan.checkpointing and "attention" in plan.kernels
+    found = (
+        "attention by products is not computed a second time" if again else "",
+        _against_one_graph(plan) if plan.compile_scope == "joint" else "",
+        _against_sharding(plan) if plan.sharded else "",
+    )
+    return next(filter(None, found), "")
 
 
 def _against_one_graph(plan: TrainPlan) -> str:

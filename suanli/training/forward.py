@@ -25,6 +25,7 @@ from suanli.training.recipe import Tensors
 OnPhase = Callable[[Phase], object]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 _HALVES = (torch.bfloat16, torch.float16)
+_CLOSE = 1e-3  # relative difference of two sums of the same losses
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.Bilinear)
 
 
@@ -179,9 +180,27 @@ class Forward:
             if not bool(self._counted(labels)):
                 return torch.zeros((), device=labels.device)  # such a part does not tell
             self._mean = is_mean(self._loss, output, labels)
+            if self._mean and len(labels) > 1:
+                self._refuse_weighted(output, labels)
         if not self._mean:
             return torch.ones((), device=labels.device)
         return self._counted(labels) / self._counted(whole).clamp(min=1)
+
+    @torch.no_grad()
+    def _refuse_weighted(self, output: torch.Tensor, labels: torch.Tensor) -> None:
+        """Raise for a mean in which samples weigh by their class: parts cannot be added up."""
+        total, count = 0.0, 0.0
+        for rows in (slice(0, 1), slice(1, None)):
+            counted = float(self._counted(labels[rows]))
+            if counted:
+                total += float(self._loss(output[rows], labels[rows])) * counted
+                count += counted
+        whole = float(self._loss(output, labels))
+        if abs(total / count - whole) > _CLOSE * max(abs(whole), 1e-6):
+            raise BadInputError(
+                "the loss weighs its samples, so a batch cannot be split",
+                next_step="use a plan with micro_batch 0 and one process",
+            )
 
     def _counted(self, labels: torch.Tensor) -> torch.Tensor:
         if self._classes is None:
@@ -193,7 +212,9 @@ class Forward:
         was = self.model.training
         self.model.eval()  # the probe must not move running statistics
         try:
-            return _plain(self.model(*inputs))
+            # outside of autocast layers in fp32 do not take what a recipe arranged in bf16
+            wide = (x.float() if x.dtype in _HALVES else x for x in inputs)
+            return _plain(self.model(*wide))
         finally:
             self.model.train(was)
 

@@ -225,7 +225,7 @@ def _fuse(sequence: nn.Sequential) -> int:
             layer = FusedActivation(layer)
         made.append(layer)
     if [id(layer) for layer in made] != [id(layer) for layer in layers]:
-        for name in [name for name, _ in sequence.named_children()]:
+        for name in list(sequence._modules):  # a layer that is used twice has two names
             delattr(sequence, name)
         for position, layer in enumerate(made):
             sequence.add_module(str(position), layer)

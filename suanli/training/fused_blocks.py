@@ -12,6 +12,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from suanli.training.chance import chance_watched
+
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ACTIVATIONS: dict[tuple[str, Any], type[nn.Module]] = {
     ("call_function", functional.relu): nn.ReLU,
@@ -68,10 +70,13 @@ def join_blocks(model: nn.Module) -> nn.Module:
 
 
 def _joined(block: nn.Module) -> nn.Module:
-    try:
-        graph = _Layers().trace(block)
-    except Exception:  # its Python asks for values, which a trace has not
-        return block
+    with chance_watched() as drew:
+        try:
+            graph = _Layers().trace(block)
+        except Exception:  # its Python asks for values, which a trace has not
+            return block
+        if drew():  # what was drawn now would hold for the whole run
+            return block
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
     count = 0

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import stateless
 
 from suanli.base.errors import BadInputError
+from suanli.training.chance import chance_watched
 from suanli.training.recipe import Tensors
 
 _Shape = tuple[Any, ...]
@@ -24,8 +26,8 @@ _Shape = tuple[Any, ...]
 class JointGraph:
     """Gradients of a model's loss by one graph per shape of a batch.
 
-    The first shape is compiled. Others, such as the last batch of an epoch, run operator by
-    operator: they are too rare to compile for.
+    The first shape is compiled, and larger ones. Smaller ones, such as the last batch of an epoch,
+    run operator by operator: they are too rare to compile for.
 
     Args:
         model: In training mode; its parameters and buffers are read at every call.
@@ -60,17 +62,17 @@ class JointGraph:
             if key not in self._graphs:
                 self._graphs[key] = self._made(inputs, labels)
             loss, *gradients = self._graphs[key](*state, *batch)
-        taken = {t.data_ptr() for t in (*state, *batch)}
+        taken = {_memory(t) for t in (*state, *batch)}
         for name, found in zip(self._trained, gradients, strict=True):
             if found is None:
                 continue
             kept, own = self._places[name]
             parameter = kept[own]
             gradient = found
-            if found.data_ptr() in taken or found.stride() != parameter.stride():
+            if _memory(found) in taken or found.stride() != parameter.stride():
                 # memory that is something else's too, or not there for each value
                 gradient = torch.empty_like(parameter).copy_(found)
-            taken.add(gradient.data_ptr())
+            taken.add(_memory(gradient))
             if isinstance(scale, torch.Tensor) or scale != 1.0:
                 gradient.mul_(scale)
             if parameter.grad is None:
@@ -83,14 +85,17 @@ class JointGraph:
         return {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
 
     def _made(self, inputs: Tensors, labels: torch.Tensor) -> Callable[..., Any]:
-        first, second = (self._traced(inputs, labels) for _ in range(2))
-        if first.code != second.code:
+        with chance_watched() as drew:
+            first, second = (self._traced(inputs, labels) for _ in range(2))
+            drawn = drew()
+        same = first.code == second.code and _constants_equal(first, second)
+        if drawn or not same:
             raise BadInputError(
                 "the model's forward is not the same twice: it cannot be one graph",
                 next_step='compile_scope "model"',
             )
         given = [t.detach() for t in self._state().values()]
-        if self._graphs:
+        if self._graphs and len(labels) < max(key[-1][0][0] for key in self._graphs):
             return first
         made: Callable[..., Any] = torch._inductor.compile(first, [*given, *inputs, labels])
         return made
@@ -108,9 +113,11 @@ class JointGraph:
                 for name, value in zip(state, args, strict=False)
             }
             with torch.enable_grad():
-                with self._context():
-                    output = torch.func.functional_call(self._model, given, tuple(batch))
-                loss = self._loss(output, target)
+                # the loss may read parameters too, where it takes in the last layer
+                with stateless._reparametrize_module(self._model, given, tie_weights=True):
+                    with self._context():
+                        output = self._model(*batch)
+                    loss = self._loss(output, target)
                 trained = [given[name] for name in self._trained]
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             return loss.detach(), *gradients
@@ -123,6 +130,22 @@ class JointGraph:
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise BadInputError(f"the model's forward cannot be one graph: {reason}") from error
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _constants_equal(one: GraphModule, other: GraphModule) -> bool:
+    """Whether what the graphs hold is the same, such as a number that Python computed."""
+    held = [
+        [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+        for graph in (one, other)
+    ]
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(*held, strict=True)
+    )
 
 
 def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:

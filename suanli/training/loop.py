@@ -22,6 +22,7 @@ from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
 from suanli.training.work_of import Limit
 from suanli.workloads.record import Samples
+from suanli.workloads.stream import Stream
 
 _REPORT_EVERY_S = 1.0
 _JUDGING_SHARE = 0.1  # of the time, unless a target asks for more
@@ -92,7 +93,9 @@ class Loop:
         self.stepper, self.limits = stepper, limits
         self._seed, self._stop = seed, StopRequests()
         replicas = stepper.replicas
-        share = replicas.share if replicas.world > 1 else None
+        # what counts in a batch is seen by all its labels, where some of them are ignored
+        partly = isinstance(train, Stream) and train.ignored is not None
+        share = replicas.share if replicas.world > 1 and not partly else None
         self.batches = Batches(train, self.recipe, self.plan, seed, share)
         self.batches.given_up = lambda: self._stop.waited(_LONGEST_WAIT_S)
         self.steps = limits.epochs * self.batches.per_epoch

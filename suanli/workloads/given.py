@@ -79,7 +79,7 @@ def _of_loader(loader: "DataLoader[Any]") -> Samples:
         BadInputError: The loader does what the run could not do in the same way.
     """
     own: dict[str, Any] = {
-        "a sampler of its own": not isinstance(loader.sampler, RandomSampler | SequentialSampler),
+        "a sampler of its own": _draws_otherwise(loader.sampler),
         "no batch size": loader.batch_size is None,
         "a collate_fn of its own": loader.collate_fn is not default_collate,
         "a worker_init_fn": loader.worker_init_fn is not None,
@@ -93,6 +93,13 @@ def _of_loader(loader: "DataLoader[Any]") -> Samples:
             next_step="give the data set, which may do the same in __getitem__",
         )
     return _of_dataset(loader.dataset, workers=loader.num_workers)
+
+
+def _draws_otherwise(sampler: Any) -> bool:
+    """Whether a sampler does not give every sample once an epoch."""
+    if type(sampler) is RandomSampler:
+        return bool(sampler.replacement) or sampler.num_samples != len(sampler.data_source)
+    return type(sampler) is not SequentialSampler
 
 
 def _of_dataset(dataset: "Dataset[Any]", workers: int | None = None) -> Samples:

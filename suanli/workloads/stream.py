@@ -327,7 +327,11 @@ def _tensor(value: Any, index: int) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, np.ndarray | np.generic | bool | int | float):
-        return torch.as_tensor(value)
+        try:
+            # an array that was turned round has strides that torch does not take
+            return torch.as_tensor(np.asarray(value, order="C"))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInputError(f"sample {index} of the data set is no tensor: {error}") from None
     raise BadInputError(
         f"sample {index} of the data set holds a {type(value).__name__}",
         next_step="__getitem__ has to give tensors, arrays or numbers",

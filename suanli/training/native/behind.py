@@ -83,7 +83,8 @@ def bias_act_backward(
     gradient = rows(gradient.to(torch.bfloat16))
     result = empty_rows(gradient, *sizes)
     channels = gradient.shape[1]
-    by_bias, partial = torch.empty(channels), torch.empty(CHUNKS, channels)
+    by_bias = torch.empty(channels, dtype=torch.float32)
+    partial = torch.empty(CHUNKS, channels, dtype=torch.float32)
     line = CHUNKS * (sizes[1] // 2) * channels if pool else 0
     lines = torch.empty(line, dtype=torch.bfloat16)
     record = Biased(

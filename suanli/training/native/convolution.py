@@ -39,7 +39,11 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int)
     outputs = gradient.shape[1]
     threads = torch.get_num_threads()
     per_image = (height + kernel // 2) * (width + kernel // 2)
-    result = torch.empty((outputs, inputs, kernel, kernel), memory_format=torch.channels_last)
+    result = torch.empty(
+        (outputs, inputs, kernel, kernel),
+        dtype=torch.float32,
+        memory_format=torch.channels_last,
+    )
     record = Weights(
         images=batch,
         height=height,
@@ -58,7 +62,10 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int)
     sizes = (ctypes.c_long * 4)()
     tiles.sizes(ctypes.byref(record), sizes)
     pairs, turned = (torch.empty(size, dtype=torch.bfloat16) for size in sizes[:2])
-    sums, places = torch.empty(sizes[2]), torch.empty(sizes[3], dtype=torch.int64)
+    sums, places = (
+        torch.empty(sizes[2], dtype=torch.float32),
+        torch.empty(sizes[3], dtype=torch.int64),
+    )
     zeros = torch.zeros(max(inputs, outputs) + 16, dtype=torch.bfloat16)
     record.pairs, record.turned = address(pairs), address(turned)
     record.sums, record.places, record.zeros = address(sums), address(places), address(zeros)

@@ -71,7 +71,7 @@ def _record(images: Tensor, weight: Tensor, padding: int, **more: Any) -> tuple[
     shape = (batch, inputs, height, width, outputs, kernel, padding)  # Narrow's first fields
     sums = batch * outputs * inputs * kernel * kernel * height * width
     sizes = _sizes(*shape)
-    space = torch.empty(sum(sizes))
+    space = torch.empty(sum(sizes), dtype=torch.float32)
     start = space.data_ptr()
     record = Narrow(
         *shape,
@@ -101,7 +101,7 @@ def narrow_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, padding: 
         padding: On each side, less than K.
     """
     images, weight = images.contiguous(), weight.contiguous()
-    result = torch.empty(_result_shape(images, weight, padding))
+    result = torch.empty(_result_shape(images, weight, padding), dtype=torch.float32)
     record, _space = _record(
         *(images, weight, padding), x=address(images), bias=address(bias), y=address(result)
     )
@@ -120,10 +120,10 @@ def narrow_conv2d_backward(
 ) -> list[Tensor]:
     """Gradients of images, weight and bias; an empty tensor for each that is not wanted."""
     gradient, images, weight = (t.contiguous() for t in (gradient, images, weight))
-    by_images = torch.empty(images.shape if wanted[0] else 0)
+    by_images = images.new_empty(images.shape if wanted[0] else 0)
     weighs = wanted[1] or wanted[2]
-    by_weight = torch.empty(weight.shape if weighs else 0)
-    by_bias = torch.empty(weight.shape[0] if wanted[2] else 0)
+    by_weight = weight.new_empty(weight.shape if weighs else 0)
+    by_bias = weight.new_empty(weight.shape[0] if wanted[2] else 0)
     record, _space = _record(
         *(images, weight, padding),
         x=address(images),
@@ -136,7 +136,7 @@ def narrow_conv2d_backward(
         narrow_library().suanli_narrow_by_images(ctypes.byref(record))
     if weighs:
         narrow_library().suanli_narrow_by_weights(ctypes.byref(record))
-    return [by_images, by_weight if wanted[1] else torch.empty(0), by_bias]
+    return [by_images, by_weight if wanted[1] else weight.new_empty(0), by_bias]
 
 
 @narrow_conv2d_backward.register_fake

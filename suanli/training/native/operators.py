@@ -93,8 +93,8 @@ def norm_act(
     values = empty_rows(images, out_height, out_width) if pool else images
     blocks = batch * out_height * out_width * channels // BLOCK if pool else 0
     masks = torch.empty(blocks, 2, dtype=torch.int32)
-    mean, variance, inverse = torch.empty(3, channels).unbind()
-    partial = torch.empty(CHUNKS, 2, channels)
+    mean, variance, inverse = torch.empty(3, channels, dtype=torch.float32).unbind()
+    partial = torch.empty(CHUNKS, 2, channels, dtype=torch.float32)
     record = Norm(
         **shape_fields(images, pool, kind),
         eps=eps,
@@ -166,11 +166,11 @@ def norm_act_backward(
         values = rows(images)
     channels, width = images.shape[1], pooled_sizes(images, pool)[1]
     result = empty_rows(images, *images.shape[2:])
-    partial = torch.empty(CHUNKS, 2, channels)
-    weight_gradient, bias_gradient = torch.empty(channels), torch.empty(channels)
-    means = torch.empty(2, channels)
+    partial = torch.empty(CHUNKS, 2, channels, dtype=torch.float32)
+    means = torch.empty(2, channels, dtype=torch.float32)
     lines = torch.empty(CHUNKS * width * channels if pool else 0, dtype=torch.bfloat16)
     mean, inverse = statistics
+    weight_gradient, bias_gradient = torch.empty_like(mean), torch.empty_like(mean)
     added = None if added is None else rows(added)
     by_added = empty_rows(gradient, *gradient.shape[2:]) if added is not None else torch.empty(0)
     record = Norm(

@@ -24,6 +24,10 @@ INLINE void pool_block(const bf16 *const from[4], bf16 *to, uint32_t *masks) {
         /* signed integers in the order of the numbers: the bits below the sign turn with it */
         __m512i sign = _mm512_srai_epi16(value, 15);
         key[i] = _mm512_xor_si512(value, _mm512_and_si512(sign, low));
+        /* not a number, whatever its sign, is larger than all */
+        __m512i size = _mm512_and_si512(value, low);
+        __mmask32 nan = _mm512_cmpgt_epi16_mask(size, _mm512_set1_epi16(0x7f80));
+        key[i] = _mm512_mask_mov_epi16(key[i], nan, low);
     }
     __mmask32 right_above = _mm512_cmpgt_epi16_mask(key[1], key[0]);
     __mmask32 right_below = _mm512_cmpgt_epi16_mask(key[3], key[2]);
@@ -43,6 +47,7 @@ INLINE void pool_block(const bf16 *const from[4], bf16 *to, uint32_t *masks) {
         for (int i = 0; i < 4; i++) {
             int16_t bits = (int16_t)from[i][c];
             int32_t key = bits < 0 ? bits ^ 0x7fff : bits;
+            if ((bits & 0x7fff) > 0x7f80) key = 0x7fff; /* not a number, whatever its sign */
             if (i == 0 || key > best) {
                 best = key;
                 place = i;
