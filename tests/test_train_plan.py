@@ -79,8 +79,12 @@ def test_rows_of_kernels_come_once_and_as_they_need_it() -> None:
     assert rows_for(wide, "cuda:0") == rows_for(nn.Linear(2, 2), "cpu") == {}
     found = train_candidates(_situation(kernels=rows), eager_ms=50.0)
     native = [c.plan for c in found if c.coarse and c.plan.backend == "native"]
-    (plan,) = map(TrainPlan.from_plan, native)
-    assert (plan.precision, plan.memory_layout) == ("bf16", "channels_last")
+    plans = list(map(TrainPlan.from_plan, native))
+    assert [plan.compile_scope for plan in plans] == ["model", "joint"]
+    for plan in plans:
+        assert (plan.precision, plan.memory_layout) == ("bf16", "channels_last")
+    found = train_candidates(_situation(kernels=rows, flops=1e12), eager_ms=50.0)
+    assert len([c for c in found if c.coarse and c.plan.backend == "native"]) == 1
 
 
 def test_what_the_machine_lacks_is_said() -> None:

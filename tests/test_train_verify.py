@@ -245,7 +245,7 @@ def test_an_eager_that_overflows_shows_nothing(sgd: Bench) -> None:
     assert "step 1: gradient of head.bias" in found.reason
 
 
-def test_updates_that_eager_misses_show_nothing(sgd: Bench) -> None:
+def test_gradients_that_eager_misses_show_nothing(sgd: Bench) -> None:
     reference = sgd.exchange.trace("reference-0")
     right = [dict(sgd.exchange.trace(eager_name("bf16", 0, draw))) for draw in range(3)]
     assert eager_too_far(reference, right) == ""
@@ -259,7 +259,7 @@ def test_updates_that_eager_misses_show_nothing(sgd: Bench) -> None:
     for share, steps, shown in cases:
         wrong = [dict(trace) for trace in right]
         for name in reference:
-            if name.startswith("update/") and name.split("/")[1] in steps:
+            if name.startswith("gradient/") and name.split("/")[1] in steps:
                 noise = torch.randn(reference[name].shape, generator=draw)
                 size = reference[name].norm() / noise.norm()
                 wrong[1][name] = reference[name] + share * size * noise
@@ -267,7 +267,7 @@ def test_updates_that_eager_misses_show_nothing(sgd: Bench) -> None:
         assert found.ok == shown
         assert (eager_too_far(reference, wrong) == "") == shown
     assert found.reason == eager_too_far(reference, wrong)
-    assert found.reason.startswith("step 1: eager itself is 0.6 off in its updates")
+    assert found.reason.startswith("step 1: eager itself is 0.6 off in its gradients")
     assert "0.25 is the most" in found.reason
 
 

@@ -76,7 +76,7 @@ class Parting:
         where = f"step {step}: " if step.isdigit() else "after the steps: "
         if self.what == "noise":
             return (
-                f"{where}eager itself is {self.found:.2g} off in its updates at this precision, "
+                f"{where}eager itself is {self.found:.2g} off in its gradients at this precision, "
                 f"{self.allowed:g} is the most at which its error shows anything"
             )
         title = f"{kind} of {tensor}" if tensor else kind if step.isdigit() else f"{kind} {rest}"
@@ -191,8 +191,10 @@ def compare(
       projection on the reference and the norm may be off by k times what eager's are, plus a unit
       in the last place of the precision. A rate that is wrong shows there, even where noise hides
       it in each single tensor;
-    - where eager itself misses most of a step's updates by more than a quarter of their size, the
-      step shows nothing. Where that is the first step, or most of them, the plan is refused.
+    - where eager itself misses most of a step's gradients by more than a quarter of their size, the
+      step shows nothing. Where that is the first step, or most of them, the plan is refused. (Not
+      its updates: Adam's first one is hardly more than the gradient's signs, and small values
+      change theirs at any precision.)
 
     Integers (counts of batches) have to be equal.
 
@@ -268,16 +270,17 @@ def _group_partings(
         error = _distance(candidate[name], reference[name])
         size = sizes[name] or rms * math.sqrt(n) or 1.0
         found.append(_parting(name, "error", error / size, allowed / size))
+    if group.startswith("gradient"):
+        found.append(_noise(group, own, sizes))
     if group.startswith("update"):
-        noise = _noise(group, own, sizes)
-        clear = floats if noise.found else [n for n in floats if own[n] <= _NOISE * sizes[n]]
+        noisy = _noise(group, own, sizes).found
+        clear = floats if noisy else [n for n in floats if own[n] <= _NOISE * sizes[n]]
         found += _together(group, clear, candidate, reference, eager, precision, k)
-        found.append(noise)
     return found
 
 
 def _noise(group: str, own: Mapping[str, float], sizes: Mapping[str, float]) -> Parting:
-    """How far eager is off in all updates of a step, where most of it is noise; else 0.
+    """How far eager is off in all tensors of a group, where most of it is noise; else 0.
 
     By itself that rejects nothing (its ratio is 0): see `_shows_nothing`.
     """
@@ -310,7 +313,7 @@ def eager_too_far(reference: Trace, eager: Sequence[Trace]) -> str:
     """
     steps: dict[str, list[str]] = {}
     for name in reference:
-        if name.startswith("update/") and reference[name].is_floating_point():
+        if name.startswith("gradient/") and reference[name].is_floating_point():
             steps.setdefault(_group(name), []).append(name)
     found = []
     for group, names in steps.items():
