@@ -29,17 +29,17 @@ class Row:
 
     Attributes:
         make: "module:function" that puts the kernels in place.
-        suits: "module:function" that looks at a model and what it is trained for.
-        kind: Of the device that they are for; "" where no search offers them.
         needs: Fields of a plan.
+        kind: Of the device that they are for; "" where no search offers them.
+        suits: "module:function" that looks at a model and what it is trained for; "" without kind.
         loss: Whether `make` takes and gives the loss too. One such row fits into a plan.
         compiled: Whether a C compiler has to make it.
     """
 
     make: str
-    suits: str
-    kind: str
     needs: Mapping[str, Any]
+    kind: str = ""
+    suits: str = ""
     loss: bool = False
     compiled: bool = False
 
@@ -64,8 +64,6 @@ KERNELS: dict[str, Row] = {
     ),
     EMULATED_FP8: Row(
         make="suanli.training.fp8:emulated_products",
-        suits="suanli.training.fused:suits_fused_cnn",
-        kind="",
         needs={"precision": "fp8"},
     ),
     "fused-norm": Row(
