@@ -249,7 +249,9 @@ def _all_of(train: Samples) -> Samples:
 def _taken(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Some samples, copied in the order in which they lie in memory."""
     rows = rows.to(part.device)
-    if part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last):
+    # images of one channel are contiguous in either way, and keep the strides that they have
+    last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    if last and not part.is_contiguous():
         return part.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return part.index_select(0, rows)
 
