@@ -31,6 +31,7 @@ SNIPPETS = [
 COMMANDS = [(page, line) for page in PAGES for line in commands(page)]
 
 
+@pytest.mark.usefixtures("quick_ceilings")
 @pytest.mark.parametrize(("page", "text"), SNIPPETS, ids=lambda x: getattr(x, "name", None))
 def test_python_runs(page: Path, text: str, tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"

@@ -19,6 +19,7 @@ from suanli.base.events import Event
 from suanli.base.results import OptimizeResult
 from suanli.engines.finalists import batch_ranges
 
+pytestmark = pytest.mark.usefixtures("quick_search")
 QUICK: dict[str, Any] = {"budget_s": 14.0, "max_batch": 4, "backends": ("eager",), "keep": True}
 
 
@@ -39,14 +40,10 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def engine(quick_search: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("with space") / "engine"
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.getbasetemp()
-        patch.setenv("SUANLI_CACHE", str(home / "cache"))
-        patch.setenv("SUANLI_CONFIG", str(home / "config"))
-        with suanli.optimize(small_net(), IMAGES, out=folder, **QUICK) as found:
-            yield found
+    with suanli.optimize(small_net(), IMAGES, out=folder, **QUICK) as found:
+        yield found
 
 
 def test_engine_answers_as_the_model(engine: Any) -> None:
