@@ -154,13 +154,13 @@ class Batches:
             assert labels is not None
         else:
             rows = self._order[place.position]
-            labels = self._labels[rows.to(self._labels.device)]
+            labels = _taken(self._labels, rows)
             inputs = [_taken(part, rows) for part in self._epoch_inputs]
-        self._generator.set_state(place.now)
-        kinds = self._recipe.settings.augmentation
+        now, kinds = place.now, self._recipe.settings.augmentation
         if self._images and kinds and self._recipe.arrange is None:
+            self._generator.set_state(now)
             inputs = [augment(part, kinds, self._generator) for part in inputs]
-        now = self._generator.get_state()
+            now = self._generator.get_state()
         after = replace(place, position=place.position + 1, now=now)
         if self._readers is not None:
             # the next epoch's order is known now: its first batches are read during this step

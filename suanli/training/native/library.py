@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 
 from suanli.base.compiler import INSTALL, CompilerError, find_compiler
 from suanli.base.errors import MissingBackendError
+from suanli.training.threads import parallel_region
 
 SOURCE = Path(__file__).with_name("norm.c")
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "pools.h", "loop.h"))
@@ -68,7 +68,7 @@ class Library:
         self.norm_forward = loaded.suanli_norm_forward
         self.norm_backward = loaded.suanli_norm_backward
         self.activation = loaded.suanli_activation
-        region = _parallel_region()
+        region = parallel_region()
         self.shares_threads = region is not None
         loaded.suanli_use_region.argtypes = [_POINTER]
         loaded.suanli_use_region.restype = None
@@ -159,14 +159,3 @@ def _loaded(source: Path, functions: Functions, flags: tuple[str, ...] = ()) -> 
     except (OSError, AttributeError) as error:
         raise CompilerError(f"what was built cannot be loaded: {error}") from None
     return made
-
-
-def _parallel_region() -> int | None:
-    """Address of `GOMP_parallel` in the OpenMP library that torch has loaded, or None."""
-    if not hasattr(os, "RTLD_NOLOAD"):
-        return None
-    try:
-        loaded = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
-        return ctypes.cast(loaded.GOMP_parallel, _POINTER).value
-    except (OSError, AttributeError):
-        return None
