@@ -25,7 +25,7 @@ _PAGES_SHARE = 0.05
 _UPDATE_SHARE = 0.05
 # A fused update passes once over parameters, gradients and states; the lists of tensors pass
 # several times (counted for SGD with momentum and Adam in torch's `_multi_tensor_*` functions).
-_UPDATE_PASSES = {"loop": 2.5, "foreach": 1.8, "fused": 1.0}
+_UPDATE_PASSES = {"loop": 2.5, "foreach": 1.8, "fused": 1.0, "native": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +260,7 @@ def _compile(case: Case) -> Iterator[Advice]:
 
 def _optimizer(case: Case) -> Iterator[Advice]:
     plan, spent = case.subject.plan, case.basis.times.optimizer_ms
-    if not isinstance(plan, TrainPlan) or plan.optimizer_kernel == "fused":
+    if not isinstance(plan, TrainPlan) or plan.optimizer_kernel in ("fused", "native"):
         return
     if spent < _UPDATE_SHARE * case.step_ms or case.subject.own_loader:
         return

@@ -156,6 +156,8 @@ def _found(place: str) -> Any:
 
 def usable(plan: TrainPlan) -> TrainPlan:
     """The plan, without kernels that its device or this machine cannot run."""
+    if plan.optimizer_kernel == "native" and not (plan.kind == "cpu" and present()):
+        plan = plan.with_(optimizer_kernel="fused")
     rows = [KERNELS[name] for name in plan.kernels if name in KERNELS]
     if all(row.kind == plan.kind and (present() or not row.compiled) for row in rows):
         return plan
