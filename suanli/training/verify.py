@@ -48,8 +48,8 @@ _FP32_GAIN = 1e-4
 # An update that eager misses by more than this share of it is rounding that Adam made large (a bias
 # before batch norm). It says nothing of gain and size.
 _NOISE = 0.25
-# Of gradients: with more than this, k times eager's error is about the gradient itself, and one that
-# is missing would pass. Below, what rounding adds is still small beside what a batch's choice does.
+# Of gradients: with more than this, k times eager's error is about the gradient itself, and one
+# that is missing would pass.
 _FAR = 0.9 / K
 _CLEAR_SHARE = 0.5
 _BEYOND = 1e9  # JSON has no infinities
