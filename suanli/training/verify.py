@@ -194,9 +194,9 @@ def compare(
       in the last place of the precision. A rate that is wrong shows there, even where noise hides
       it in each single tensor;
     - where eager itself misses most of a step's gradients by more than 0.45 of their size, so that
-      k times it is nearly all of them, the step shows nothing. Where that is the first step, or most of them, the plan is refused. (Not
-      its updates: Adam's first one is hardly more than the gradient's signs, and small values
-      change theirs at any precision.)
+      k times it is nearly all of them, the step shows nothing. Where that is the first step, or
+      most of them, the plan is refused. (Not its updates: Adam's first one is hardly more than the
+      gradient's signs, and small values change theirs at any precision.)
 
     Integers (counts of batches) have to be equal.
 
