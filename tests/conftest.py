@@ -49,6 +49,7 @@ def quick_search(
         _set_folders(patch, tmp_path_factory)
         patch.setattr("suanli.engines.spending._LEAST_RACE_S", 2.0)
         patch.setattr("suanli.engines.spending._MOST_RESERVE_S", 3.0)
+        patch.setattr("suanli.engines.own_module._SECONDS", 1.0)
         yield patch
 
 
