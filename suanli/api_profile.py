@@ -235,7 +235,7 @@ class _Maker:
         else:
             self._only("a model with a loss trains", train=True)
             check_alone("training with a loader")
-            if batch is not None:
+            if self._options.batch is not None:
                 raise BadInputError("the loader says how large a batch is, leave `batch` out")
             plain = _plain(self._device, compiled=within.compiled)
             found = training_subjects.of_loader(
