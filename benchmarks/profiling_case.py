@@ -2,8 +2,8 @@
 
     python -m benchmarks.profiling_case '{"what": "resnet50", "train": false}' --check 4
 
-First `suanli.profile` with its checks, then what recording costs: steps with torch's profiler and
-steps without it take turns, so that a drift of the machine falls on both. Ctrl-C ends what goes on
+First what recording costs: steps with torch's profiler and steps without it take turns, so that a
+drift of the machine falls on both; then `suanli.profile` with its checks. Ctrl-C ends what goes on
 and keeps what is there.
 """
 
@@ -78,21 +78,19 @@ def cost_of(case: dict[str, Any], seconds: float) -> Estimate | None:
 
 def measured(case: dict[str, Any], check: int, seconds: float) -> dict[str, Any]:
     """The profile of a case, cut down to what the benchmark is about."""
-    plan = codec.from_json(Plan, case["plan"]) if "plan" in case else None
+    cost = None
+    with suppress(KeyboardInterrupt):  # first, so that a case that is stopped has it
+        cost = cost_of(case, seconds)
     found = profile(
         case["what"],
         train=case["train"],
         batch=case.get("batch"),
-        plan=plan,
+        plan=codec.from_json(Plan, case["plan"]) if "plan" in case else None,
         steps=STEPS,
         check=check,
         check_seconds=seconds,
         device="cpu",
     )
-    cost = None
-    if not found.interrupted:
-        with suppress(KeyboardInterrupt):
-            cost = cost_of(case, seconds)
     memory = found.memory
     predicted = memory.predicted if memory is not None else None
     return {

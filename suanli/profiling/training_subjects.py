@@ -256,7 +256,7 @@ def of_loader(
     )
     recipe = Recipe(
         workload=workload,
-        settings=TrainingSettings(batch=size, lr=_RATE, momentum=0.9),
+        settings=_settings_of(optimizer, size),
         optimizer=None if optimizer is None else lambda *_: optimizer,
     )
     plain = copy.deepcopy(model)
@@ -286,6 +286,21 @@ def of_loader(
 
     found.close = put_back
     return found
+
+
+def _settings_of(optimizer: torch.optim.Optimizer | None, batch: int) -> TrainingSettings:
+    """What is counted of an update: that of a person's own optimiser where there is a formula."""
+    plain = TrainingSettings(batch=batch, lr=_RATE, momentum=0.9)
+    name = type(optimizer).__name__.lower()
+    if optimizer is None or name not in _COUNTED:
+        return plain
+    given = optimizer.defaults
+    return replace(
+        plain,
+        optimizer=_COUNTED[name],
+        momentum=float(given.get("momentum", 0.0)),
+        weight_decay=float(given.get("weight_decay", 0.0)),
+    )
 
 
 def _unused(batch: int) -> Any:
