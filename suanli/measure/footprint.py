@@ -83,7 +83,7 @@ def footprint(  # noqa: PLR0913
         stack.enter_context(lives)
         stack.enter_context(WholeLstm() if cpu else FusedAttention())
         if cpu:
-            stack.enter_context(shortcuts(lives.scratch))
+            stack.enter_context(shortcuts(lives.scratch_between))
         with _precision(half if narrowed else None), torch.set_grad_enabled(training):
             out = run(None, places, *inputs)
             # training loops hold on to the output until the step is over, and so does this

@@ -18,9 +18,11 @@ _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _PACKED_FROM = (
     64  # queries and keys, from which on attention packs keys and values (FlashAttention)
 )
-# oneDNN's LSTM, in states of [B, H]: what one call keeps beside the gates of all moments, and what
-# it leaves for the backward pass by moment.
-_CALL_STATES, _LEFT_STATES = 10, 11
+# oneDNN's LSTM: states of [B, H] that a call keeps beside the gates of all moments; bytes that it
+# leaves for the backward pass by moment and number of [B, H], and of [B, I - H] where inputs are
+# wider than states, by the width of an element: in 16 bits a part stays in fp32.
+_CALL_STATES = 10
+_LEFT_BYTES, _LEFT_WIDER_BYTES = {4: 44, 2: 36}, {4: 24, 2: 20}
 
 
 def inside_call(func: Any, args: Sequence[Any]) -> int:
@@ -152,12 +154,12 @@ class _OneLayer(torch.autograd.Function):
         out = data.new_empty(times, samples, size)
         last, ends = data.new_empty(samples, size), data.new_empty(samples, size)
         if train:
-            wider = max(0, inner - size)
-            left = times * samples * 4 * size + (times + 1) * samples * (
-                _LEFT_STATES * size + 4 * wider
-            )
-            context.save_for_backward(data, out, hidden, cell, *weights, data.new_empty(left))
-        _in_call(data, weights)
+            width, wider = data.element_size(), max(0, inner - size)
+            by_moment = _LEFT_BYTES[width] * size + _LEFT_WIDER_BYTES[width] * wider
+            left = width * times * samples * 4 * size + (times + 1) * samples * by_moment
+            kept = data.new_empty(left, dtype=torch.uint8)
+            context.save_for_backward(data, out, hidden, cell, *weights, kept)
+        _in_call(data, weights, train=train)
         return out, last, ends
 
     @staticmethod
@@ -167,15 +169,18 @@ class _OneLayer(torch.autograd.Function):
         given = gradients[0].contiguous()
         found = [torch.empty_like(t) for t in (data, hidden, cell)]
         passed = [torch.empty_like(w) for w in weights]
-        _in_call(data, weights)
+        _in_call(data, weights, train=True)
         del given
         return (*found, None, *passed)
 
 
-def _in_call(data: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
-    """Allocate and free what one call needs: gates, wide inputs once more, weights in blocks."""
+def _in_call(data: torch.Tensor, weights: Sequence[torch.Tensor], *, train: bool) -> None:
+    """Allocate and free what one call needs: weights in blocks, gates, wide inputs once more."""
     times, samples, inner = data.shape
     size = weights[1].shape[1]
-    gates = times * samples * 4 * size + _CALL_STATES * samples * size
-    copied = times * samples * inner if inner > size else 0
-    data.new_empty(gates + copied + weights[0].numel() + weights[1].numel())
+    needed = weights[0].numel() + weights[1].numel() + _CALL_STATES * samples * size
+    if not (train and data.dtype in _HALVES):
+        needed += times * samples * 4 * size
+    if not train and inner > size:
+        needed += times * samples * inner
+    data.new_empty(needed)

@@ -33,6 +33,20 @@ def _in_blocks(channels: int) -> int:
     return -(-channels // _BLOCK) * _BLOCK
 
 
+def _blocked_gradients(gradient: torch.Tensor, inputs: torch.Tensor) -> int:
+    """Bytes of the blocked copies that the gradient of a convolution's weights is made from."""
+    if _channels_last(gradient) or _channels_last(inputs):
+        return 0
+    copied = inputs.element_size() < 4 or inputs.shape[1] >= _BLOCK
+    return int(gradient.nbytes + (inputs.nbytes if copied else 0))
+
+
+def _channels_last(tensor: torch.Tensor) -> bool:
+    if tensor.dim() != 4 or tensor.shape[1] == 1:
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes which operator call made a storage and after which it was gone.
 
@@ -105,6 +119,8 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._cpu:
             if func is torch.ops.aten.convolution.default:
                 self._blocked_convolution(args, out)
+            elif func is torch.ops.aten.convolution_backward.default:
+                self.scratch(_blocked_gradients(args[0], args[1]))
             self.scratch(inside_call(func, args))
         for tensor in tensors_in(out):
             self._see(tensor, "activations", born=self.calls)
@@ -115,6 +131,11 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if size:
             self._scratch(size, until=self.calls)
 
+    def scratch_between(self, size: int) -> None:
+        """Note bytes that come and go before the next call, when the last one's waste is gone."""
+        self.calls += 1
+        self.scratch(size)
+
     def _blocked_convolution(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
         """What oneDNN needs besides, where data does not lie channels last.
 
@@ -124,7 +145,7 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         events of torch 2.13; fp32 inputs of few channels are taken as they are.
         """
         inputs, weight, transposed = args[0], args[1], bool(args[6])
-        if inputs.is_contiguous(memory_format=torch.channels_last) and inputs.shape[1] > 1:
+        if _channels_last(inputs):
             return
         narrow = inputs.element_size() < 4
         per_channel = out.numel() // max(1, out.shape[1])
