@@ -33,6 +33,7 @@ def footprint(  # noqa: PLR0913
     precision: str = "fp32",
     autocast: bool = False,
     cpu: bool = False,
+    prepare: Callable[[nn.Module], Callable[[], None]] | None = None,
 ) -> Footprint:
     """Run one eager step on fake tensors and note every allocation.
 
@@ -49,6 +50,7 @@ def footprint(  # noqa: PLR0913
             `torch.autocast` with weights as they are. Anything else: as the model is.
         autocast: Inference in that precision is under `torch.autocast` too.
         cpu: Count what this CPU's kernels allocate, else run attention as GPUs do.
+        prepare: Changes the module that runs, as a plan does; gives what takes that back.
 
     Returns:
         The allocations, without those that kernels make inside themselves and without the
@@ -78,6 +80,8 @@ def footprint(  # noqa: PLR0913
         stack.enter_context(explained(lives))
         stack.enter_context(quiet_machine())
         stack.enter_context(_no_collector())
+        if prepare is not None:
+            stack.callback(prepare(run.module))
         stack.enter_context(run.following(places))
         stack.enter_context(mode)
         stack.enter_context(lives)

@@ -15,11 +15,12 @@ from suanli.base.prediction import ParallelLayout
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Work
 from suanli.cost.memory import Held, memory_use
-from suanli.cost.model_shape import ModelShape, model_shape
+from suanli.cost.model_shape import model_shape
 from suanli.measure.footprint import footprint
 from suanli.predicting.subject import STATES
 from suanli.profiling.own_step import update_kernel
 from suanli.profiling.subjects import Example, Subject
+from suanli.training.forward import recompute_blocks
 
 # Tensors like a parameter that an update makes on the way where it is not fused, without decay.
 _ON_THE_WAY = {"SGD": 0, "Adam": 2, "AdamW": 2, "RMSprop": 1, "Adagrad": 1}
@@ -50,6 +51,7 @@ def predicted_memory(subject: Subject, work: Work) -> MemoryUse | None:
         return None
     trains = isinstance(plan, TrainPlan)
     step = _training(subject, example, plan) if trains else _inference(subject, example, plan)
+    again = isinstance(plan, TrainPlan) and plan.checkpointing
     micro, count = _micro(plan, subject.batch) if trains else (subject.batch, 1)
     try:
         followed = footprint(
@@ -63,16 +65,15 @@ def predicted_memory(subject: Subject, work: Work) -> MemoryUse | None:
             precision=step.precision,
             autocast=step.autocast,
             cpu=plan.device == "cpu",
+            prepare=recompute_blocks if again else None,
         )
     except SuanliError:
         return None
-    shape = model_shape(work)
-    held = _held(subject, example, shape)
-    layout = ParallelLayout(
-        micro_batches=count, recompute=isinstance(plan, TrainPlan) and plan.checkpointing
-    )
-    low = isinstance(plan, TrainPlan) and plan.weights == "bf16"
-    use = memory_use(followed, shape, replace(held, states=0) if low else held, layout=layout)
+    held = _held(subject, example)
+    layout = ParallelLayout(micro_batches=count)
+    low = isinstance(plan, TrainPlan) and _on_low_weights(plan)
+    passes = replace(held, states=0, update_copies=0.0) if low else held
+    use = memory_use(followed, model_shape(work), passes, layout=layout)
     if low:
         use = _with_masters(use, subject, held, step.model)
     return _grown(use, _bytes(step.args, step.targets) * (1 - micro / subject.batch))
@@ -94,7 +95,7 @@ def _inference(subject: Subject, example: Example, plan: Plan | TrainPlan) -> _S
 def _training(subject: Subject, example: Example, plan: TrainPlan) -> _Step:
     """The module that the plan put in the model's place, where it did, with its own loss."""
     model, args, loss = subject.model, example.args, example.loss
-    low = plan.weights == "bf16"
+    low = _on_low_weights(plan)
     other = plan.kernels or low or plan.memory_layout == "channels_last"
     if other and subject.watched and not plan.checkpointing:
         model = subject.watched[0]
@@ -110,6 +111,11 @@ def _training(subject: Subject, example: Example, plan: TrainPlan) -> _Step:
         loss=loss,
         precision="fp32" if low else plan.precision,
     )
+
+
+def _on_low_weights(plan: TrainPlan) -> bool:
+    """Whether the module with bf16 weights is followed; one that is patched cannot be copied."""
+    return plan.weights == "bf16" and not plan.checkpointing
 
 
 def _of_wide(loss: Callable[..., torch.Tensor] | None) -> Callable[..., torch.Tensor] | None:
@@ -194,7 +200,7 @@ def _with_masters(use: MemoryUse, subject: Subject, held: Held, twin: nn.Module)
     )
 
 
-def _held(subject: Subject, example: Example, shape: ModelShape) -> Held:
+def _held(subject: Subject, example: Example) -> Held:
     """States of the optimiser and what its update makes, by the optimiser itself where known."""
     states, copies = STATES.get(example.optimizer, 0), 0.0
     plan, optimizers = subject.plan, subject.optimizers
@@ -204,11 +210,7 @@ def _held(subject: Subject, example: Example, shape: ModelShape) -> Held:
         states = _states(first, states) if name in _ON_THE_WAY else states
         kernel = update_kernel(first, plan.kind) if name in _ON_THE_WAY else plan.optimizer_kernel
         copies = _copies(first, name, kernel, example)
-    return Held(
-        states=states,
-        update_copies=copies,
-        boundary_bytes=int(shape.boundary_bytes),
-    )
+    return Held(states=states, update_copies=copies)
 
 
 def _states(optimizer: torch.optim.Optimizer, usual: int) -> int:
