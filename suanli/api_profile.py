@@ -280,11 +280,14 @@ class _Maker:
         from torch import nn
 
         from suanli.training.recipe import Recipe
+        from suanli.training.recipes import resolve_recipe
         from suanli.workloads.module import of_module
         from suanli.workloads.record import Workload
         from suanli.workloads.resolve import resolve
 
         if isinstance(self._what, str):
+            if self._is_recipe():
+                return resolve_recipe(self._what, data=self._folder).workload
             return resolve(self._what, data=self._folder)
         if isinstance(self._what, Recipe):
             return self._what.workload

@@ -149,6 +149,11 @@ def test_example_inputs_say_the_batch() -> None:
     assert suanli.profile(model, torch.randn(6, 16), batch=2, steps=3, device="cpu").batch == 2
 
 
+def test_a_recipe_is_profiled_in_inference() -> None:
+    found = suanli.profile("mnist-fast", train=False, steps=3, device="cpu")
+    assert (found.training, found.batch) == (False, 1)
+
+
 def test_a_race_without_time_is_refused() -> None:
     with pytest.raises(BadInputError, match="check_seconds"):
         suanli.profile("mnist-mlp", check=1, check_seconds=0.0)

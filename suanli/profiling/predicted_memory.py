@@ -49,10 +49,13 @@ def predicted_memory(subject: Subject, work: Work) -> MemoryUse | None:
     example, plan = subject.example, subject.plan
     if subject.model is None or example is None:
         return None
-    trains = isinstance(plan, TrainPlan)
-    step = _training(subject, example, plan) if trains else _inference(subject, example, plan)
-    again = isinstance(plan, TrainPlan) and plan.checkpointing
-    micro, count = _micro(plan, subject.batch) if trains else (subject.batch, 1)
+    micro, count, again = subject.batch, 1, False
+    if isinstance(plan, TrainPlan):
+        step = _training(subject, example, plan)
+        micro, count = _micro(plan, subject.batch)
+        again = plan.checkpointing
+    else:
+        step = _inference(subject, example, plan)
     try:
         followed = footprint(
             step.model,
@@ -79,16 +82,15 @@ def predicted_memory(subject: Subject, work: Work) -> MemoryUse | None:
     return _grown(use, _bytes(step.args, step.targets) * (1 - micro / subject.batch))
 
 
-def _inference(subject: Subject, example: Example, plan: Plan | TrainPlan) -> _Step:
+def _inference(subject: Subject, example: Example, plan: Plan) -> _Step:
     runs_here = bool(subject.watched) and not subject.compiled
-    autocast = isinstance(plan, Plan) and bool(plan.options.get("autocast"))
     return _Step(
         model=subject.watched[0] if runs_here else subject.model or nn.Identity(),
         args=_laid_out(example.args, plan),
         targets=None,
         loss=None,
         precision=plan.precision,
-        autocast=autocast,
+        autocast=bool(plan.options.get("autocast")),
     )
 
 
@@ -130,7 +132,7 @@ def _narrow(leaf: Any) -> Any:
     return leaf.bfloat16() if floating else leaf
 
 
-def _laid_out(args: tuple[Any, ...], plan: Plan | TrainPlan) -> tuple[Any, ...]:
+def _laid_out(args: tuple[Any, ...], plan: Plan) -> tuple[Any, ...]:
     return tuple(map(_as_image, args)) if plan.memory_layout == "channels_last" else args
 
 
@@ -235,4 +237,4 @@ def _copies(optimizer: torch.optim.Optimizer, name: str, kernel: str, example: E
     if kernel == "foreach":  # lists of tensors work in what they made first
         return 1.0 if made else 0.0
     sizes = [p.nbytes for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
-    return made * max(sizes, default=0) / max(1, sum(sizes))
+    return float(made * max(sizes, default=0) / max(1, sum(sizes)))
