@@ -87,12 +87,13 @@ def _stepping(
     next_batch()
     first_ms = 1e3 * (time.perf_counter() - started)
     started = time.perf_counter()
-    next_batch()
+    seen, _ = next_batch()
     usual_ms = 1e3 * (time.perf_counter() - started)
     few = train.head(size)
     assert few.labels is not None
     mine = range(size)[replicas.share(size)]  # what this process computes of a batch
-    example = tuple(part[: len(mine)] for part in few.inputs), few.labels[: len(mine)]
+    laid = (_laid_out_as(part, batch) for part, batch in zip(few.inputs, seen, strict=True))
+    example = tuple(part[: len(mine)] for part in laid), few.labels[: len(mine)]
     found = _trained(recipe, stepper, plan, next_batch)
     found.model = plain
     found.batch = size
@@ -112,6 +113,13 @@ def _stepping(
             f"{once / batches.per_epoch:.3g} ms a step and not in the figures"
         )
     return found
+
+
+def _laid_out_as(part: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """Samples with the strides of a batch: of one channel, these decide what layers lie like."""
+    if part.shape != batch.shape or part.stride() == batch.stride():
+        return part
+    return torch.empty_strided(part.shape, batch.stride(), dtype=part.dtype).copy_(part)
 
 
 def _trained(
