@@ -117,7 +117,8 @@ def _stepping(
 
 def _laid_out_as(part: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
     """Samples with the strides of a batch: of one channel, these decide what layers lie like."""
-    if part.shape != batch.shape or part.stride() == batch.stride():
+    alike = part.shape == batch.shape and part.stride() != batch.stride()
+    if not alike or 0 in batch.stride():  # what is expanded cannot be written to
         return part
     return torch.empty_strided(part.shape, batch.stride(), dtype=part.dtype).copy_(part)
 
