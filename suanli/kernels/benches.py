@@ -5,13 +5,19 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from suanli.base import codec
-from suanli.base.errors import BadInputError, MissingBackendError, TrialFailedError
+from suanli.base.errors import (
+    BadInputError,
+    MissingBackendError,
+    SuanliError,
+    TrialFailedError,
+)
 from suanli.base.gpu_sheet import GpuSheet, Source
 from suanli.base.lazy import present
 from suanli.base.timing import Estimate
 from suanli.devices import device as open_device
 from suanli.devices import device_names, find_sheet, gpu_infos, sheet_for
 from suanli.kernels.declaration import Declaration, Sizes
+from suanli.kernels.gpu_check import end_unless_healthy
 from suanli.kernels.isolated import CheckRequest, Compilation, CompileRequest, check_isolated
 from suanli.kernels.launching import INSTALL
 from suanli.kernels.static_model import forecast
@@ -152,7 +158,7 @@ class GpuBench(StaticBench):
         """On the GPU, at the check shapes and the timed one."""
         try:
             return str(self._call("verify", 5 * self._timeout_s, config=dict(config)))
-        except TrialFailedError as failure:
+        except SuanliError as failure:
             return str(failure)
 
     def time(self, config: Config) -> Estimate:
@@ -187,7 +193,11 @@ class GpuBench(StaticBench):
                 env={"TRITON_INTERPRET": "0"},
                 start_timeout_s=_START_S,
             )
-        return self._worker.call(method, timeout_s=timeout_s, **arguments)
+        try:
+            return self._worker.call(method, timeout_s=timeout_s, **arguments)
+        except SuanliError:
+            end_unless_healthy(self._worker)
+            raise
 
 
 def open_bench(
