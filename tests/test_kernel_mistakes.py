@@ -187,6 +187,24 @@ def test_launch_bounds_hold_for_the_launch() -> None:
         only_case(bounded("MOST, 1"))
 
 
+@pytest.mark.parametrize("head", ["template <typename T> __global__", "__global__"])
+def test_the_entry_point_must_have_c_linkage(head: str) -> None:
+    """A GPU's driver finds no other by its name."""
+    name = "T" if "template" in head else "float"
+    source = f"{head} void kernel(const {name} *x, {name} *y, int n) {{ y[0] = x[0]; }}\n"
+    with pytest.raises(BadInputError, match='kernel is no extern "C" __global__ function'):
+        only_case(simple("", source=source))
+
+
+def test_copies_count_for_the_line_that_makes_them() -> None:
+    """A structure is copied by a function of the compiler's own, which has no line here."""
+    body = "    __shared__ float4 s[64];\n    s[threadIdx.x] = make_float4(x[i], 0, 0, 0);\n"
+    body += "    float4 v = s[63 - threadIdx.x];\n    y[i] = v.x;"
+    case = only_case(simple(body, reference=swapped))
+    race = next(f for f in case.findings if f.kind == "race")
+    assert race.where == "kernel.cu:6" and "wrote (line 5) with" in race.text
+
+
 def test_what_a_kernel_prints_is_kept() -> None:
     body = '    if (i < 2) printf("x[%d] is fine\\n", i);\n    y[i] = x[i];'
     case = only_case(simple(body))

@@ -1,6 +1,6 @@
 """Whether NVIDIA's compiler and a card would take a kernel that runs on the CPU."""
 
-from suanli.base.errors import BadInputError, MissingBackendError
+from suanli.base.errors import MissingBackendError, SuanliError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.kernel_results import KernelCase
 from suanli.kernels.cuda.compile import compile_cuda
@@ -63,7 +63,9 @@ def _reason(kernel: CudaKernel, dtype: str, timeout_s: float) -> str:
             dtype=dtype,
             timeout_s=timeout_s,
         ).record
-    except BadInputError as wrong:
+    except MissingBackendError:
+        raise
+    except SuanliError as wrong:
         return str(wrong)
     needs = {
         "threads": made.threads,

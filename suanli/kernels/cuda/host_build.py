@@ -22,14 +22,13 @@ _BUILD_S = 60.0
 _KERNEL_FLAGS = (
     *("-x", "c++", "-std=gnu++17", "-O0", "-g1", "-w", "-nodefaultlibs"),
     *("-fsanitize=thread", "-fsanitize=bounds"),
-    # the instrumentation does not see what a call returns into memory; this makes it a copy
-    "-fno-elide-constructors",
     *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off"),
 )
 # What nobody wrote in a local variable must not be 0 by chance.
 _PATTERN = "-ftrivial-auto-var-init=pattern"
 _OWN_FLAGS = {
-    "gcc": ("-fmax-errors=3",),
+    # its instrumentation does not see what a call returns into memory; this makes it a copy
+    "gcc": ("-fmax-errors=3", "-fno-elide-constructors"),
     "clang": (_PATTERN, "-ferror-limit=3", "-mllvm", "-tsan-distinguish-volatile=1"),
     "zig": (_PATTERN, "-ferror-limit=3", "-fno-sanitize=undefined"),
 }
@@ -39,6 +38,8 @@ _ERROR = re.compile(
 )
 
 
+# What compilers say where the entry point has a mangled name, or is a template.
+_NO_ENTRY = ("aliased to undefined symbol", "must point to a defined", "no matches converting")
 _OVER_BOUNDS = "more than __launch_bounds__ allows"
 _INCLUDED = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
@@ -103,6 +104,11 @@ def build(
         said = first_error(error.output, kernel)
         if not said:  # it took too long, or broke
             raise BadInputError(f"{kernel.name}: {error}") from None
+        if any(sign in error.output for sign in _NO_ENTRY):
+            raise BadInputError(
+                f'{kernel.name}: {kernel.function} is no extern "C" __global__ function',
+                next_step="a template is called from one that is",
+            ) from None
         # that arguments or threads differ in number from what is declared is seen here only
         differ = f"{kernel.function} does not take the" in said or _OVER_BOUNDS in said
         if differ or not _compiles_for_a_gpu(kernel, sizes, config, dtype):
@@ -169,6 +175,7 @@ def program(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> str
             body,
             *_bounds(kernel, body, sizes, config),
             '#line 1 "suanli_entry.cpp"',
+            f'extern "C" void suanli_linked() __attribute__((alias("{kernel.function}")));',
             "#include <suanli_entry.h>",
             f"static_assert(suanli_arity(&{kernel.function}) == {count}, "
             f'"{kernel.function} does not take the {count} arguments that the kernel file names");',

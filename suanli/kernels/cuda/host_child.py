@@ -106,6 +106,8 @@ def _module(runtime: Any, kernel: Any, job: dict[str, Any], extent: tuple[int, i
     """Tell the runtime where the kernel's own data and its shared variables lie."""
     for name, begin, size in job["shared"]:
         runtime.suanli_variable(name.encode(), _LONG(begin), _LONG(size))
+    for begin, size, kind in job["functions"]:
+        runtime.suanli_function(ctypes.c_void_p(extent[0] + begin), _LONG(size), kind)
     kernel.suanli_anchor_address.restype = ctypes.c_void_p
     shared = (kernel.suanli_anchor_address() or 0) - job["anchor"]
     pointers = map(ctypes.c_void_p, (*extent, shared))

@@ -17,7 +17,7 @@ from suanli.base.compiler import run_limited
 from suanli.base.errors import BadInputError, TrialFailedError
 from suanli.kernels.cuda.host_build import HostBuild
 from suanli.kernels.cuda.lines import source_lines
-from suanli.kernels.cuda.shared_variables import shared_variables
+from suanli.kernels.cuda.shared_variables import shared_variables, special_functions
 from suanli.kernels.declaration import Config, Inputs, Outputs, Sizes
 from suanli.kernels.spec import CudaKernel, Launch, scalar
 
@@ -170,6 +170,7 @@ def run(
             "dynamic_shared": launch.shared_bytes,
             "shared": [(v.name, v.begin, v.size) for v in variables],
             "anchor": anchor,
+            "functions": special_functions(built.kernel),
             "reversed": backwards,
             "traced_blocks": only_blocks or 4,
             "only_traced": only_blocks > 0,

@@ -106,7 +106,22 @@ long long suanli_ticks(void) { return (long long)run->step; }
 // -- hooks of -fsanitize=thread ------------------------------------------------------------------
 
 static void touched(const void *p, size_t bytes, bool write, Kind kind, void *site) {
-    if (bytes) access({(unsigned char *)p, bytes, write, kind, site, !write});
+    if (!bytes || !run || !run->fibres.current) return;
+    const std::vector<Call> &calls = run->fibres.current->calls;
+    for (size_t k = calls.size(); k && calls[k - 1].function != PERSONS; k--) {
+        if (calls[k - 1].function == OWN) return;
+        site = calls[k - 1].from;
+    }
+    access({(unsigned char *)p, bytes, write, kind, site, !write});
+}
+
+static Function function_at(void *code) {
+    auto known = run->known_functions.find(code);
+    if (known != run->known_functions.end()) return known->second;
+    Function found = PERSONS;
+    for (const Extent &e : run->functions)
+        if (code >= e.begin && code < e.end) found = e.function;
+    return run->known_functions[code] = found;
 }
 
 #define HOOKS(n)                                                                                  \
@@ -127,11 +142,14 @@ HOOKS(16)
 void __tsan_read_range(void *p, unsigned long n) { touched(p, n, false, PIECES, SITE); }
 void __tsan_write_range(void *p, unsigned long n) { touched(p, n, true, PIECES, SITE); }
 void __tsan_func_entry(void *from) {
-    if (run && run->fibres.current) run->fibres.current->calls.push_back(from);
+    if (!run || !run->fibres.current) return;
+    Function function = function_at(SITE);
+    if (function == COPIES && function_at(from) == OWN) function = OWN;
+    run->fibres.current->calls.push_back({from, function});
 }
 void __tsan_func_exit(void) {
     if (!run || !run->fibres.current) return;
-    std::vector<void *> &calls = run->fibres.current->calls;
+    std::vector<Call> &calls = run->fibres.current->calls;
     if (!calls.empty()) calls.pop_back();
 }
 void __tsan_init(void) {}
@@ -223,6 +241,11 @@ long long suanli_unwritten(int index, long long *first) {
 void suanli_variable(const char *name, unsigned long begin, unsigned long bytes) {
     run->variables.push_back({name, begin, bytes});
     run->static_bytes = std::max(run->static_bytes, (size_t)(begin + bytes));
+}
+
+// A function that copies a structure (1) or a part of the runtime (2).
+void suanli_function(void *begin, unsigned long bytes, int kind) {
+    run->functions.push_back({(unsigned char *)begin, (unsigned char *)begin + bytes, (Function)kind});
 }
 
 void suanli_module(void *begin, void *end, void *shared, unsigned long dynamic_bytes) {

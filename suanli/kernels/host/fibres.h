@@ -20,6 +20,15 @@ enum State { READY, AT_BARRIER, AT_MEETING, AT_ACTIVE, DONE };
 
 const size_t STACK = 256 * 1024, PAGE = 4096;
 
+// Functions that copy a structure: what they access counts for whoever called them, and not at all
+// where that was a part of the runtime.
+enum Function { PERSONS, COPIES, OWN };
+
+struct Call {
+    void *from;
+    Function function;
+};
+
 struct Fibre {
     ucontext_t context;
     jmp_buf place;
@@ -45,7 +54,7 @@ struct Fibre {
     uint64_t watched_value = 0;
     int looks = 0;
     bool spun = false;
-    std::vector<void *> calls;  // places that the functions it is in were called from
+    std::vector<Call> calls;  // the functions that it is in
 
     bool owns(const void *p) const {
         auto address = (const unsigned char *)p;

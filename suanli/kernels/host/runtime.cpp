@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <set>
+#include <unordered_map>
 
 #include "fibres.h"
 #include "shadow.h"
@@ -32,6 +33,11 @@ const size_t RESERVED = 256u << 20;
 // What is kept of that which the threads print.
 const size_t PRINTED = 16384;
 
+struct Extent {
+    unsigned char *begin, *end;
+    Function function;
+};
+
 struct Launch {
     Fibres fibres;
     std::vector<Buffer> buffers;
@@ -43,6 +49,8 @@ struct Launch {
     Findings findings;
     PendingStore pending;
     Trace trace;
+    std::vector<Extent> functions;  // other than PERSONS
+    std::unordered_map<void *, Function> known_functions;
     bool tracing = false, stopped = false, reversed = false;
     int block = 0, blocks = 0, threads = 0;
     uint32_t epoch = 0;
@@ -73,7 +81,11 @@ struct Access {
 };
 
 // Where the function that a thread is in was called from; null in the kernel itself.
-static void *caller_of(const Fibre *f) { return f->calls.size() > 1 ? f->calls.back() : nullptr; }
+static void *caller_of(const Fibre *f) {
+    size_t depth = f->calls.size();
+    while (depth && f->calls[depth - 1].function == COPIES) depth--;
+    return depth > 1 ? f->calls[depth - 1].from : nullptr;
+}
 
 static Stamp now(void *site, bool atomic) {
     Fibre *f = run->fibres.current;
