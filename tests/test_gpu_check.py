@@ -92,6 +92,7 @@ def test_a_second_run_goes_on(tmp_path: Path) -> None:
     assert (second / "kernels-a-card.json").is_file()
     wanted = [python(name, "") for name in ("good", "bad", "late")]
     assert [part.name for part in in_turn(wanted, again.outcomes)] == ["late", "bad"]
+    again.write()
     again._keep(Outcome(name="bad", status="not begun"))
     assert kept(run)["bad"] == kept(again)["bad"]  # what was found is not lost
     again.go(in_turn(wanted, again.outcomes))

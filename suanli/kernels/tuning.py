@@ -327,7 +327,7 @@ class _Search:
         """How it ended before its end, and what it went on with."""
         notes = []
         if self._resumed:
-            notes.append(f"went on with {self._resumed} trials of a run that was cut short")
+            notes.append(f"{self._resumed} were known from a run that was cut short")
         if interrupted:
             notes.append(
                 "interrupted: the search is not complete; the same command goes on with it"

@@ -175,7 +175,7 @@ def program(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> str
             body,
             *_bounds(kernel, body, sizes, config),
             '#line 1 "suanli_entry.cpp"',
-            f'extern "C" void suanli_linked() __attribute__((alias("{kernel.function}")));',
+            f'extern "C" void SUANLI_LINKED() __attribute__((alias("{kernel.function}")));',
             "#include <suanli_entry.h>",
             f"static_assert(suanli_arity(&{kernel.function}) == {count}, "
             f'"{kernel.function} does not take the {count} arguments that the kernel file names");',
