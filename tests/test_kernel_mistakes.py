@@ -42,7 +42,7 @@ EXCHANGES = {
         "    y[i] = s[63 - threadIdx.x].x;",
     ),
     "a vector by value": (
-        "    __shared__ float4 s[64];\n    s[threadIdx.x].x = x[i];\n",
+        "    __shared__ float4 s[64];\n    s[threadIdx.x] = make_float4(x[i], 1, 2, 3);\n",
         "    y[i] = head(s[63 - threadIdx.x]);",
     ),
     "a pointer": (
@@ -156,7 +156,7 @@ def test_bytes_of_one_element_by_several_threads_are_no_race() -> None:
         "    for (int k = 0; k < 4; k++) to[k * 64 + threadIdx.x] = from[k * 64 + threadIdx.x];"
     )
     assert only_case(simple(body)).reason == ""
-    twice = body.replace("to[k * 64 + threadIdx.x]", "to[k * 63 + threadIdx.x]")
+    twice = body.replace("to[k * 64 + threadIdx.x]", "to[k * 64 + threadIdx.x / 2]")
     assert "race" in kinds(only_case(simple(twice)))
 
 
@@ -328,8 +328,12 @@ def test_without_their_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 def test_check_has_both_verdicts(tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "examples/kernels/vector_add.py").read_text()
     path = tmp_path / "mine.py"
-    path.write_text(text.replace("if (i < n)", "if (i < n && __isGlobal(x))"))
+    path.write_text(
+        text.replace("c[i] = a[i] + b[i];", "{ c[i] = a[i] + b[i]; atomicMin(&c[i], c[i]); }")
+    )
     if text == path.read_text():
         pytest.fail("the example has changed")
     wrong = kernel_check(str(path), device="cpu")
     assert not wrong.ok
+    assert {case.status for case in wrong.cases if case.where.startswith("host")} == {"verified"}
+    assert [case.status for case in wrong.cases if case.where.startswith("compiled")] == ["failed"]

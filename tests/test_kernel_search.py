@@ -192,7 +192,7 @@ def test_the_verb_goes_on_with_what_ctrl_c_left(
     again = kernel_tune(ref("matmul"), gpu="H200", most=2)
     assert len(compiled) == 1 and len(again.trials) == 2
     assert again.verified and not again.interrupted
-    assert "went on with 1 of a run" in again.notes[0]
+    assert "1 were known from a run" in again.notes[0]
     compiled.clear()
     with pytest.raises(BadInputError, match="--timeout"):
         kernel_tune(ref("matmul"), gpu="H200", timeout_s=0)

@@ -24,7 +24,7 @@ struct Stamp {
     uint64_t step = 0;    // accesses of the whole launch before this one
     void *site = nullptr, *caller = nullptr;
     bool atomic = false;
-    uint8_t begin = 0, end = 1;  // bytes of the cell's element
+    uint8_t begin = 0, end = 1;  // bytes of the cell's element; those of earlier accesses are lost
 
     bool meets(const Stamp &other) const { return begin < other.end && other.begin < end; }
 };
