@@ -230,9 +230,10 @@ def tune(result: KernelTuneResult, console: Console | None = None) -> None:
     if len(result.trials) > len(shown):
         out.print(Text(f" and {len(result.trials) - len(shown)} more (--json has all)", "dim"))
     if result.config is not None:
-        what = "first of the ranking" if result.ranking else "winner"
+        what = "first" if result.ranking else "winner"
+        rank = "of the ranking: " if result.ranking else ""
         state = "its answer was verified" if result.verified else "its answer was not verified"
-        _say(out, what, f"{_named(result.config)}; {state}")
+        _say(out, what, f"{rank}{_named(result.config)}; {state}")
     for rival in result.rivals:
         speedup = f"{rival.speedup.p50:.2f}x ({rival.speedup.lo95:.2f} to {rival.speedup.hi95:.2f})"
         _say(out, "against", f"{rival.name}: {speedup}")

@@ -29,7 +29,7 @@ def refusals(
     Raises:
         BadInputError: The launch is over a limit.
     """
-    cases = []
+    cases: list[KernelCase] = []
     sizes = kernel.check_sizes[0]
     config = kernel.default_config(sizes)
     for dtype in kernel.dtypes:
