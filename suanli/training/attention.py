@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.training.chance import ATTENTION
 from suanli.training.fused import FusedActivation
 from suanli.training.native.library import library
 from suanli.training.twin import twin_of
@@ -80,7 +80,7 @@ class _Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
+        if func is ATTENTION:
             found = _attended(*args, **kwargs)
             if found is not None:
                 return found

@@ -19,6 +19,7 @@ from suanli.base.events_log import EventsLog
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
+from suanli.training.checks import checked_settings
 from suanli.training.distill import Taught, distilled
 from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
@@ -110,6 +111,8 @@ class TrainOptions:
             raise BadInputError(f"--tune must be a number of trials, not {self.tune}")
         if self.seed < 0:
             raise BadInputError(f"--seed must not be negative, not {self.seed}")
+        if self.seed >= 1 << 62:  # others are counted on from it, and generators take 64 bits
+            raise BadInputError(f"--seed must be below 2 to the 62nd, not {self.seed}")
         named = {name: getattr(self, name) for name in ("start", "out", "backup", "key")}
         paths: dict[str, Any] = {name: Path(value) for name, value in named.items() if value}
         return replace(self, **paths, lr_of=factors(self.lr_of))
@@ -154,6 +157,7 @@ def train_workload(
 def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener) -> "Run":
     """Train a recipe with what the options add to it."""
     notes: tuple[str, ...] = ()
+    recipe = replace(recipe, settings=checked_settings(recipe.settings))
     if asked.resume:
         folder = RunFolder(_folder(asked, recipe.name), Keeping(backup=asked.backup))
         record, plan = folder.read()

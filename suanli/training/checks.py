@@ -5,15 +5,43 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from suanli.base.errors import BadInputError
+from suanli.base import codec
+from suanli.base.errors import ArtefactError, BadInputError
 from suanli.training.judging import metric_of
 from suanli.training.losses import class_axis, counting, ignores
 from suanli.training.recipe import Recipe
-from suanli.workloads.record import Samples
+from suanli.workloads.record import Samples, TrainingSettings
 from suanli.workloads.stream import Stream
 
 _USUALLY_IGNORED = (-100, 255)  # by torch's cross-entropy; by data sets of segmentation
 _FEW = 16  # samples of a data set that are looked at before the first step
+_LEAST = {"batch": 1, "epochs": 1, "lr": 0, "momentum": 0, "weight_decay": 0, "clip_norm": 0}
+
+
+def checked_settings(settings: TrainingSettings) -> TrainingSettings:
+    """The hyper-parameters, each of its own type.
+
+    Raises:
+        BadInputError: One of them makes no sense; the message names it.
+    """
+    try:
+        settings = codec.from_json(TrainingSettings, codec.to_json(settings))
+    except (ArtefactError, TypeError) as error:
+        reason = str(error).removeprefix("not a TrainingSettings: ")
+        raise BadInputError(
+            f"the hyper-parameters cannot be used: {reason}",
+            next_step="an optimiser, a schedule of your own: see suanli.training.recipe.Recipe",
+        ) from None
+    for name, least in _LEAST.items():
+        if getattr(settings, name) < least:
+            raise BadInputError(f"{name} must be at least {least}, not {getattr(settings, name)}")
+    if not all(0 <= beta < 1 for beta in settings.betas):
+        raise BadInputError(f"betas must lie between 0 and 1, not {settings.betas}")
+    if not 0 <= settings.validation_split < 1:
+        raise BadInputError(f"validation_split must be under 1, not {settings.validation_split:g}")
+    if settings.nesterov and settings.optimizer == "sgd" and not settings.momentum:
+        raise BadInputError("nesterov needs a momentum")
+    return settings
 
 
 def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str = "") -> Samples:
@@ -71,7 +99,7 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
     """The model's output for two samples, in evaluation mode."""
     was = model.training
     model.eval()
-    few = tuple(part[:2] for part in train.inputs)
+    few = tuple(part[:2].clone() for part in train.inputs)  # forward may change its input
     try:
         output = model(*few)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:

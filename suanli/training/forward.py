@@ -151,7 +151,7 @@ class Forward:
         """Let the kernels look at what they cannot see in a compiled model."""
         assert self._prove is not None
         with self._context():
-            self._prove(*self._typed(tuple(part[:2] for part in inputs)))
+            self._prove(*self._typed(tuple(part[:2].clone() for part in inputs)))
         self._prove = None
 
     def _context(self) -> AbstractContextManager[Any]:
@@ -214,7 +214,7 @@ class Forward:
         self.model.eval()  # the probe must not move running statistics
         try:
             # outside of autocast layers in fp32 do not take what a recipe arranged in bf16
-            wide = (x.float() if x.dtype in _HALVES else x for x in inputs)
+            wide = (x.float() if x.dtype in _HALVES else x.clone() for x in inputs)
             return _plain(self.model(*wide))
         finally:
             self.model.train(was)

@@ -43,7 +43,7 @@ def denormals_flushed() -> Iterator[None]:
 
 
 def _flushing() -> bool:
-    return float(torch.tensor(_TINY) * 1.0) == 0.0
+    return float(torch.tensor(_TINY, dtype=torch.float32, device="cpu") * 1.0) == 0.0
 
 
 def _flush() -> None:
