@@ -21,6 +21,7 @@ from suanli.training.chance import chance_watched
 from suanli.training.recipe import Tensors
 
 _Shape = tuple[Any, ...]
+_BY_MODEL = 'compile_scope "model"'
 
 
 class JointGraph:
@@ -105,13 +106,23 @@ class JointGraph:
         if drawn or not same:
             raise BadInputError(
                 "the model's forward is not the same twice: it cannot be one graph",
-                next_step='compile_scope "model"',
+                next_step=_BY_MODEL,
             )
         given = [t.detach() for t in self._state().values()]
         if self._graphs and len(labels) < max(key[-1][0][0] for key in self._graphs):
             return first
         made: Callable[..., Any] = torch._inductor.compile(first, [*given, *inputs, labels])
         return made
+
+    def _refuse_replaced(self, given: dict[str, torch.Tensor]) -> None:
+        """Raise where `forward` puts a new tensor in a buffer's place: the graph would lose it."""
+        for name, buffer in self._model.named_buffers():
+            if buffer is not given.get(name):
+                raise BadInputError(
+                    f"forward puts a new tensor in the place of the buffer {name}, which one graph "
+                    "does not keep",
+                    next_step=f"change it in place, or {_BY_MODEL}",
+                )
 
     def _traced(self, inputs: Tensors, labels: torch.Tensor) -> GraphModule:
         """The graph of loss and gradients; what it changes are its arguments."""
@@ -130,6 +141,7 @@ class JointGraph:
                 with stateless._reparametrize_module(self._model, given, tie_weights=True):
                     with self._context():
                         output = self._model(*batch)
+                    self._refuse_replaced(given)
                     loss = self._loss(output, target)
                 trained = [given[name] for name in self._trained]
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)

@@ -42,12 +42,18 @@ def starting_point(recipe: Recipe, train: Samples, seed: int) -> nn.Module:
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):
                     reset()
-    if not any(p.requires_grad for p in model.parameters()):
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    train_some(model)
     if recipe.start is not None:
         seen = train.head(_SEEN) if isinstance(train, Stream) else train
         recipe.start(model, seen, torch.Generator().manual_seed(seed))
+    return model
+
+
+def train_some(model: nn.Module) -> nn.Module:
+    """The model; where it trains no parameter, as one for inference, it trains all from here on."""
+    if not any(p.requires_grad for p in model.parameters()):
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return model
 
 
