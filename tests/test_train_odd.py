@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import suanli
+from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training import attention, trainer
@@ -23,6 +24,7 @@ from suanli.training.recipe import Recipe, as_written
 from suanli.training.start import starting_point
 from suanli.training.step import Stepper
 from suanli.training.verify import Trace, compare, eager_plan, record, reference_trace
+from suanli.workloads.builtins import builtin, builtin_names
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.seeding import seeded
 from tests.train_parts import new_loop, state_of
@@ -237,6 +239,40 @@ def test_a_full_disk_at_the_end_does_not_take_the_trained_module(
     assert any("not kept on disk: No space left" in line for line in run.result.notes)
 
 
+# -- before the first step ----------------------------------------------------------------------
+
+
+def test_an_epoch_that_ends_with_one_sample_is_refused_where_batch_norm_cannot(
+    tmp_path: Path,
+) -> None:
+    def normed(kind: Any) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), kind(), nn.Linear(8, 2))
+
+    norm, no_norm = (lambda: nn.BatchNorm1d(8)), nn.ReLU
+    with pytest.raises(BadInputError, match="last batch of an epoch, which is one sample"):
+        _trained(normed(norm), tmp_path / "one", batch=19)  # 96 samples, 5 times 19 and 1
+    assert not (tmp_path / "one").exists()
+    assert _trained(normed(norm), tmp_path / "two", batch=32).result.steps == 6
+    assert _trained(normed(no_norm), tmp_path / "three", batch=19).result.steps == 12
+
+
+def test_a_loss_with_parameters_is_refused(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return _LOSS(self.scale * output, labels)
+
+    data, model, loss = _samples(120, 1), nn.Linear(8, 2), Scaled()
+    given = (*data.inputs, data.labels)
+    with pytest.raises(BadInputError, match="parameters of its own"):
+        suanli.train(model, given, loss, plan="default", out=tmp_path / "run")
+    loss.requires_grad_(False)
+    assert suanli.train(model, given, loss, plan="default", epochs=1, out=tmp_path / "run")
+
+
 # -- settings ---------------------------------------------------------------------------------
 
 
@@ -262,6 +298,12 @@ def test_settings_that_make_no_sense_are_one_line(changes: dict[str, Any], words
         checked_settings(TrainingSettings(**changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_the_built_in_workloads_are_of_their_types_already() -> None:
+    found = [builtin(name, None).training for name in builtin_names()]
+    for settings in filter(None, found):  # trained weights are found by them
+        assert codec.dumps(checked_settings(settings)) == codec.dumps(settings)
 
 
 def test_settings_get_their_own_types_and_a_run_looks_at_them(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Bad input, found before the first step and said in one line."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from suanli.training.judging import metric_of
 from suanli.training.losses import class_axis, counting, ignores
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples, TrainingSettings
-from suanli.workloads.stream import Stream
+from suanli.workloads.stream import Stream, own_generators
 
 _USUALLY_IGNORED = (-100, 255)  # by torch's cross-entropy; by data sets of segmentation
 _FEW = 16  # samples of a data set that are looked at before the first step
@@ -77,6 +78,8 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
     output = _answer(model, recipe, seen)
     labels = _check_labels(output, recipe, seen, what)
     _check_loss(output, recipe, seen)
+    if not part:
+        _check_last(model, recipe, seen, count)
     if not isinstance(train, Stream) or labels is None:
         return train
     return train.held_to(labels.classes, labels.ignored)
@@ -118,6 +121,26 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
     return output
 
 
+def _check_last(model: nn.Module, recipe: Recipe, seen: Samples, count: int) -> None:
+    """Let a copy of the model take one sample as in training, where an epoch ends with one.
+
+    Batch norm over [B, C] cannot, which else would show at the end of the first epoch only.
+    """
+    size = recipe.settings.batch
+    if (count % size or size) != 1:
+        return
+    twin = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad(), own_generators():
+            twin(*(part[:1].clone() for part in seen.inputs))
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BadInputError(
+            f"{recipe.name} cannot take the last batch of an epoch, which is one sample: {reason}",
+            next_step=f"a batch that is not {size}, or samples that are not {count}",
+        ) from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Labels:
     """What labels may be: below `classes`, or `ignored`."""
@@ -154,7 +177,12 @@ def _check_labels(
 def _check_loss(output: torch.Tensor, recipe: Recipe, train: Samples) -> None:
     assert train.labels is not None
     assert recipe.workload.loss is not None
-    labels = train.labels[: len(output)]
+    labels, own = train.labels[: len(output)], recipe.workload.loss
+    if isinstance(own, nn.Module) and any(p.requires_grad for p in own.parameters()):
+        raise BadInputError(
+            "the loss has parameters of its own, which would not be trained",
+            next_step="make them a part of the model, or freeze them: requires_grad_(False)",
+        )
     try:
         loss = recipe.workload.loss(output.float(), labels)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
