@@ -19,6 +19,7 @@ from suanli.training import attention, trainer
 from suanli.training.batches import Batches
 from suanli.training.chance import dropout_off, generators, set_generators
 from suanli.training.checks import checked_settings
+from suanli.training.forward import Forward
 from suanli.training.loop import Loop
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.start import starting_point
@@ -116,6 +117,44 @@ def test_a_workload_whose_weights_are_kept_for_inference_is_trained_as_a_whole()
     made = _recipe(lambda: nn.Sequential(nn.Linear(8, 2)).requires_grad_(False))
     model = starting_point(made, _samples(96, 1), 0)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_hooks_on_gradients_are_called_or_the_plan_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    model[0].weight.register_hook(torch.zeros_like)
+    before = copy.deepcopy(model.state_dict())
+    _trained(model, tmp_path / "run")
+    assert torch.equal(model[0].weight, before["0.weight"])
+    assert not torch.equal(model[0].bias, before["0.bias"])
+    for plan in (
+        TrainPlan(compile="default", compile_scope="joint"),
+        TrainPlan(precision="bf16", weights="bf16"),
+    ):
+        with pytest.raises(BadInputError, match=r"0.weight has a hook on its gradient"):
+            Forward(model, _LOSS, plan)
+    model[0].weight.register_post_accumulate_grad_hook(lambda _: None)
+    with pytest.raises(BadInputError, match="once its gradient is there"):
+        _trained(model, tmp_path / "again")
+
+
+def test_a_buffer_that_forward_replaces_is_no_twin_s() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 2)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count = self.count + 1
+            return self.head(x)
+
+    low = Forward(Counting(), _LOSS, TrainPlan(precision="bf16", weights="bf16"))
+    batch = (torch.randn(4, 8),), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(BadInputError, match="the place of the buffer count"):
+        low.gradients(*batch)
+    model = Counting()
+    Forward(model, _LOSS, TrainPlan()).gradients(*batch)
+    assert float(model.count) == 1.0
 
 
 # -- chance -----------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The verb `train`, for a workload by name and for a module of the caller's own."""
 
-import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from suanli.training.run_folder import Keeping, RunFolder, RunRecord
 from suanli.training.schedules import factors
 from suanli.training.trainer import Trainer
 from suanli.training.tune import said, tune
+from suanli.training.twin import copy_of
 from suanli.workloads.given import as_data
 from suanli.workloads.record import Inputs, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
@@ -275,10 +275,10 @@ def _recipe_of(
     parts = as_data(data)
     if isinstance(data, DataLoader) and data.batch_size is not None:
         settings.setdefault("batch", data.batch_size)
-    start = copy.deepcopy(model).to("cpu")
+    start = copy_of(model).to("cpu")
     workload = Workload(
         name=type(model).__name__,
-        make_model=lambda: copy.deepcopy(start),
+        make_model=lambda: copy_of(start),
         make_inputs=lambda batch: Inputs(args=parts.train.head(batch).inputs),
         data=lambda: parts,
         loss=loss,

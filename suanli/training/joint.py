@@ -19,6 +19,7 @@ from torch.nn.utils import stateless
 from suanli.base.errors import BadInputError
 from suanli.training.chance import chance_watched
 from suanli.training.recipe import Tensors
+from suanli.training.twin import refuse_hooks
 
 _Shape = tuple[Any, ...]
 _BY_MODEL = 'compile_scope "model"'
@@ -34,6 +35,9 @@ class JointGraph:
         model: In training mode; its parameters and buffers are read at every call.
         loss: `(output, labels) -> loss`.
         context: Makes the context that the forward pass runs in, such as autocast.
+
+    Raises:
+        BadInputError: A parameter has a hook on its gradient.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class JointGraph:
         loss: Callable[[Any, torch.Tensor], torch.Tensor],
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
+        refuse_hooks(model, "one graph")
         self._model, self._loss, self._context = model, loss, context
         # where each tensor is kept: walking through the modules takes longer than a small layer
         self._places = {name: _place(model, name) for name in self._state()}
