@@ -17,6 +17,7 @@ from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training import attention, trainer
 from suanli.training.batches import Batches
+from suanli.training.calls import Run
 from suanli.training.chance import dropout_off, generators, set_generators
 from suanli.training.checks import checked_settings
 from suanli.training.forward import Forward
@@ -26,6 +27,7 @@ from suanli.training.start import starting_point
 from suanli.training.step import Stepper
 from suanli.training.verify import Trace, compare, eager_plan, record, reference_trace
 from suanli.workloads.builtins import builtin, builtin_names
+from suanli.workloads.given import as_samples
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.seeding import seeded
 from tests.train_parts import new_loop, state_of
@@ -86,9 +88,7 @@ def _recipe(make: Any, **changes: Any) -> Recipe:
     )
 
 
-def _trained(
-    model: nn.Module, out: Path, samples: Samples | None = None, **options: Any
-) -> suanli.Run:
+def _trained(model: nn.Module, out: Path, samples: Samples | None = None, **options: Any) -> Run:
     data = samples or _samples(120, 1)
     options = {"plan": "default", "batch": 16, "epochs": 2, "lr": 0.1} | options
     return suanli.train(model, (*data.inputs, data.labels), _LOSS, out=out, **options)
@@ -310,6 +310,55 @@ def test_a_loss_with_parameters_is_refused(tmp_path: Path) -> None:
         suanli.train(model, given, loss, plan="default", out=tmp_path / "run")
     loss.requires_grad_(False)
     assert suanli.train(model, given, loss, plan="default", epochs=1, out=tmp_path / "run")
+
+
+def _no_tensor() -> nn.Module:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"k": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    return Extra(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "words"),
+    [
+        (_no_tensor, {}, "_extra_state is a dict: a run keeps tensors only"),
+        (lambda: nn.Linear(8, 2).bfloat16(), {}, "weight is bfloat16, a run trains fp32"),
+        (lambda: nn.Linear(8, 2, dtype=torch.complex64), {}, "weight is complex64"),
+        (lambda: nn.Linear(8, 2).requires_grad_(False), {}, "no parameter of the model is trained"),
+        (lambda: nn.Linear(8, 2), {"augmentation": ("flip",)}, "flip is for images"),
+        (lambda: nn.Linear(8, 2), {"plan": None}, "a plan cannot be a NoneType"),
+    ],
+)
+def test_what_a_run_cannot_do_is_said_before_the_first_step(
+    make: Any, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError) as caught:
+        _trained(make(), tmp_path / "run", **changes)
+    assert words in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_detached_is_one_line(tmp_path: Path) -> None:
+    def detached(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return _LOSS(output, labels).detach()
+
+    with pytest.raises(BadInputError, match="does not follow from the trained parameters"):
+        Forward(nn.Linear(8, 2), detached, TrainPlan()).gradients(
+            (torch.randn(4, 8),), torch.zeros(4, dtype=torch.long)
+        )
+
+
+def test_samples_that_want_gradients_are_samples(tmp_path: Path) -> None:
+    data = _samples(120, 1)
+    wanting = Samples(inputs=(data.inputs[0].clone().requires_grad_(),), labels=data.labels)
+    assert _trained(nn.Linear(8, 2), tmp_path / "run", wanting).result.steps > 0
+    assert not as_samples(wanting).inputs[0].requires_grad
+    assert wanting.inputs[0].grad is None
 
 
 # -- settings ---------------------------------------------------------------------------------

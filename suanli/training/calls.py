@@ -96,6 +96,11 @@ class TrainOptions:
         Raises:
             BadInputError: One of them makes no sense; the message names it.
         """
+        if not isinstance(self.plan, str | Path | TrainPlan):
+            raise BadInputError(
+                f"a plan cannot be a {type(self.plan).__name__}",
+                next_step="auto, default, a file of a plan, or a TrainPlan",
+            )
         if self.epochs is not None and self.epochs < 1:
             raise BadInputError(f"--epochs must be at least 1, not {self.epochs}")
         for name, value in (("--max-seconds", self.max_seconds), ("--budget", self.budget_s)):
@@ -270,6 +275,8 @@ def _recipe_of(
             f"{unknown[0]!r} is no option of train",
             next_step=f"there are {', '.join(sorted(known))}",
         )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise BadInputError("no parameter of the model is trained")
     if asked.epochs is not None:
         settings["epochs"] = asked.epochs
     parts = as_data(data)

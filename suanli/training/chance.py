@@ -45,7 +45,8 @@ def generators(device: str) -> tuple[Any, ...]:
     here = torch.random.get_rng_state()
     there = torch.cuda.get_rng_state(device) if device.startswith("cuda") else torch.empty(0)
     version, words, normal = random.getstate()
-    kind, keys, *rest = np.random.get_state()
+    drawn: Any = np.random.get_state()
+    kind, keys, *rest = drawn
     python = (version, torch.tensor(words, dtype=torch.int64), normal)
     numbers = (kind, torch.tensor(keys.astype(np.int64)), *rest)
     return here, there, python, numbers
@@ -72,7 +73,7 @@ def dropout_off() -> Iterator[None]:
     kept = {name: getattr(functional, name) for name in (*_DROPOUTS, ATTENTION.__name__)}
     for name in _DROPOUTS:
         setattr(functional, name, _given_back)
-    functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = _attention
     try:
         yield
     finally:

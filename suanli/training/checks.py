@@ -27,11 +27,13 @@ def checked_settings(settings: TrainingSettings) -> TrainingSettings:
     """
     try:
         settings = codec.from_json(TrainingSettings, codec.to_json(settings))
-    except (ArtefactError, TypeError) as error:
+    except ArtefactError as error:
         reason = str(error).removeprefix("not a TrainingSettings: ")
+        raise BadInputError(f"the hyper-parameters cannot be used: {reason}") from None
+    except TypeError as error:
         raise BadInputError(
-            f"the hyper-parameters cannot be used: {reason}",
-            next_step="an optimiser, a schedule of your own: see suanli.training.recipe.Recipe",
+            f"the hyper-parameters cannot be used: {error}",
+            next_step="an optimiser of your own: see suanli.training.recipe.Recipe",
         ) from None
     for name, least in _LEAST.items():
         if getattr(settings, name) < least:
@@ -67,6 +69,8 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
     count = len(train)
     if count == 0:
         raise BadInputError(f"there are no {what}")
+    if not part:
+        _check_model(model, recipe, train)
     seen = train.head(_FEW) if isinstance(train, Stream) else train
     if seen.labels is None:
         raise BadInputError(f"training needs labels, the {what} have none")
@@ -83,6 +87,28 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
     if not isinstance(train, Stream) or labels is None:
         return train
     return train.held_to(labels.classes, labels.ignored)
+
+
+def _check_model(model: nn.Module, recipe: Recipe, train: Samples) -> None:
+    """Refuse what would only show at the first step, or at the last one."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise BadInputError(
+                f"{name} is a {type(value).__name__}: a run keeps tensors only",
+                next_step="let get_extra_state give a tensor",
+            )
+    for name, parameter in model.named_parameters():
+        kind = str(parameter.dtype).removeprefix("torch.")
+        if parameter.requires_grad and kind not in ("float32", "float64"):
+            raise BadInputError(
+                f"{name} is {kind}, a run trains fp32 weights",
+                next_step="model.float(); the plan decides what is computed in bf16",
+            )
+    images = all(part.dim() == 4 for part in train.head(1).inputs)
+    if recipe.settings.augmentation and recipe.arrange is None and not images:
+        raise BadInputError(
+            f"augmentation by {', '.join(recipe.settings.augmentation)} is for images [C, H, W]"
+        )
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:

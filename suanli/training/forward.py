@@ -140,6 +140,11 @@ class Forward:
         loss: torch.Tensor = whole(inputs, labels)
         if self._twin is not None:
             self._refuse_replaced(self._twin)
+        if not loss.requires_grad:
+            raise BadInputError(
+                "the loss does not follow from the trained parameters, so there are no gradients",
+                next_step="is it detached, or made by operators that torch does not derive?",
+            )
         loss = loss if share is None else loss * share
         self.on_phase("backward")
         (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
@@ -151,8 +156,8 @@ class Forward:
         for name, buffer in twin.named_buffers():
             if id(buffer) not in self._shared:
                 raise BadInputError(
-                    f"forward puts a new tensor in the place of the buffer {name}, which the plan's "
-                    "kernels or copies in bf16 do not keep",
+                    f"forward puts a new tensor in the place of the buffer {name}, which the "
+                    "plan's kernels or copies in bf16 do not keep",
                     next_step="change it in place, or use a plan without them",
                 )
 

@@ -22,7 +22,7 @@ def copy_of(model: nn.Module) -> nn.Module:
                 next_step="remove it: the run updates parameters itself",
             )
         for hook in (old._backward_hooks or {}).values():
-            new.register_hook(hook)
+            new.register_hook(hook)  # type: ignore[no-untyped-call]
     return twin
 
 
