@@ -31,6 +31,21 @@ def test_kept_again_after_an_error() -> None:
     assert zeros_of_tiny_numbers() == 0
 
 
+@pytest.mark.parametrize("inside", [1, 2])
+def test_no_thread_goes_on_flushing_where_code_inside_had_more_of_them(inside: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        with machine_as_planned(TrainPlan(flush_denormals=True, threads=inside)):
+            torch.set_num_threads(4)
+            assert zeros_of_tiny_numbers() == _MANY
+            torch.set_num_threads(inside)
+        for count in (2, 4):
+            torch.set_num_threads(count)
+            assert zeros_of_tiny_numbers() == 0
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_a_block_inside_another_leaves_it_in_force_whatever_the_default_type(
     dtype: torch.dtype,
