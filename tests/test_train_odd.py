@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 import suanli
 from suanli.base import codec
-from suanli.base.errors import BadInputError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.train_plan import TrainPlan
 from suanli.training import attention, trainer
 from suanli.training.batches import Batches
@@ -276,6 +277,10 @@ def test_a_full_disk_at_the_end_does_not_take_the_trained_module(
     run = _trained(model, tmp_path / "run")
     assert not torch.equal(model[0].weight, before)
     assert any("not kept on disk: No space left" in line for line in run.result.notes)
+    made = _recipe(lambda: nn.Linear(8, 2))
+    named = replace(made, ref="file.py:name")
+    with pytest.raises(SuanliError, match=r"cannot be written to .*named: No space left"):
+        suanli.train(named, plan="default", out=tmp_path / "named")
 
 
 # -- before the first step ----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from suanli.base import codec, schema
-from suanli.base.errors import BadInputError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.events import Event, Listener
 from suanli.base.files import write_atomic
 from suanli.base.hardware import Ceilings
@@ -287,10 +287,14 @@ class Trainer:
             self._keep_for_optimize(model, record, facts, stopped)
             write_atomic(self._request.out / "result.json", codec.dumps(result))
         except OSError as error:
+            reason = error.strerror or str(error)
             if self._recipe.ref:
-                raise
+                raise SuanliError(
+                    f"the trained weights cannot be written to {self._request.out}: {reason}",
+                    next_step="make room; --resume goes on from the last checkpoint",
+                ) from None
             # the trained module lives in the caller's process, who must not lose it
-            self._note(f"the trained weights are not kept on disk: {error.strerror or error}")
+            self._note(f"the trained weights are not kept on disk: {reason}")
             result = replace(result, notes=tuple(self._notes))
         return result, model
 
