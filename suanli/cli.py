@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -348,7 +349,9 @@ def train(  # noqa: PLR0913, PLR0917
     with text.Live(quiet=as_json or not first) as live:
         result = train_workload(workload, options, data=data, on_event=live.event)
     if first:
-        _print(result, as_json, show, report)
+        needed = {"--data": data, "--key": key, "--backup": backup}
+        asked = [word for name, path in needed.items() if path for word in (name, str(path))]
+        _print(result, as_json, partial(show, asked=(workload, *asked)), report)
     if result.interrupted:
         raise typer.Exit(_EXIT_STOPPED)
 

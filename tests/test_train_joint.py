@@ -180,6 +180,22 @@ def test_a_forward_that_changes_is_refused(way: str) -> None:
         joint((torch.randn(5, 4),), torch.zeros(5, dtype=torch.long))
 
 
+def test_a_buffer_that_forward_replaces_is_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count = self.count + 1
+            return self.head(x)
+
+    joint = JointGraph(Counting(), nn.CrossEntropyLoss(), torch.no_grad)
+    with pytest.raises(BadInputError, match="the place of the buffer count"):
+        joint((torch.randn(5, 4),), torch.zeros(5, dtype=torch.long))
+
+
 def test_what_it_excludes() -> None:
     for changes in ({"precision": "fp16", "device": "cuda:0"}, {"checkpointing": True}):
         with pytest.raises(BadInputError, match="joint"):

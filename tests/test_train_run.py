@@ -82,6 +82,11 @@ def test_the_report_fits_and_says_what_matters(tmp_path: Path) -> None:
         assert words in text
     assert "not the workload's as written" in text  # the epochs are not
     assert max(map(len, text.splitlines()[:-1])) <= 80
+    page = io.StringIO()
+    asked = ("my file.py:recipe", "--data", "D")
+    report.train(replace(result, interrupted=True), Console(file=page, width=80), asked=asked)
+    again = f"Go on with: suanli train 'my file.py:recipe' --resume -o {tmp_path / 'run'} --data D"
+    assert again in page.getvalue().splitlines()
 
 
 def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:

@@ -31,6 +31,41 @@ def test_kept_again_after_an_error() -> None:
     assert zeros_of_tiny_numbers() == 0
 
 
+@pytest.mark.parametrize("inside", [1, 2])
+def test_no_thread_goes_on_flushing_where_code_inside_had_more_of_them(inside: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        with machine_as_planned(TrainPlan(flush_denormals=True, threads=inside)):
+            torch.set_num_threads(4)
+            assert zeros_of_tiny_numbers() == _MANY
+            torch.set_num_threads(inside)
+        for count in (2, 4):
+            torch.set_num_threads(count)
+            assert zeros_of_tiny_numbers() == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_block_inside_another_leaves_it_in_force_whatever_the_default_type(
+    dtype: torch.dtype,
+) -> None:
+    def all_zero() -> bool:
+        return bool((torch.full((_MANY,), 1e-40, dtype=torch.float32) * 1.0 == 0).all())
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with denormals_flushed():
+            assert all_zero()
+            with denormals_flushed():
+                pass
+            assert all_zero()
+        assert not all_zero()
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_without_the_known_pool_the_calling_thread_flushes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

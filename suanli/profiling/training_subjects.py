@@ -30,7 +30,7 @@ from suanli.training.kernels import usable
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.recipes import resolve_recipe
 from suanli.training.run_folder import RunFolder
-from suanli.training.start import held_out_end, starting_point, take_weights
+from suanli.training.start import held_out_end, starting_point, take_weights, train_some
 from suanli.training.step import Stepper
 from suanli.workloads.record import Data, Samples, TrainingSettings, Workload
 
@@ -223,7 +223,7 @@ def synthetic(workload: Workload, plan: TrainPlan, batch: int) -> Subject:
     data = Data(train=samples, search=samples, acceptance=samples)
     ready = replace(workload, data=lambda: data, loss=workload.loss or _sum)
     recipe = Recipe(workload=ready, settings=replace(settings, batch=batch), ref=workload.ref)
-    model = copy.deepcopy(workload.make_model()).requires_grad_()  # it may be the user's own
+    model = train_some(copy.deepcopy(workload.make_model()))  # it may be the user's own
     found = _stepping(model, recipe, plan, samples, 0)
     found.notes.append("the workload has no data: example inputs, and labels of one class")
     return found

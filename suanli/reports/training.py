@@ -1,5 +1,7 @@
 """The result of `suanli train` as text."""
 
+import shlex
+
 from rich.console import Console
 from rich.text import Text
 
@@ -19,8 +21,16 @@ _STOPPED = {
 }
 
 
-def train(result: TrainResult, console: Console | None = None) -> None:
-    """Print what was tried, how the run went, and where it is."""
+def train(
+    result: TrainResult, console: Console | None = None, *, asked: tuple[str, ...] = ()
+) -> None:
+    """Print what was tried, how the run went, and where it is.
+
+    Args:
+        result: Of the run.
+        console: Where to; standard output by default.
+        asked: The workload as it was typed, and the options that a run that goes on needs as well.
+    """
     out = console or _console()
     if result.trials:
         out.print(_trials(result.trials, result.plan.as_plan(), out.width))
@@ -34,8 +44,9 @@ def train(result: TrainResult, console: Console | None = None) -> None:
     out.print(_lines(_findings(result), out.width))
     out.print()
     if result.interrupted:
-        words = f"Go on with: suanli train {result.workload} --resume -o {result.run_dir}"
-        out.print(Text(words), soft_wrap=True)
+        name, *more = asked or (result.workload,)
+        again = ("suanli", "train", name, "--resume", "-o", result.run_dir, *more)
+        out.print(Text(f"Go on with: {shlex.join(again)}"), soft_wrap=True)
     elif result.weights:
         out.print(Text.assemble("The weights are in ", (result.weights, "bold")), soft_wrap=True)
 

@@ -1,6 +1,5 @@
 """The verb `train`, for a workload by name and for a module of the caller's own."""
 
-import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from suanli.base.events_log import EventsLog
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
+from suanli.training.checks import checked_settings
 from suanli.training.distill import Taught, distilled
 from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
@@ -28,6 +28,7 @@ from suanli.training.run_folder import Keeping, RunFolder, RunRecord
 from suanli.training.schedules import factors
 from suanli.training.trainer import Trainer
 from suanli.training.tune import said, tune
+from suanli.training.twin import copy_of
 from suanli.workloads.given import as_data
 from suanli.workloads.record import Inputs, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
@@ -95,6 +96,11 @@ class TrainOptions:
         Raises:
             BadInputError: One of them makes no sense; the message names it.
         """
+        if not isinstance(self.plan, str | Path | TrainPlan):
+            raise BadInputError(
+                f"a plan cannot be a {type(self.plan).__name__}",
+                next_step="auto, default, a file of a plan, or a TrainPlan",
+            )
         if self.epochs is not None and self.epochs < 1:
             raise BadInputError(f"--epochs must be at least 1, not {self.epochs}")
         for name, value in (("--max-seconds", self.max_seconds), ("--budget", self.budget_s)):
@@ -110,6 +116,8 @@ class TrainOptions:
             raise BadInputError(f"--tune must be a number of trials, not {self.tune}")
         if self.seed < 0:
             raise BadInputError(f"--seed must not be negative, not {self.seed}")
+        if self.seed >= 1 << 62:  # others are counted on from it, and generators take 64 bits
+            raise BadInputError(f"--seed must be below 2 to the 62nd, not {self.seed}")
         named = {name: getattr(self, name) for name in ("start", "out", "backup", "key")}
         paths: dict[str, Any] = {name: Path(value) for name, value in named.items() if value}
         return replace(self, **paths, lr_of=factors(self.lr_of))
@@ -154,6 +162,7 @@ def train_workload(
 def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener) -> "Run":
     """Train a recipe with what the options add to it."""
     notes: tuple[str, ...] = ()
+    recipe = replace(recipe, settings=checked_settings(recipe.settings))
     if asked.resume:
         folder = RunFolder(_folder(asked, recipe.name), Keeping(backup=asked.backup))
         record, plan = folder.read()
@@ -266,15 +275,17 @@ def _recipe_of(
             f"{unknown[0]!r} is no option of train",
             next_step=f"there are {', '.join(sorted(known))}",
         )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise BadInputError("no parameter of the model is trained")
     if asked.epochs is not None:
         settings["epochs"] = asked.epochs
     parts = as_data(data)
     if isinstance(data, DataLoader) and data.batch_size is not None:
         settings.setdefault("batch", data.batch_size)
-    start = copy.deepcopy(model).to("cpu")
+    start = copy_of(model).to("cpu")
     workload = Workload(
         name=type(model).__name__,
-        make_model=lambda: copy.deepcopy(start),
+        make_model=lambda: copy_of(start),
         make_inputs=lambda batch: Inputs(args=parts.train.head(batch).inputs),
         data=lambda: parts,
         loss=loss,

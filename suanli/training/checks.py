@@ -1,19 +1,50 @@
 """Bad input, found before the first step and said in one line."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from suanli.base.errors import BadInputError
+from suanli.base import codec
+from suanli.base.errors import ArtefactError, BadInputError
 from suanli.training.judging import metric_of
 from suanli.training.losses import class_axis, counting, ignores
 from suanli.training.recipe import Recipe
-from suanli.workloads.record import Samples
-from suanli.workloads.stream import Stream
+from suanli.workloads.record import Samples, TrainingSettings
+from suanli.workloads.stream import Stream, own_generators
 
 _USUALLY_IGNORED = (-100, 255)  # by torch's cross-entropy; by data sets of segmentation
 _FEW = 16  # samples of a data set that are looked at before the first step
+_LEAST = {"batch": 1, "epochs": 1, "lr": 0, "momentum": 0, "weight_decay": 0, "clip_norm": 0}
+
+
+def checked_settings(settings: TrainingSettings) -> TrainingSettings:
+    """The hyper-parameters, each of its own type.
+
+    Raises:
+        BadInputError: One of them makes no sense; the message names it.
+    """
+    try:
+        settings = codec.from_json(TrainingSettings, codec.to_json(settings))
+    except ArtefactError as error:
+        reason = str(error).removeprefix("not a TrainingSettings: ")
+        raise BadInputError(f"the hyper-parameters cannot be used: {reason}") from None
+    except TypeError as error:
+        raise BadInputError(
+            f"the hyper-parameters cannot be used: {error}",
+            next_step="an optimiser of your own: see suanli.training.recipe.Recipe",
+        ) from None
+    for name, least in _LEAST.items():
+        if getattr(settings, name) < least:
+            raise BadInputError(f"{name} must be at least {least}, not {getattr(settings, name)}")
+    if not all(0 <= beta < 1 for beta in settings.betas):
+        raise BadInputError(f"betas must lie between 0 and 1, not {settings.betas}")
+    if not 0 <= settings.validation_split < 1:
+        raise BadInputError(f"validation_split must be under 1, not {settings.validation_split:g}")
+    if settings.nesterov and settings.optimizer == "sgd" and not settings.momentum:
+        raise BadInputError("nesterov needs a momentum")
+    return settings
 
 
 def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str = "") -> Samples:
@@ -38,6 +69,8 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
     count = len(train)
     if count == 0:
         raise BadInputError(f"there are no {what}")
+    if not part:
+        _check_model(model, recipe, train)
     seen = train.head(_FEW) if isinstance(train, Stream) else train
     if seen.labels is None:
         raise BadInputError(f"training needs labels, the {what} have none")
@@ -49,9 +82,33 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
     output = _answer(model, recipe, seen)
     labels = _check_labels(output, recipe, seen, what)
     _check_loss(output, recipe, seen)
+    if not part:
+        _check_last(model, recipe, seen, count)
     if not isinstance(train, Stream) or labels is None:
         return train
     return train.held_to(labels.classes, labels.ignored)
+
+
+def _check_model(model: nn.Module, recipe: Recipe, train: Samples) -> None:
+    """Refuse what would only show at the first step, or at the last one."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise BadInputError(
+                f"{name} is a {type(value).__name__}: a run keeps tensors only",
+                next_step="let get_extra_state give a tensor",
+            )
+    for name, parameter in model.named_parameters():
+        kind = str(parameter.dtype).removeprefix("torch.")
+        if parameter.requires_grad and kind not in ("float32", "float64"):
+            raise BadInputError(
+                f"{name} is {kind}, a run trains fp32 weights",
+                next_step="model.float(); the plan decides what is computed in bf16",
+            )
+    images = all(part.dim() == 4 for part in train.head(1).inputs)
+    if recipe.settings.augmentation and recipe.arrange is None and not images:
+        raise BadInputError(
+            f"augmentation by {', '.join(recipe.settings.augmentation)} is for images [C, H, W]"
+        )
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
@@ -71,7 +128,7 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
     """The model's output for two samples, in evaluation mode."""
     was = model.training
     model.eval()
-    few = tuple(part[:2] for part in train.inputs)
+    few = tuple(part[:2].clone() for part in train.inputs)  # forward may change its input
     try:
         output = model(*few)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
@@ -88,6 +145,26 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
             next_step="wrap the model so that its forward returns what the loss takes",
         )
     return output
+
+
+def _check_last(model: nn.Module, recipe: Recipe, seen: Samples, count: int) -> None:
+    """Let a copy of the model take one sample as in training, where an epoch ends with one.
+
+    Batch norm over [B, C] cannot, which else would show at the end of the first epoch only.
+    """
+    size = recipe.settings.batch
+    if (count % size or size) != 1:
+        return
+    twin = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad(), own_generators():
+            twin(*(part[:1].clone() for part in seen.inputs))
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BadInputError(
+            f"{recipe.name} cannot take the last batch of an epoch, which is one sample: {reason}",
+            next_step=f"a batch that is not {size}, or samples that are not {count}",
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +203,12 @@ def _check_labels(
 def _check_loss(output: torch.Tensor, recipe: Recipe, train: Samples) -> None:
     assert train.labels is not None
     assert recipe.workload.loss is not None
-    labels = train.labels[: len(output)]
+    labels, own = train.labels[: len(output)], recipe.workload.loss
+    if isinstance(own, nn.Module) and any(p.requires_grad for p in own.parameters()):
+        raise BadInputError(
+            "the loss has parameters of its own, which would not be trained",
+            next_step="make them a part of the model, or freeze them: requires_grad_(False)",
+        )
     try:
         loss = recipe.workload.loss(output.float(), labels)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:

@@ -22,6 +22,7 @@ from suanli.training.kernels import EMULATED_FP8, put_in_place
 from suanli.training.losses import Loss, class_axis, counting, is_mean
 from suanli.training.recipe import Tensors
 from suanli.training.threads import denormals_flushed
+from suanli.training.twin import refuse_hooks
 
 OnPhase = Callable[[Phase], object]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
@@ -53,6 +54,9 @@ class Forward:
             inner = fp8_products(inner)
         self._undo = recompute_blocks(inner) if plan.checkpointing else _nothing
         self.call: Callable[..., Any] = inner
+        # buffers of a twin that a forward may replace by new ones, which the model would not see
+        self._twin = None if inner is model else inner
+        self._shared = {id(buffer) for buffer in inner.buffers()}
         self._prove: Callable[..., object] | None = None
         self._joint: JointGraph | None = None
         if plan.compile_scope == "joint":
@@ -134,10 +138,28 @@ class Forward:
             return found if share is None else found * share
         whole = getattr(self, "_whole", self._forward)
         loss: torch.Tensor = whole(inputs, labels)
+        if self._twin is not None:
+            self._refuse_replaced(self._twin)
+        if not loss.requires_grad:
+            raise BadInputError(
+                "the loss does not follow from the trained parameters, so there are no gradients",
+                next_step="is it detached, or made by operators that torch does not derive?",
+            )
         loss = loss if share is None else loss * share
         self.on_phase("backward")
         (loss * scale if scale != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _refuse_replaced(self, twin: nn.Module) -> None:
+        """Raise where the first forward put new tensors in the place of buffers."""
+        self._twin = None
+        for name, buffer in twin.named_buffers():
+            if id(buffer) not in self._shared:
+                raise BadInputError(
+                    f"forward puts a new tensor in the place of the buffer {name}, which the "
+                    "plan's kernels or copies in bf16 do not keep",
+                    next_step="change it in place, or use a plan without them",
+                )
 
     def _forward(self, inputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
         with self._context():
@@ -151,7 +173,7 @@ class Forward:
         """Let the kernels look at what they cannot see in a compiled model."""
         assert self._prove is not None
         with self._context():
-            self._prove(*self._typed(tuple(part[:2] for part in inputs)))
+            self._prove(*self._typed(tuple(part[:2].clone() for part in inputs)))
         self._prove = None
 
     def _context(self) -> AbstractContextManager[Any]:
@@ -214,7 +236,7 @@ class Forward:
         self.model.eval()  # the probe must not move running statistics
         try:
             # outside of autocast layers in fp32 do not take what a recipe arranged in bf16
-            wide = (x.float() if x.dtype in _HALVES else x for x in inputs)
+            wide = (x.float() if x.dtype in _HALVES else x.clone() for x in inputs)
             return _plain(self.model(*wide))
         finally:
             self.model.train(was)
@@ -246,6 +268,7 @@ def _mode(plan: TrainPlan) -> str | None:
 
 def _low_weights(model: nn.Module, copies: list[tuple[nn.Parameter, nn.Parameter]]) -> nn.Module:
     """A twin with bf16 copies of the matrix weights; everything else is the model's own."""
+    refuse_hooks(model, "a copy in bf16")
     memo: dict[int, Any] = {}
     matrix = [m for m in model.modules() if isinstance(m, _MATRIX_LAYERS)]
     low_ids = {id(p) for m in matrix for p in m.parameters(recurse=False)}

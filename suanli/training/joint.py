@@ -19,8 +19,10 @@ from torch.nn.utils import stateless
 from suanli.base.errors import BadInputError
 from suanli.training.chance import chance_watched
 from suanli.training.recipe import Tensors
+from suanli.training.twin import refuse_hooks
 
 _Shape = tuple[Any, ...]
+_BY_MODEL = 'compile_scope "model"'
 
 
 class JointGraph:
@@ -33,6 +35,9 @@ class JointGraph:
         model: In training mode; its parameters and buffers are read at every call.
         loss: `(output, labels) -> loss`.
         context: Makes the context that the forward pass runs in, such as autocast.
+
+    Raises:
+        BadInputError: A parameter has a hook on its gradient.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class JointGraph:
         loss: Callable[[Any, torch.Tensor], torch.Tensor],
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
+        refuse_hooks(model, "one graph")
         self._model, self._loss, self._context = model, loss, context
         # where each tensor is kept: walking through the modules takes longer than a small layer
         self._places = {name: _place(model, name) for name in self._state()}
@@ -105,13 +111,23 @@ class JointGraph:
         if drawn or not same:
             raise BadInputError(
                 "the model's forward is not the same twice: it cannot be one graph",
-                next_step='compile_scope "model"',
+                next_step=_BY_MODEL,
             )
         if self._graphs and len(labels) < max(key[-1][0][0] for key in self._graphs):
             return first
         given = [t.detach() for t in self._state().values()]
         made: Callable[..., Any] = torch._inductor.compile(first, [*given, *inputs, labels])
         return made
+
+    def _refuse_replaced(self, given: dict[str, torch.Tensor]) -> None:
+        """Raise where `forward` puts a new tensor in a buffer's place: the graph would lose it."""
+        for name, buffer in self._model.named_buffers():
+            if buffer is not given.get(name):
+                raise BadInputError(
+                    f"forward puts a new tensor in the place of the buffer {name}, which one graph "
+                    "does not keep",
+                    next_step=f"change it in place, or {_BY_MODEL}",
+                )
 
     def _traced(self, inputs: Tensors, labels: torch.Tensor) -> GraphModule:
         """The graph of loss and gradients; what it changes are its arguments."""
@@ -130,6 +146,7 @@ class JointGraph:
                 with stateless._reparametrize_module(self._model, given, tie_weights=True):
                     with self._context():
                         output = self._model(*batch)
+                    self._refuse_replaced(given)
                     loss = self._loss(output, target)
                 trained = [given[name] for name in self._trained]
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)

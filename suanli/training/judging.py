@@ -74,7 +74,8 @@ def judge(
             if stop is not None and stop():
                 raise JudgementStoppedError
             assert chunk.labels is not None
-            inputs = tuple(placed(part, device) for part in chunk.inputs)
+            # a copy: a forward may change its input, and these are the owner's samples
+            inputs = tuple(placed(part.clone(), device) for part in chunk.inputs)
             labels = chunk.labels.to(device)
             output = predict(model, inputs) if predict else model(*inputs)
             if metric == "loss":

@@ -16,13 +16,14 @@ from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
 from suanli.training.batches import Batch, Batches, Place
 from suanli.training.blame import first_bad_value
+from suanli.training.chance import generators, seed_all, set_generators
 from suanli.training.judging import JudgementStoppedError, judge, metric_of, reached
 from suanli.training.recipe import Averaging, Recipe
 from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
 from suanli.training.work_of import Limit
 from suanli.workloads.record import Samples
-from suanli.workloads.stream import Stream
+from suanli.workloads.stream import Stream, own_generators
 
 _REPORT_EVERY_S = 1.0
 _JUDGING_SHARE = 0.1  # of the time, unless a target asks for more
@@ -115,9 +116,7 @@ class Loop:
         self._cuda = self.plan.kind == "cuda"
         # the generators' states between runs; inside one the process's own are used
         self._running = False
-        with torch.random.fork_rng(devices=self._devices()):
-            torch.manual_seed(seed + _APART * stepper.replicas.rank)
-            self._chance = self._generators()
+        self._chance = self._drawn_from(seed + _APART * stepper.replicas.rank)
 
     @property
     def recipe(self) -> Recipe:
@@ -153,7 +152,7 @@ class Loop:
         return place.epoch + place.position / self.batches.per_epoch
 
     def run(self, stop: StopRequests | None = None) -> str:
-        """Train until a limit; the caller's generator is left as it was.
+        """Train until a limit; the caller's generators are left as they were.
 
         Returns:
             Which one: "epochs", "steps", "time", "target" or "asked".
@@ -161,10 +160,8 @@ class Loop:
         Raises:
             NotFiniteError: The loss is no longer finite.
         """
-        with torch.random.fork_rng(devices=self._devices()):
-            torch.random.set_rng_state(self._chance[0])
-            if self._cuda:
-                torch.cuda.set_rng_state(self._chance[1], self.plan.device)
+        with own_generators(), torch.random.fork_rng(devices=self._devices()):
+            set_generators(self._chance, self.plan.device)
             self._begun_s, self._begun_samples = self.seconds, self.samples
             self._running = True
             try:
@@ -172,17 +169,17 @@ class Loop:
                 return self._run()
             finally:
                 self._running = False
-                self._chance = self._generators()
+                self._chance = generators(self.plan.device)
                 self.batches.close()
 
     def _devices(self) -> list[torch.device]:
         return [torch.device(self.plan.device)] if self._cuda else []
 
-    def _generators(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of torch's own generators: the CPU's and the device's (empty without one)."""
-        here = torch.random.get_rng_state()
-        device = self.plan.device
-        return here, torch.cuda.get_rng_state(device) if self._cuda else torch.empty(0)
+    def _drawn_from(self, seed: int) -> tuple[Any, ...]:
+        """The generators' states as a seed makes them."""
+        with own_generators(), torch.random.fork_rng(devices=self._devices()):
+            seed_all(seed)
+            return generators(self.plan.device)
 
     def _run(self) -> str:
         reported = time.monotonic()
@@ -367,7 +364,7 @@ class Loop:
     def run_state(self) -> dict[str, Any]:
         """The part of the state that is neither weights nor the optimiser's."""
         place = self.batches.place
-        chance = self._generators() if self._running else self._chance
+        chance = generators(self.plan.device) if self._running else self._chance
         return {
             "step": self.step,
             "samples": self.samples,
@@ -414,9 +411,7 @@ class Loop:
         self._chance = run["chance"]
         rank = self.stepper.replicas.rank
         if rank:  # the checkpoint is the first process's: the others draw anew
-            with torch.random.fork_rng(devices=self._devices()):
-                torch.manual_seed(self._seed + _APART * rank + self.step)
-                self._chance = self._generators()
+            self._chance = self._drawn_from(self._seed + _APART * rank + self.step)
         losses = run["losses"]
         self._losses = list(losses) if losses is not None else []
         self._reported = len(self._losses)

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from suanli.base.errors import BadInputError
+from suanli.training.chance import seed_all
 from suanli.training.recipe import Recipe
 from suanli.workloads.record import Samples
-from suanli.workloads.stream import Stream
+from suanli.workloads.stream import Stream, own_generators
 
 _SEEN = 1024  # samples of a data set that a recipe's own start may look at
 
@@ -28,22 +29,31 @@ def starting_point(recipe: Recipe, train: Samples, seed: int) -> nn.Module:
     """The model as a run begins with it, on the CPU.
 
     A workload that is untrained starts from its layers' own initialisation, drawn from `seed`; one
-    with weights starts from those. The recipe's own `start` has the last word.
+    with weights starts from those. The recipe's own `start` has the last word. Parameters that the
+    model does not train stay as they are; one that trains none, as for inference, trains all.
     """
     workload = recipe.workload
     model = workload.make_model()
     if workload.untrained:
         # children first, so that a network's own rule has the last word over its layers'
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with own_generators(), torch.random.fork_rng(devices=[]):
+            seed_all(seed)
             for module in reversed(list(model.modules())):
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):
                     reset()
-    model.requires_grad_()
+    train_some(model)
     if recipe.start is not None:
         seen = train.head(_SEEN) if isinstance(train, Stream) else train
         recipe.start(model, seen, torch.Generator().manual_seed(seed))
+    return model
+
+
+def train_some(model: nn.Module) -> nn.Module:
+    """The model; where it trains no parameter, as one for inference, it trains all from here on."""
+    if not any(p.requires_grad for p in model.parameters()):
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return model
 
 

@@ -39,11 +39,13 @@ def denormals_flushed() -> Iterator[None]:
     try:
         yield
     finally:
-        _in_every_thread(_keep)
+        # code inside may have had more threads, which wait in the pool as long as one is enough:
+        # a region of two ends those that it has no use for
+        _in_every_thread(_keep, least=2)
 
 
 def _flushing() -> bool:
-    return float(torch.tensor(_TINY) * 1.0) == 0.0
+    return float(torch.tensor(_TINY, dtype=torch.float32, device="cpu") * 1.0) == 0.0
 
 
 def _flush() -> None:
@@ -54,11 +56,12 @@ def _keep() -> None:
     torch.set_flush_denormal(False)
 
 
-def _in_every_thread(action: Callable[[], None]) -> None:
+def _in_every_thread(action: Callable[[], None], *, least: int = 1) -> None:
     """Call it in this thread and in those that help it; a thread that starts later inherits."""
+    count = max(least, torch.get_num_threads())
     address = parallel_region()
     if address is not None:
         body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
         enter = ctypes.CFUNCTYPE(None, body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        enter(address)(body(lambda _: action()), None, torch.get_num_threads(), 0)
+        enter(address)(body(lambda _: action()), None, count, 0)
     action()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from suanli.base import codec, schema
-from suanli.base.errors import BadInputError
+from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.events import Event, Listener
 from suanli.base.files import write_atomic
 from suanli.base.hardware import Ceilings
@@ -180,12 +180,15 @@ class Trainer:
             for line in take_weights(model, Path(record.start)):
                 self._note(line)
         if record.frozen:
-            self._note(f"{freeze(model, record.frozen)} parameters are not trained")
-            if norms := frozen_norms(model):
-                self._note(
-                    f"{norms} batch norms without a trained parameter still follow their batches: "
-                    "put them into evaluation mode in the model's own train() to keep them"
-                )
+            freeze(model, record.frozen)
+        still = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        if still:
+            self._note(f"{still} parameters are not trained")
+        if norms := frozen_norms(model):
+            self._note(
+                f"{norms} batch norms without a trained parameter still follow their batches: "
+                "put them into evaluation mode in the model's own train() to keep them"
+            )
         return model
 
     def _choose(self, model: nn.Module, train: Samples) -> TrainPlan:
@@ -277,10 +280,22 @@ class Trainer:
         if quality is not None:
             facts[quality.metric] = f"{quality.value:.4f}"
         result = self._result(loop, record, quality, stopped, resumed_from)
-        if first:
+        if not first:
+            return result, model
+        try:
             save_weights(model, self._folder.weights, facts)
             self._keep_for_optimize(model, record, facts, stopped)
             write_atomic(self._request.out / "result.json", codec.dumps(result))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if self._recipe.ref:
+                raise SuanliError(
+                    f"the trained weights cannot be written to {self._request.out}: {reason}",
+                    next_step="make room; --resume goes on from the last checkpoint",
+                ) from None
+            # the trained module lives in the caller's process, who must not lose it
+            self._note(f"the trained weights are not kept on disk: {reason}")
+            result = replace(result, notes=tuple(self._notes))
         return result, model
 
     def _keep_for_optimize(

@@ -6,6 +6,41 @@ from typing import Any, cast
 
 from torch import nn
 
+from suanli.base.errors import BadInputError
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy with tensors of its own, whose parameters have the hooks on gradients that these have.
+
+    Raises:
+        BadInputError: A hook follows the gradient's accumulation, such as an optimiser of its own.
+    """
+    twin = copy.deepcopy(model)
+    for (name, old), new in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if getattr(old, "_post_accumulate_grad_hooks", None):
+            raise BadInputError(
+                f"{name} has a hook that runs once its gradient is there",
+                next_step="remove it: the run updates parameters itself",
+            )
+        for hook in (old._backward_hooks or {}).values():
+            new.register_hook(hook)  # type: ignore[no-untyped-call]
+    return twin
+
+
+def refuse_hooks(model: nn.Module, what: str) -> None:
+    """Raise where a parameter has a hook on its gradient, which a way to compute would not call.
+
+    Args:
+        model: As it is trained.
+        what: Who would not call it.
+
+    Raises:
+        BadInputError: There is such a hook.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks:
+            raise BadInputError(f"{name} has a hook on its gradient, which {what} would not call")
+
 
 def twin_of(model: nn.Module) -> nn.Module:
     """A copy with modules of its own that shares the model's parameters and buffers."""

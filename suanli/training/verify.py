@@ -19,9 +19,11 @@ from torch import nn
 from suanli.base.train_plan import TrainPlan
 from suanli.base.trial import OutputError, ValueCheck
 from suanli.training.batches import Batch
+from suanli.training.chance import dropout_off, seed_all
 from suanli.training.kernels import EMULATED_FP8
 from suanli.training.recipe import Recipe, Tensors
 from suanli.training.step import Stepper
+from suanli.workloads.stream import own_generators
 
 Trace = Mapping[str, torch.Tensor]
 """Values by name: loss/S, gradient/S/PARAMETER, update/S/PARAMETER, buffer/NAME and output.
@@ -52,6 +54,7 @@ _NOISE = 0.25
 # that is missing would pass.
 _FAR = 0.9 / K
 _CLEAR_SHARE = 0.5
+_CHANCE_SEED = 1
 _BEYOND = 1e9  # JSON has no infinities
 
 
@@ -94,19 +97,32 @@ class Parting:
 def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors) -> Trace:
     """Run the first steps as the loop does and keep what they did, as fp32 on the CPU.
 
+    What functions drop is kept, and other chance is drawn from one seed, so that a layer that is
+    left out at random is left out in each run that is compared.
+
     Args:
         stepper: At its start; it is trained further.
         batches: One per step.
         total_steps: Steps of the whole run, which the schedule of the rate is over.
         probe: Inputs for the evaluation mode afterwards.
     """
+    devices = [torch.device(stepper.plan.device)] if stepper.plan.kind == "cuda" else []
+    with own_generators(), torch.random.fork_rng(devices=devices), dropout_off():
+        seed_all(_CHANCE_SEED)
+        return _recorded(stepper, batches, total_steps, probe)
+
+
+def _recorded(
+    stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: Tensors
+) -> Trace:
     trace: dict[str, torch.Tensor] = {}
     names = {id(p): n for n, p in stepper.model.named_parameters()}
     trained = [p for g in stepper.optimizer.param_groups for p in g["params"]]
     start = [p.detach().clone() for p in trained] if stepper.averaging is not None else []
     for number, batch in enumerate(batches, start=1):
         before = [p.detach().clone() for p in trained]
-        loss = stepper.gradients(batch.inputs, batch.labels)
+        # a forward that changes its input must not change that of the next run
+        loss = stepper.gradients(_copied(batch.inputs), batch.labels)
         trace[f"loss/{number}"] = _kept(loss.reshape(1))
         for parameter in trained:
             gradient = parameter.grad
@@ -122,6 +138,7 @@ def record(stepper: Stepper, batches: Sequence[Batch], total_steps: int, probe: 
     stepper.model.eval()
     with torch.no_grad():
         predict = stepper.recipe.predict
+        probe = _copied(probe)
         answer = predict(stepper.model, probe) if predict else stepper.model(*probe)
         trace["output"] = _kept(answer)
     stepper.model.train()
@@ -394,6 +411,10 @@ def _kept(tensor: torch.Tensor) -> torch.Tensor:
     # fp32 is exact enough for a reference too: what is judged is 64 of its last places and more
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def _copied(inputs: Tensors) -> Tensors:
+    return tuple(part.clone() for part in inputs)
 
 
 def _wide(batch: Batch) -> Batch:

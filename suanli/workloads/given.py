@@ -62,6 +62,8 @@ def as_samples(given: Any) -> Samples:
         BadInputError: It is none of these, or there are no samples.
     """
     if isinstance(given, Samples):
+        if type(given) is Samples and any(part.requires_grad for part in given.inputs):
+            return replace(given, inputs=tuple(part.detach() for part in given.inputs))
         return given
     if isinstance(given, DataLoader):
         return _of_loader(given)
@@ -125,4 +127,5 @@ def _of_tensors(inputs: Any, labels: Any) -> Samples:
             raise BadInputError(f"{len(labels)} labels but {len(tensor)} entries of input {number}")
     if len(labels) == 0:
         raise BadInputError("there are no samples")
-    return Samples(inputs=many, labels=labels)
+    # a run takes no gradients of its samples
+    return Samples(inputs=tuple(t.detach() for t in many), labels=labels.detach())
