@@ -92,6 +92,10 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
         BadInputError: The card has no such units, or its sheet lacks rate or bandwidth.
     """
     peak = peak_flops(gpu, dtype)
+    if dtype == "fp16" and unit_of(gpu, dtype) == "vector":
+        # Two halves at a time, as the sheet has it, would add up in halves; libraries that PyTorch
+        # calls add up in fp32, at its rate.
+        peak = min(peak, gpu.flops("fp32") or peak)
     if gpu.memory_gb_per_s is None:
         raise BadInputError(
             f"{gpu.name} has no memory bandwidth in its sheet",

@@ -179,6 +179,9 @@ class Parameters:
         gradient_fraction: Part of that which their backward pass reaches.
         grouped_fraction: The same for convolutions of few channels per group.
         grouped_gradient_fraction: The same for their backward pass.
+        depthwise_fraction: The same for one channel per group, on elements of two bytes; half of
+            that on four, as these kernels are as fast as they load.
+        depthwise_gradient_fraction: The same for their backward pass.
         winograd_gain: How many times faster vector units do dense convolutions of 3 x 3 at stride
             1, with fewer multiplications (Lavin and Gray, "Fast algorithms for convolutional
             neural networks", 2016: 2.25 at least, less what the transforms cost).
@@ -189,8 +192,6 @@ class Parameters:
         layout_gradient_traffic: The same for their backward pass.
         fused_traffic: Part of the bytes between operators that is left after compilation.
         fused_launches: Part of the kernels left.
-        autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
-            them in fp32, over those of the narrow type.
         update_traffic: Bytes of an optimiser update run as a list of sweeps, over one sweep.
         clock: The power limit's effect.
         links: Collectives.
@@ -216,6 +217,8 @@ class Parameters:
     gradient_fraction: float
     grouped_fraction: float
     grouped_gradient_fraction: float
+    depthwise_fraction: float
+    depthwise_gradient_fraction: float
     winograd_gain: float
     attention_fraction: dict[Unit, float]
     recurrent_step_s: float
@@ -223,7 +226,6 @@ class Parameters:
     layout_gradient_traffic: float
     fused_traffic: float
     fused_launches: float
-    autocast_traffic: float
     update_traffic: float
     clock: Clock
     links: LinkParameters
