@@ -81,7 +81,8 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("layout_gradient_traffic", prior=3.0, width=0.3),
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
-    _knob("sustained", "vector", prior=0.97, width=0.05),
+    _knob("warm_loss", "vector", prior=0.05, width=0.7),
+    _knob("uncorrected_gain", prior=1.06, width=0.06),
     _knob("grouped_gradient_fraction", prior=0.15),
     _knob("depthwise_fraction", prior=0.25),
     _knob("depthwise_gradient_fraction", prior=0.15),
@@ -108,7 +109,7 @@ LINK_KNOBS: tuple[Knob, ...] = (
 )
 LAYOUT_KNOBS: tuple[Knob, ...] = (
     _knob("attention_fraction", "tensor", prior=0.6),
-    _knob("sustained", "tensor", prior=0.88, width=0.1),
+    _knob("warm_loss", "tensor", prior=0.15, width=0.7),
     _knob("overlap", prior=0.8, width=0.2),
     _knob("update_traffic", prior=1.6, width=0.4),
 )

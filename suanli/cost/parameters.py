@@ -164,8 +164,11 @@ class Parameters:
     Attributes:
         products: Efficiency by shape, for vector units and for tensor units.
         product_fraction: Part of the printed rate that large products sustain where power allows.
-        sustained: Part of that which is left in steps that last.
+        warm_loss: Part of that which steps that last lose where products need all the power that
+            the limit leaves them; in proportion where they need less.
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
+        uncorrected_gain: How much more of it cards for people reach, whose memory carries no codes
+            for the correction of errors.
         rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
         host_forward_s: Seconds of the host for one operator called eagerly, the model's own
@@ -205,8 +208,9 @@ class Parameters:
 
     products: dict[Unit, Shape]
     product_fraction: dict[Unit, float]
-    sustained: dict[Unit, float]
+    warm_loss: dict[Unit, float]
     bandwidth_fraction: float
+    uncorrected_gain: float
     rows: Rows
     kernel_s: float
     host_forward_s: float

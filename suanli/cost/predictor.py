@@ -261,7 +261,7 @@ def kernel_terms(
     # Channels by themselves fill no tiles: each thread sums over the taps of its own results.
     done = 2.0 * kernels["batch"] * kernels["m"] * kernels["n"] * kernels["k"]
     compute_s = np.where(kernels["vector"] > 0, done / machine.flops, compute_s)
-    compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else p.sustained[known.unit])
+    compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else known.lasting)
     again = row_traffic(
         machine,
         p.rows,
