@@ -30,7 +30,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("SUANLI_CACHE", str(home / "cache"))
         patch.setenv("SUANLI_CONFIG", str(home / "config"))
         patch.setattr("suanli.engines.optimizer.memory_limit", lambda: 3 * 2**30)
-        patch.setattr("suanli.plans.search._LEAST_LIMIT_S", 12.0)
+        patch.setattr("suanli.plans.search._LEAST_LIMIT_S", 30.0)
         modules = tuple(f"tests.planted:{name.upper()}" for name in NAMES)
         engine = suanli.optimize(
             model,

@@ -22,7 +22,7 @@ from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.plans.situation import Situation
 from suanli.plans.train_space import TrainSituation, train_candidates
-from suanli.training.batches import Batches
+from suanli.training.batches import Batches, _taken
 from suanli.training.calls import TrainOptions, train_module, train_workload
 from suanli.training.exchange import Exchange, Facts
 from suanli.training.fit import default_plan
@@ -445,3 +445,16 @@ def test_arrays_that_were_turned_round_are_taken() -> None:
     assert parts[0][0, 0].tolist() == [3.0, 2.0, 1.0, 0.0]
     with pytest.raises(BadInputError, match="sample 0 of the data set is no tensor"):
         Stream(Turned(np.str_("cat"))).read(0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batches_lie_in_memory_as_the_samples_do(
+    channels: int, layout: torch.memory_format
+) -> None:
+    images = torch.rand(6, channels, 4, 4).contiguous(memory_format=layout)
+    rows = torch.tensor([4, 1])
+    found = _taken(images, rows)
+    assert torch.equal(found, images[rows])
+    # strides of one channel are ambiguous, and libraries choose their algorithm by them
+    assert found.stride() == images[:2].contiguous(memory_format=layout).stride()

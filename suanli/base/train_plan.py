@@ -42,6 +42,8 @@ class TrainPlan:
         threads: CPU threads of the step; 0 is all usable cores.
         keep_memory: Freed memory stays in the process (glibc's allocator; on CUDA: expandable
             segments), so that no step faults it in anew.
+        flush_denormals: On a CPU, numbers below the smallest normal one count as zero (1.2e-38 in
+            fp32). Optimisers leave many behind, which processors take long for.
         kernels: Rows of the table of fused kernels (`training.kernels`) put in the model's place.
         sharded: Of several processes each keeps its share of parameters, gradients and optimiser
             state (FSDP2), and gathers a block's parameters when it computes with them.
@@ -62,6 +64,7 @@ class TrainPlan:
     pinned: bool = False
     threads: int = 0
     keep_memory: bool = False
+    flush_denormals: bool = False
     kernels: tuple[str, ...] = ()
     sharded: bool = False
 

@@ -143,6 +143,7 @@ def _tuned(situation: TrainSituation, *, small: bool) -> TrainPlan:
         prefetch=0 if situation.fits else _READ_AHEAD,
         pinned=not situation.fits and situation.machine.kind == "cuda",
         keep_memory=True,
+        flush_denormals=situation.machine.kind == "cpu",
     )
 
 

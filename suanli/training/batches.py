@@ -154,13 +154,13 @@ class Batches:
             assert labels is not None
         else:
             rows = self._order[place.position]
-            labels = self._labels[rows.to(self._labels.device)]
+            labels = _taken(self._labels, rows)
             inputs = [_taken(part, rows) for part in self._epoch_inputs]
-        self._generator.set_state(place.now)
-        kinds = self._recipe.settings.augmentation
+        now, kinds = place.now, self._recipe.settings.augmentation
         if self._images and kinds and self._recipe.arrange is None:
+            self._generator.set_state(now)
             inputs = [augment(part, kinds, self._generator) for part in inputs]
-        now = self._generator.get_state()
+            now = self._generator.get_state()
         after = replace(place, position=place.position + 1, now=now)
         if self._readers is not None:
             # the next epoch's order is known now: its first batches are read during this step
@@ -249,7 +249,9 @@ def _all_of(train: Samples) -> Samples:
 def _taken(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Some samples, copied in the order in which they lie in memory."""
     rows = rows.to(part.device)
-    if part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last):
+    # images of one channel are contiguous in either way, and keep the strides that they have
+    last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    if last and not part.is_contiguous():
         return part.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return part.index_select(0, rows)
 

@@ -141,6 +141,7 @@ def default_plan(recipe: Recipe, device: str, train: Samples) -> TrainPlan:
         memory_layout="channels_last" if images else "contiguous",
         optimizer_kernel="fused",
         keep_memory=True,
+        flush_denormals=device == "cpu",
     ).with_(**data)
 
 

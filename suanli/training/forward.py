@@ -6,7 +6,7 @@ what is saved and what is judged. What the plan computes with is made beside it 
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from suanli.training.joint import JointGraph
 from suanli.training.kernels import EMULATED_FP8, put_in_place
 from suanli.training.losses import Loss, class_axis, counting, is_mean
 from suanli.training.recipe import Tensors
+from suanli.training.threads import denormals_flushed
 
 OnPhase = Callable[[Phase], object]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
@@ -322,7 +323,11 @@ def machine_as_planned(plan: TrainPlan) -> Iterator[None]:
         torch.set_float32_matmul_precision("high" if plan.precision != "fp32" else "highest")
         torch.backends.cudnn.allow_tf32 = plan.precision != "fp32"
     try:
-        with kept_memory() if plan.keep_memory and plan.kind == "cpu" else nullcontext():
+        with ExitStack() as stack:
+            if plan.keep_memory and plan.kind == "cpu":
+                stack.enter_context(kept_memory())
+            if plan.flush_denormals and plan.kind == "cpu":
+                stack.enter_context(denormals_flushed())
             yield
     finally:
         torch.set_num_threads(threads)

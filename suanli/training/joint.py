@@ -46,6 +46,7 @@ class JointGraph:
         self._places = {name: _place(model, name) for name in self._state()}
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self._graphs: dict[_Shape, Callable[..., Any]] = {}
+        self._copied: dict[_Shape, list[bool]] = {}
 
     def __call__(
         self, inputs: Tensors, labels: torch.Tensor, scale: float | torch.Tensor = 1.0
@@ -62,17 +63,14 @@ class JointGraph:
             if key not in self._graphs:
                 self._graphs[key] = self._made(inputs, labels)
             loss, *gradients = self._graphs[key](*state, *batch)
-        taken = {_memory(t) for t in (*state, *batch)}
-        for name, found in zip(self._trained, gradients, strict=True):
+        if key not in self._copied:  # what a graph hands out twice, it does at every call
+            self._copied[key] = self._shared(gradients, (*state, *batch))
+        for name, found, copied in zip(self._trained, gradients, self._copied[key], strict=True):
             if found is None:
                 continue
             kept, own = self._places[name]
             parameter = kept[own]
-            gradient = found
-            if _memory(found) in taken or found.stride() != parameter.stride():
-                # memory that is something else's too, or not there for each value
-                gradient = torch.empty_like(parameter).copy_(found)
-            taken.add(_memory(gradient))
+            gradient = torch.empty_like(parameter).copy_(found) if copied else found
             if isinstance(scale, torch.Tensor) or scale != 1.0:
                 gradient.mul_(scale)
             if parameter.grad is None:
@@ -80,6 +78,21 @@ class JointGraph:
             else:
                 parameter.grad += gradient
         return loss  # type: ignore[no-any-return]
+
+    def _shared(
+        self, gradients: list[torch.Tensor | None], given: tuple[torch.Tensor, ...]
+    ) -> list[bool]:
+        """Whether each gradient lies in memory that is something else's too, or is no full one."""
+        taken, found = {_memory(t) for t in given}, []
+        for name, gradient in zip(self._trained, gradients, strict=True):
+            kept, own = self._places[name]
+            odd = gradient is not None and (
+                _memory(gradient) in taken or gradient.stride() != kept[own].stride()
+            )
+            found.append(odd)
+            if gradient is not None and not odd:
+                taken.add(_memory(gradient))
+        return found
 
     def _state(self) -> dict[str, torch.Tensor]:
         return {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}

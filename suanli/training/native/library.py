@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import platform
 import sys
 from functools import cache
@@ -12,6 +11,7 @@ import torch
 
 from suanli.base.compiler import INSTALL, CompilerError, find_compiler
 from suanli.base.errors import MissingBackendError
+from suanli.training.threads import parallel_region
 
 SOURCE = Path(__file__).with_name("norm.c")
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "pools.h"))
@@ -119,7 +119,7 @@ class Library:
             (self.activation, Activation),
         ):
             function.argtypes, function.restype = [ctypes.POINTER(record)], None
-        region = _parallel_region()
+        region = parallel_region()
         self.shares_threads = region is not None
         library.suanli_use_region.argtypes = [_POINTER]
         library.suanli_use_region.restype = None
@@ -248,14 +248,3 @@ def built(source: Path, flags: tuple[str, ...]) -> Path:
 def address(tensor: torch.Tensor | None) -> int | None:
     """Where a tensor's data starts; None stays None."""
     return None if tensor is None else tensor.data_ptr()
-
-
-def _parallel_region() -> int | None:
-    """Address of `GOMP_parallel` in the OpenMP library that torch has loaded, or None."""
-    if not hasattr(os, "RTLD_NOLOAD"):
-        return None
-    try:
-        loaded = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
-        return ctypes.cast(loaded.GOMP_parallel, _POINTER).value
-    except (OSError, AttributeError):
-        return None
