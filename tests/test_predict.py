@@ -209,7 +209,8 @@ def test_what_no_card_can_do_is_refused_once() -> None:
 
 def test_a_rate_that_is_not_in_the_sheet_is_not_called_absent() -> None:
     bare = replace(CARDS[0], dense_tflops={"fp32": 8.1})
-    _, excluded = rank(vision(), [bare, *CARDS[1:]], Ask(batch=4, dtype="int8"), Limits())
+    cards, ask = [bare, *CARDS[1:]], Ask(batch=4, dtype="int8")
+    _, excluded = rank(vision(False), cards, ask, Limits(), prices=None)
     assert {e.gpu: e.reason for e in excluded} == {"t4": "its int8 rate is unknown"}
 
 

@@ -190,6 +190,8 @@ class Parameters:
             neural networks", 2016: 2.25 at least, less what the transforms cost).
         attention_fraction: The same for attention kernels.
         recurrent_step_s: Seconds that one step of a recurrent layer takes at least.
+        layout_fraction: Part of the rate of channels last that narrow convolutions on images
+            which lie channels first reach.
         layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those
             of channels last, which the tensor units need.
         layout_gradient_traffic: The same for their backward pass.
@@ -226,6 +228,7 @@ class Parameters:
     winograd_gain: float
     attention_fraction: dict[Unit, float]
     recurrent_step_s: float
+    layout_fraction: float
     layout_traffic: float
     layout_gradient_traffic: float
     fused_traffic: float

@@ -25,7 +25,7 @@ from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_tr
 from suanli.cost.parameters import Parameters, Unit, parameters
 from suanli.cost.power_draw import mean_power_w
 from suanli.cost.rates import between, element_bytes, narrowed
-from suanli.cost.work_kernels import KINDS, STARTS, How, Kernels, is_winograd, kernels_of
+from suanli.cost.work_kernels import KINDS, STARTS, TRAFFIC, How, Kernels, is_winograd, kernels_of
 
 # Multiplications that the fast algorithms leave of a 3 x 3 convolution: F(4 x 4, 3 x 3).
 _FEWEST = 4.0
@@ -245,7 +245,9 @@ def kernel_terms(
     apart = known.unit == "tensor" and bool(np.any(kernels["vector"] > 0))
     vector_flops = rates(gpu, p, "fp32").machine.flops if apart else known.machine.flops
     flops = np.where(kernels["vector"] > 0, vector_flops, known.machine.flops)
-    machine = replace(known.machine, flops=flops * _shares(p, known.unit)[_index(kernels, "share")])
+    flops = flops * _shares(p, known.unit)[_index(kernels, "share")]
+    turned = np.isin(_index(kernels, "traffic"), _TURNED)
+    machine = replace(known.machine, flops=np.where(turned, p.layout_fraction * flops, flops))
     shape = p.products[known.unit]
     has = kernels["batch"] > 0
     moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
@@ -278,6 +280,7 @@ def kernel_terms(
 
 
 _STEP = STARTS.index("step")
+_TURNED = (TRAFFIC.index("layout"), TRAFFIC.index("layout gradient"))
 
 
 def _index(kernels: Kernels, name: str) -> Number:
