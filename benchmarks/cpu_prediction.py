@@ -1,12 +1,17 @@
 """How far the CPU's predicted step is from the measured one, for built-in workloads.
 
-    python -m benchmarks.cpu_prediction [--workloads resnet50,bert-base] [--train] [--out FILE]
+    python -m benchmarks.cpu_prediction --out benchmarks/results/cpu/prediction-infer.json
+    python -m benchmarks.cpu_prediction --train --out benchmarks/results/cpu/prediction-train.json
+    python -m benchmarks.fit_cpu [--check]
 
-Measures this machine's ceilings (or reads those that `suanli doctor` kept), then eager fp32 steps
-in this process. So that another process on the machine does not make the model look wrong, a large
-product and a large read are timed beside every few steps, the ceilings are brought to what these
-reach at that moment, and the ratio of prediction to measurement is the median over such blocks.
-Figures to be published still want a quiet machine.
+Some minutes each; `--workloads resnet50,bert-base` takes some, `--seconds 1` is a trial. Measures
+this machine's ceilings (or reads those that `suanli doctor` kept), then eager fp32 steps in this
+process. So that another process on the machine does not make the model look wrong, a large product
+and a large read are timed beside every few steps, the ceilings are brought to what these reach at
+that moment, and the ratio of prediction to measurement is the median over such blocks. Figures to
+be published still want a quiet machine. The file holds the ceilings and every block, so that
+`benchmarks.fit_cpu` can fit the constants to them and say how far off they are on
+workloads left out.
 """
 
 import argparse
@@ -23,13 +28,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.machine import machine
+from suanli.base import codec
 from suanli.base.hardware import Ceilings
 from suanli.base.work import Work
 from suanli.cost.cpu_time import predict_cpu_ms
 from suanli.cost.rates import achieved
 from suanli.measure.capture import capture
 from suanli.measure.ceilings import ceilings
-from suanli.workloads.record import Inputs, Workload
+from suanli.workloads.record import Inputs
 from suanli.workloads.resolve import resolve
 
 _SECONDS = 4.0
@@ -49,22 +56,22 @@ CASES = {
 }
 
 
-def compare(name: str, batch: int, found: Ceilings, *, training: bool) -> dict[str, Any]:
+def compare(
+    name: str, batch: int, found: Ceilings, *, training: bool, seconds: float = _SECONDS
+) -> dict[str, Any]:
     """Predicted and measured milliseconds of one step of a workload."""
     workload = resolve(name, weights="none")
     model, inputs = workload.make_model(), workload.make_inputs(batch)
-    step = _training_step(model, workload, inputs) if training else _inference(model, inputs)
-    work = capture(
-        workload.make_model(), inputs.args, inputs.kwargs, batch=batch, training=training
-    )
-    blocks = list(_blocks(step, work, found))
-    ratio = statistics.median(predicted / measured for measured, predicted in blocks)
-    measured_ms = statistics.median(measured for measured, _ in blocks)
+    step = _training_step(model, inputs) if training else _inference(model, inputs)
+    work = work_of(name, batch, training=training)
+    blocks = list(_blocks(step, work, found, seconds))
+    ratio = statistics.median(b["predicted_ms"] / b["measured_ms"] for b in blocks)
+    measured_ms = statistics.median(b["measured_ms"] for b in blocks)
     return {
         "workload": name,
         "batch": batch,
         "training": training,
-        "blocks": len(blocks),
+        "blocks": blocks,
         "measured_ms": measured_ms,
         "predicted_ms": ratio * measured_ms,
         "quiet_predicted_ms": predict_cpu_ms(work, found, precision="fp32").p50,
@@ -72,19 +79,35 @@ def compare(name: str, batch: int, found: Ceilings, *, training: bool) -> dict[s
     }
 
 
-def _blocks(step: Callable[[], None], work: Work, found: Ceilings) -> Iterator[tuple[float, float]]:
-    """(measured, predicted) milliseconds of blocks of steps, each beside its yardsticks."""
+def work_of(name: str, batch: int, *, training: bool) -> Work:
+    """The step's operators; the update is plain SGD, as it is timed."""
+    workload = resolve(name, weights="none")
+    inputs = workload.make_inputs(batch)
+    return capture(
+        workload.make_model(),
+        inputs.args,
+        inputs.kwargs,
+        batch=batch,
+        training=training,
+        optimizer="sgd",
+    )
+
+
+def _blocks(
+    step: Callable[[], None], work: Work, found: Ceilings, seconds: float
+) -> Iterator[dict[str, float]]:
+    """Milliseconds of blocks of steps, each beside its yardsticks."""
     yardsticks = _Yardsticks()
     step()
-    end = time.perf_counter() + _SECONDS
+    end = time.perf_counter() + seconds
     count = 0
     while count < _FEWEST_BLOCKS or time.perf_counter() < end:
         before = yardsticks.rates()
         measured = _median_ms(step, _BLOCK_SECONDS)
         after = yardsticks.rates()
         now = {what: math.sqrt(before[what] * after[what]) for what in before}
-        here = _as_of_now(found, now)
-        yield measured, predict_cpu_ms(work, here, precision="fp32").p50
+        predicted = predict_cpu_ms(work, as_of_now(found, now), precision="fp32").p50
+        yield {"measured_ms": measured, "predicted_ms": predicted, **now}
         count += 1
 
 
@@ -113,7 +136,7 @@ def _median_ms(run: Callable[[], Any], seconds: float) -> float:
     return statistics.median(durations)
 
 
-def _as_of_now(found: Ceilings, now: dict[str, float]) -> Ceilings:
+def as_of_now(found: Ceilings, now: dict[str, float]) -> Ceilings:
     """The ceilings scaled to what the yardsticks reach, where that is less than they did."""
     slowest = found.read_bytes_per_s(float("inf")) or now["read"]
     fp32 = achieved(found, "fp32") or now["matmul"]
@@ -141,7 +164,7 @@ def _inference(model: nn.Module, inputs: Inputs) -> Any:
     return step
 
 
-def _training_step(model: nn.Module, workload: Workload, inputs: Inputs) -> Any:
+def _training_step(model: nn.Module, inputs: Inputs) -> Any:
     model.train()
     update = torch.optim.SGD(model.parameters(), lr=1e-9)
 
@@ -161,19 +184,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workloads", default=",".join(CASES))
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="of steps, a workload")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found = ceilings("cpu")
-    rows = []
+    report: dict[str, Any] = {
+        "schema": "suanli.cpu-prediction/1",
+        "machine": machine(),
+        "ceilings": json.loads(codec.dumps(found)),
+        "rows": [],
+    }
     for name in options.workloads.split(","):
         try:
-            row = compare(name, CASES.get(name, 1), found, training=options.train)
+            row = compare(
+                name,
+                CASES.get(name, 1),
+                found,
+                training=options.train,
+                seconds=options.seconds,
+            )
         except Exception as error:
             print(f"{name}: {error}", file=sys.stderr)
             continue
-        rows.append(row)
+        report["rows"].append(row)
         if options.out:
-            options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(
             f"{name:18} measured {row['measured_ms']:8.2f} ms, predicted "
             f"{row['predicted_ms']:8.2f} ms, ratio {row['ratio']:.2f}",

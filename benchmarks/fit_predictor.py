@@ -26,7 +26,7 @@ from benchmarks.predictor.zeus import power_errors, power_rows, zeus_steps
 from suanli.base.prediction import ParallelLayout
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters
-from suanli.cost.predictor import kernel_terms, step_seconds
+from suanli.cost.predictor import how_of, kernel_terms, step_seconds
 from suanli.cost.scaling import predict_parallel
 from suanli.cost.work_kernels import Kernels, kernels_of
 
@@ -77,13 +77,16 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("convolution_fraction", "tensor", prior=0.75, width=0.3),
     _knob("gradient_fraction", prior=0.85, width=0.2),
     _knob("grouped_fraction", prior=0.25),
-    _knob("autocast_traffic", prior=1.3, width=0.3),
+    _knob("layout_fraction", prior=0.9, width=0.3),
     _knob("layout_traffic", prior=2.0, width=0.3),
     _knob("layout_gradient_traffic", prior=3.0, width=0.3),
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
-    _knob("sustained", "vector", prior=0.97, width=0.05),
+    _knob("warm_loss", "vector", prior=0.05, width=0.7),
+    _knob("uncorrected_gain", prior=1.1, width=0.1),
     _knob("grouped_gradient_fraction", prior=0.15),
+    _knob("depthwise_fraction", prior=0.25),
+    _knob("depthwise_gradient_fraction", prior=0.15),
     _knob("winograd_gain", prior=1.6, width=0.2),
     _knob("host_forward_s", prior=3e-5, width=0.3),
     _knob("host_backward_s", prior=4e-5, width=0.3),
@@ -107,7 +110,7 @@ LINK_KNOBS: tuple[Knob, ...] = (
 )
 LAYOUT_KNOBS: tuple[Knob, ...] = (
     _knob("attention_fraction", "tensor", prior=0.6),
-    _knob("sustained", "tensor", prior=0.88, width=0.1),
+    _knob("warm_loss", "tensor", prior=0.15, width=0.7),
     _knob("overlap", prior=0.8, width=0.2),
     _knob("update_traffic", prior=1.6, width=0.4),
 )
@@ -160,6 +163,7 @@ def layout_error(
         found.gpu,
         layout or found.layout,
         dtype=found.dtype,
+        how=how_of(found.work, found.dtype, "eager", autocast=found.autocast, channels_last=None),
         fabric=found.fabric,
         constants=p,
     )

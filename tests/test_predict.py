@@ -163,6 +163,7 @@ def test_keys_and_values_of_earlier_tokens() -> None:
     # they are read in every step
     read_ms = 1e3 * longer.memory.kv_cache_bytes / 3.35e12
     assert longer.step_ms.p50 > max(read_ms, without.step_ms.p50)
+    assert read_ms <= longer.sol.ms < longer.step_ms.p50
     with pytest.raises(BadInputError, match="attention"):
         predict_on(vision(False), H100, ask)
 
@@ -207,8 +208,10 @@ def test_what_no_card_can_do_is_refused_once() -> None:
 
 
 def test_a_rate_that_is_not_in_the_sheet_is_not_called_absent() -> None:
-    reasons = {e.gpu: e.reason for e in chosen(training=False, dtype="int8")[1]}
-    assert reasons["gtx-1080-ti"] == "its int8 rate is unknown"
+    bare = replace(CARDS[0], dense_tflops={"fp32": 8.1})
+    cards, ask = [bare, *CARDS[1:]], Ask(batch=4, dtype="int8")
+    _, excluded = rank(vision(False), cards, ask, Limits(), prices=None)
+    assert {e.gpu: e.reason for e in excluded} == {"t4": "its int8 rate is unknown"}
 
 
 def test_with_prices_the_cheapest_comes_first() -> None:

@@ -1,5 +1,6 @@
 """`suanli predict`: what a person asks, prices, and cards that `suanli doctor` measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,14 @@ def test_a_measured_card_gives_back_what_was_measured() -> None:
     assert 2 * n**3 / ms / 1e9 == pytest.approx(25, rel=0.02)
     assert sheet.mark == "measured" and sheet.dense_tflops["fp32"] == T4.dense_tflops["fp32"]
     assert "suanli doctor" in (sheet.source_of("dense_tflops.fp16") or "")
+
+
+def test_the_slowest_measured_link_is_taken() -> None:
+    links = [Ceiling(what="link", unit="B/s", achieved=r) for r in (12e9, 9e9)]
+    found = doctored()
+    found = replace(found, items=(*found.items, *links))
+    sheet = measured.with_ceilings(T4, found)
+    assert sheet.link_gb_per_s == 9 and "doctor" in (sheet.source_of("link_gb_per_s") or "")
 
 
 def test_the_measured_file_wins_over_the_datasheet(

@@ -315,3 +315,11 @@ def test_predicting_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_halves_on_vector_units_add_up_at_the_rate_of_fp32() -> None:
+    """A P100's printed fp16 rate adds up in halves, which libraries under PyTorch do not."""
+    card, p = CARDS["Tesla P100 PCIe 16GB"], parameters()
+    narrow, wide = (rates(card, p, dtype).machine.flops for dtype in ("fp16", "fp32"))
+    assert narrow == wide and peak_flops(card, "fp16") == pytest.approx(18.7e12)
+    assert predict_operators(BIG, card, dtype="fp16").sol_ms < 1e3 * BIG.matmul_flops / 18e12

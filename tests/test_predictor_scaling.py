@@ -6,13 +6,14 @@ import pytest
 
 from suanli.base.errors import BadInputError
 from suanli.base.hardware import Ceiling, Ceilings, DeviceInfo
-from suanli.base.prediction import ParallelLayout
+from suanli.base.prediction import Link, ParallelLayout
 from suanli.base.work import Operator, Work
-from suanli.cost.collective_time import collective_s, fabric_of
+from suanli.cost.collective_time import Fabric, collective_s, fabric_of
 from suanli.cost.cpu_time import predict_cpu_ms
 from suanli.cost.parameters import parameters
 from suanli.cost.predictor import predict_operators
 from suanli.cost.scaling import blocks_of, predict_parallel
+from suanli.cost.work_kernels import How
 from suanli.devices.catalogue import catalogue
 
 CARDS = {sheet.name: sheet for sheet in catalogue()}
@@ -90,6 +91,47 @@ def test_bubbles_shrink_with_micro_batches() -> None:
 def test_recomputing_costs_a_forward_pass() -> None:
     plain, again = ms(ParallelLayout()), ms(ParallelLayout(recompute=True))
     assert 1.2 < again / plain < 1.4
+
+
+def test_what_is_recomputed_takes_energy_too() -> None:
+    plain, again = (
+        predict_parallel(WORK, A100, ParallelLayout(recompute=r), dtype="bf16")
+        for r in (False, True)
+    )
+    assert plain.power_w is not None and again.power_w is not None
+    # A third more of the same work in a third more time: the draw stays, and the joules grow.
+    assert again.power_w == pytest.approx(plain.power_w, rel=0.05)
+    assert again.energy_j / plain.energy_j == pytest.approx(1.33, rel=0.05)  # type: ignore[operator]
+
+
+def test_the_update_is_counted_once_in_power() -> None:
+    heavy = replace(WORK.operators[-1], bytes_read=100 * WORK.parameter_bytes)
+    work = replace(WORK, operators=(*WORK.operators[:-1], heavy))
+    one, many = (
+        predict_parallel(work, A100, ParallelLayout(micro_batches=n), dtype="bf16") for n in (1, 64)
+    )
+    alone = predict_operators(work, A100, dtype="bf16")
+    assert one.energy_j == pytest.approx(alone.energy_j, rel=0.05)
+    assert many.energy_j < 40 * one.energy_j  # type: ignore[operator]
+
+
+def test_replicas_under_autocast_exchange_wide_gradients() -> None:
+    """Weights are fp32 there, and so are their gradients; Megatron's are narrow."""
+
+    def waits(*, autocast: bool) -> float:
+        slow = Fabric(inside=Link(kind="pcie", bytes_per_s=1e8, devices=8))
+        layout = ParallelLayout(dp=8)
+        how = How(dtype="bf16", autocast=autocast)
+        answer = predict_parallel(WORK, A100, layout, dtype="bf16", how=how, fabric=slow)
+        return answer.communication_ms
+
+    assert waits(autocast=True) / waits(autocast=False) == pytest.approx(2.0, rel=0.05)
+
+
+def test_tensor_parallel_groups_split_the_update_once() -> None:
+    heavy = replace(WORK.operators[-1], bytes_read=10000 * WORK.parameter_bytes)
+    work = replace(WORK, operators=(*WORK.operators[:-1], heavy))
+    assert ms(ParallelLayout(), work) / ms(ParallelLayout(tp=4), work) == pytest.approx(4, rel=0.05)
 
 
 def test_sharded_replicas_talk_more_and_update_less() -> None:
@@ -209,6 +251,26 @@ def test_cards_without_nvlink_meet_over_the_bus() -> None:
     bare = replace(CARDS["GeForce RTX 4090"], pcie_generation=None)
     with pytest.raises(BadInputError, match="no link"):
         fabric_of(bare)
+
+
+def test_a_measured_link_takes_the_place_of_the_sheets() -> None:
+    for name in ("A100 SXM4 80GB", "GeForce RTX 4090"):
+        card = CARDS[name]
+        slow, quick = (
+            fabric_of(replace(card, link_gb_per_s=rate)).inside.bytes_per_s for rate in (10, 20)
+        )
+        assert quick == pytest.approx(2 * slow) and quick < fabric_of(card).inside.bytes_per_s
+    mesh = CARDS["Tesla V100 SXM2 32GB"]  # a copy takes some of its links, collectives all
+    assert fabric_of(replace(mesh, link_gb_per_s=10)) == fabric_of(mesh)
+
+
+def test_cards_that_stand_alone_meet_over_the_network() -> None:
+    alone = CARDS["GH200 96GB"]
+    assert fabric_of(alone).inside.devices == 1
+    with pytest.raises(BadInputError, match="network"):
+        collective_s("all_reduce", 1e6, 2, fabric_of(alone), LINKS)
+    there = fabric_of(alone, network_bytes_per_s=50e9)
+    assert collective_s("all_reduce", 1e9, 2, there, LINKS) > 1e9 / 50e9
 
 
 # The CPU at hand.

@@ -18,6 +18,8 @@ class Spread:
     Attributes:
         work: Of one micro-batch.
         flops: Of the model per step, 6 per parameter and token and attention, for a constant MFU.
+        autocast: Whether weights stay in fp32 (None as `predict_parallel` has it); Megatron's are
+            narrow, and so are the gradients that its replicas exchange.
     """
 
     job: str
@@ -29,6 +31,7 @@ class Spread:
     seconds: float
     flops: float
     dtype: str
+    autocast: bool | None = None
 
 
 @cache
@@ -63,6 +66,7 @@ def vtrain_steps() -> tuple[Spread, ...]:
                 seconds=float(row["iteration time (ms)"]) * 1e-3,
                 flops=_model_flops(sizes, whole),
                 dtype="fp16",
+                autocast=False,
             )
         )
     return tuple(found)

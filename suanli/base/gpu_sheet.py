@@ -36,7 +36,10 @@ class GpuSheet:
         memory_gb_per_s: 1e9 bytes per second.
         l2_mb: Size of the last-level cache in 2**20 bytes.
         nvlink_gb_per_s_both_ways: 1e9 bytes per second, the sum of both directions.
-        nvlink_gpus: How many cards are joined by it in the usual system (2 for a bridge).
+        nvlink_gpus: How many cards are joined by it in the usual system (2 for a bridge, 1 where
+            cards stand alone).
+        link_gb_per_s: 1e9 bytes per second, one direction, between two cards of this machine, as
+            measured; None where only the links above are known.
         dense_tflops: dtype -> 1e12 operations per second without sparsity.
         mark: "measured" or "datasheet".
         sources: Which document each figure is from.
@@ -59,6 +62,7 @@ class GpuSheet:
     l2_mb: float | None = None
     nvlink_gb_per_s_both_ways: float | None = None
     nvlink_gpus: int | None = None
+    link_gb_per_s: float | None = None
     pcie_generation: int | None = None
     pcie_lanes: int | None = None
     power_w: float | None = None

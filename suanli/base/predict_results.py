@@ -18,10 +18,14 @@ class LeastTime:
     Attributes:
         ms: Lower bound of one step.
         fraction: `ms` over the predicted median.
+        simplest_ms: The articles' formula, work / (devices x printed dense rate): all products at
+            full rate from the first moment to the last, and nothing else. It counts what the model
+            does, also what an implementation may leave out, so that it can be above `ms`.
     """
 
     ms: float
     fraction: float
+    simplest_ms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

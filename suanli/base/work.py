@@ -60,6 +60,7 @@ class Work:
         read_parameters: Elements of parameters and buffers that the forward pass has to read, each
             once, of a table only the rows taken; None where unknown (then all of them).
         read_parameter_bytes: The same at their stored dtype.
+        kept_elements: Elements of keys and values of earlier tokens that the step has to read.
     """
 
     operators: tuple[Operator, ...]
@@ -70,6 +71,7 @@ class Work:
     output_bytes: int
     read_parameters: int | None = None
     read_parameter_bytes: int | None = None
+    kept_elements: int = 0
 
     @property
     def flops(self) -> int:

@@ -6,7 +6,7 @@ is (sqrt(alpha) + sqrt(bytes / beta))**2, and small messages cost the start of t
 steps around the ring whatever their size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 from suanli.base.errors import BadInputError
@@ -16,6 +16,9 @@ from suanli.cost.parameters import LinkParameters
 
 # Without a bridge, cards of a server meet over the bus; servers of eight are the usual ones.
 _USUAL_SERVER = 8
+# Part of the stated rate that one large copy from card to card reaches. An assumption: between what
+# collectives reach (`LinkParameters.share`) and all of it.
+_COPY_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +45,43 @@ def fabric_of(gpu: GpuSheet, *, network_bytes_per_s: float | None = None) -> Fab
     Raises:
         BadInputError: The sheet knows neither NVLink nor PCIe.
     """
-    if gpu.nvlink_gb_per_s_both_ways and (gpu.nvlink_gpus or 8) > 2:
-        inside = Link(
-            kind="nvlink" if float(gpu.compute_capability) >= 8.0 else "nvlink_mesh",
-            bytes_per_s=gpu.nvlink_gb_per_s_both_ways / 2 * 1e9,
-            devices=gpu.nvlink_gpus or _USUAL_SERVER,
-        )
-    elif gpu.pcie_bytes_per_s:
-        inside = Link(kind="pcie", bytes_per_s=gpu.pcie_bytes_per_s, devices=_USUAL_SERVER)
-    else:
-        raise BadInputError(
-            f"{gpu.name} has no link in its sheet",
-            next_step="add pcie_generation and pcie_lanes to its file",
-        )
+    inside = _as_measured(gpu, _inside(gpu))
     if network_bytes_per_s is None:
         return Fabric(inside=inside)
     per_card = network_bytes_per_s / min(inside.devices, _USUAL_SERVER)
     return Fabric(
         inside=inside, between=Link(kind="network", bytes_per_s=per_card, devices=1 << 20)
     )
+
+
+def _inside(gpu: GpuSheet) -> Link:
+    """What joins the cards of a server, by the sheet."""
+    cards = gpu.nvlink_gpus or _USUAL_SERVER
+    if gpu.nvlink_gb_per_s_both_ways and cards > 2:
+        return Link(
+            kind="nvlink" if float(gpu.compute_capability) >= 8.0 else "nvlink_mesh",
+            bytes_per_s=gpu.nvlink_gb_per_s_both_ways / 2 * 1e9,
+            devices=cards,
+        )
+    if gpu.pcie_bytes_per_s:
+        alone = gpu.nvlink_gpus == 1
+        devices = 1 if alone else _USUAL_SERVER
+        return Link(kind="pcie", bytes_per_s=gpu.pcie_bytes_per_s, devices=devices)
+    raise BadInputError(
+        f"{gpu.name} has no link in its sheet",
+        next_step="add pcie_generation and pcie_lanes to its file",
+    )
+
+
+def _as_measured(gpu: GpuSheet, link: Link) -> Link:
+    """The same at the rate that was measured between two cards, where it was.
+
+    In a mesh a copy between two cards takes some of a card's links and collectives take all of
+    them, so that there the sheet stays.
+    """
+    if gpu.link_gb_per_s is None or link.kind == "nvlink_mesh" or link.devices == 1:
+        return link
+    return replace(link, bytes_per_s=gpu.link_gb_per_s * 1e9 / _COPY_SHARE)
 
 
 def collective_s(

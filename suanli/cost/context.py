@@ -25,18 +25,25 @@ def with_context(work: Work, shape: ModelShape, tokens: int) -> Work:
     operators = tuple(
         _longer(op, shape.kv_heads, tokens) if _is_attention(op) else op for op in work.operators
     )
-    return replace(work, operators=operators)
+    kept = sum(_kept(op, shape.kv_heads, tokens) for op in work.operators if _is_attention(op))
+    return replace(work, operators=operators, kept_elements=kept)
 
 
 def _is_attention(op: Operator) -> bool:
     return op.name == _ATTENTION and all(len(s) == 4 for s in op.input_shapes[:3])
 
 
+def _kept(op: Operator, kv_heads: int, tokens: int) -> int:
+    """Elements of the keys and values of all earlier tokens."""
+    query, key, value = op.input_shapes[:3]
+    return query[0] * kv_heads * tokens * (key[3] + value[3])
+
+
 def _longer(op: Operator, kv_heads: int, tokens: int) -> Operator:
     query, key, value = op.input_shapes[:3]
     batch, heads, new, _ = query
     flops = 2 * batch * heads * new * tokens * (key[3] + value[3])
-    kept = batch * kv_heads * tokens * (key[3] + value[3])
+    kept = _kept(op, kv_heads, tokens)
     grown = tuple((*shape[:2], shape[2] + tokens, shape[3]) for shape in (key, value))
     return replace(
         op,

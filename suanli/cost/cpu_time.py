@@ -40,11 +40,11 @@ def predict_cpu_ms(
     """
     p = constants or parameters().cpu
     rate = achieved(ceilings, precision) or achieved(ceilings, "fp32") or float("inf")
-    total_s = sum(_operator_s(op, ceilings, rate, precision, plan_kind, p) for op in work.operators)
+    total_s = sum(operator_s(op, ceilings, rate, precision, plan_kind, p) for op in work.operators)
     return interval(1e3 * max(total_s, ceilings.overhead_s()), p.spread)
 
 
-def _operator_s(
+def operator_s(
     op: Operator,
     ceilings: Ceilings,
     rate: float,
@@ -52,6 +52,16 @@ def _operator_s(
     plan_kind: PlanKind,
     p: CpuParameters,
 ) -> float:
+    """Seconds of one operator.
+
+    Args:
+        op: The operator.
+        ceilings: Measured here.
+        rate: Operations per second of a large product.
+        precision: As in `predict_cpu_ms`.
+        plan_kind: As in `predict_cpu_ms`.
+        p: The constants.
+    """
     kind = kind_of(op)
     if kind == "free":
         return 0.0

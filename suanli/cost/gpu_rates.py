@@ -27,12 +27,14 @@ class Rates:
         machine: For kernels whose products run in the type asked for.
         unit: Which units its products run on.
         clock: Part of the printed clock that the power limit allows under products.
+        lasting: Part of that which is left in steps that last, which warm the card.
         missing: Names of figures that the sheet lacks and the model would use.
     """
 
     machine: Machine
     unit: Unit
     clock: float
+    lasting: float
     missing: tuple[str, ...]
 
 
@@ -71,10 +73,21 @@ def clock_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> flo
     """
     if gpu.power_w is None:
         return 1.0
+    most = clock.raised if _for_people(gpu) else 1.0
+    need = needed_share(gpu, clock, flops=flops, unit=unit)
+    return float(min(most, need**-clock.exponent))
+
+
+def needed_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> float:
+    """What dense products at the printed clock need, over what the power limit leaves them.
+
+    1 where the sheet has no power limit.
+    """
+    if gpu.power_w is None:
+        return 1.0
     need_w = watts_per_tflop(gpu, clock, unit) * flops / 1e12
     left_w = max(gpu.power_w * (1.0 - clock.memory_share) - clock.board_w, 0.2 * gpu.power_w)
-    most = clock.raised if gpu.name.startswith(_RAISES_ITS_CLOCK) else 1.0
-    return float(min(most, (left_w / need_w) ** clock.exponent))
+    return float(need_w / left_w)
 
 
 def watts_per_tflop(gpu: GpuSheet, clock: Clock, unit: Unit) -> float:
@@ -92,6 +105,10 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
         BadInputError: The card has no such units, or its sheet lacks rate or bandwidth.
     """
     peak = peak_flops(gpu, dtype)
+    if dtype == "fp16" and unit_of(gpu, dtype) == "vector":
+        # Two halves at a time, as the sheet has it, would add up in halves; libraries that PyTorch
+        # calls add up in fp32, at its rate.
+        peak = min(peak, gpu.flops("fp32") or peak)
     if gpu.memory_gb_per_s is None:
         raise BadInputError(
             f"{gpu.name} has no memory bandwidth in its sheet",
@@ -108,6 +125,7 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
         bytes_per_s=gpu.memory_gb_per_s
         * 1e9
         * parameters.bandwidth_fraction
+        * (parameters.uncorrected_gain if _for_people(gpu) else 1.0)
         * generation.bandwidth,
         l2_bytes=l2_mb * 2**20,
         multiprocessors=gpu.multiprocessors or _USUAL_MULTIPROCESSORS,
@@ -120,7 +138,18 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
         f"{dtype} rate": gpu.flops(dtype),
     }
     missing = tuple(name for name, value in figures.items() if value is None)
-    return Rates(machine=machine, unit=unit, clock=clock, missing=missing)
+    need = needed_share(gpu, parameters.clock, flops=peak, unit=unit)
+    return Rates(
+        machine=machine,
+        unit=unit,
+        clock=clock,
+        lasting=1.0 - parameters.warm_loss[unit] * min(1.0, need),
+        missing=missing,
+    )
+
+
+def _for_people(gpu: GpuSheet) -> bool:
+    return gpu.name.startswith(_RAISES_ITS_CLOCK)
 
 
 def slice_share(gpu: GpuSheet) -> float:

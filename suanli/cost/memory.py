@@ -19,6 +19,7 @@ _CONTEXT_BYTES = 500 * 2**20
 # Error correction takes a sixteenth of GDDR memory on professional cards: a T4 of 16 GiB reports
 # 15. HBM has cells of its own for it, GeForce cards have none switched on.
 _ECC_SHARE = 15 / 16
+_UNCORRECTED = ("GeForce", "TITAN", "RTX", "Quadro")
 # Parameters of a layer and of the next one are gathered at the same time.
 _GATHERED_LAYERS = 2
 
@@ -108,9 +109,12 @@ def memory_use(
 
 
 def usable_bytes(gpu: GpuSheet) -> int:
-    """Bytes of a card that a process can get: nominal, less error correction in GDDR memory."""
-    consumer = gpu.name.startswith(("GeForce", "TITAN"))
-    corrected = gpu.memory_kind.startswith("GDDR") and not consumer
+    """Bytes of a card that a process can get: nominal, less error correction in GDDR memory.
+
+    Servers' cards come with it switched on, those of workstations with it off (the sizes that
+    their drivers report: 23,028 MiB of an A10's 24 GiB, 49,140 MiB of an RTX A6000's 48 GiB).
+    """
+    corrected = gpu.memory_kind.startswith("GDDR") and not gpu.name.startswith(_UNCORRECTED)
     return int(gpu.memory_bytes * (_ECC_SHARE if corrected else 1.0))
 
 

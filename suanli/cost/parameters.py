@@ -164,8 +164,11 @@ class Parameters:
     Attributes:
         products: Efficiency by shape, for vector units and for tensor units.
         product_fraction: Part of the printed rate that large products sustain where power allows.
-        sustained: Part of that which is left in steps that last.
+        warm_loss: Part of that which steps that last lose where products need all the power that
+            the limit leaves them; in proportion where they need less.
         bandwidth_fraction: Part of the printed bandwidth that large sweeps sustain.
+        uncorrected_gain: How much more of it cards for people reach, whose memory carries no codes
+            for the correction of errors.
         rows: Passes over rows.
         kernel_s: Least seconds of a kernel on the device.
         host_forward_s: Seconds of the host for one operator called eagerly, the model's own
@@ -179,18 +182,21 @@ class Parameters:
         gradient_fraction: Part of that which their backward pass reaches.
         grouped_fraction: The same for convolutions of few channels per group.
         grouped_gradient_fraction: The same for their backward pass.
+        depthwise_fraction: The same for one channel per group, on elements of two bytes; half of
+            that on four, as these kernels are as fast as they load.
+        depthwise_gradient_fraction: The same for their backward pass.
         winograd_gain: How many times faster vector units do dense convolutions of 3 x 3 at stride
             1, with fewer multiplications (Lavin and Gray, "Fast algorithms for convolutional
             neural networks", 2016: 2.25 at least, less what the transforms cost).
         attention_fraction: The same for attention kernels.
         recurrent_step_s: Seconds that one step of a recurrent layer takes at least.
+        layout_fraction: Part of the rate of channels last that narrow convolutions on images
+            which lie channels first reach.
         layout_traffic: Bytes of narrow convolutions on images that lie channels first, over those
             of channels last, which the tensor units need.
         layout_gradient_traffic: The same for their backward pass.
         fused_traffic: Part of the bytes between operators that is left after compilation.
         fused_launches: Part of the kernels left.
-        autocast_traffic: Bytes of norms, softmax and losses under mixed precision, which keeps
-            them in fp32, over those of the narrow type.
         update_traffic: Bytes of an optimiser update run as a list of sweeps, over one sweep.
         clock: The power limit's effect.
         links: Collectives.
@@ -204,8 +210,9 @@ class Parameters:
 
     products: dict[Unit, Shape]
     product_fraction: dict[Unit, float]
-    sustained: dict[Unit, float]
+    warm_loss: dict[Unit, float]
     bandwidth_fraction: float
+    uncorrected_gain: float
     rows: Rows
     kernel_s: float
     host_forward_s: float
@@ -216,14 +223,16 @@ class Parameters:
     gradient_fraction: float
     grouped_fraction: float
     grouped_gradient_fraction: float
+    depthwise_fraction: float
+    depthwise_gradient_fraction: float
     winograd_gain: float
     attention_fraction: dict[Unit, float]
     recurrent_step_s: float
+    layout_fraction: float
     layout_traffic: float
     layout_gradient_traffic: float
     fused_traffic: float
     fused_launches: float
-    autocast_traffic: float
     update_traffic: float
     clock: Clock
     links: LinkParameters

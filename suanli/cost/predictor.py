@@ -24,8 +24,8 @@ from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_traffic
 from suanli.cost.parameters import Parameters, Unit, parameters
 from suanli.cost.power_draw import mean_power_w
-from suanli.cost.rates import narrowed
-from suanli.cost.work_kernels import KINDS, STARTS, How, Kernels, is_winograd, kernels_of
+from suanli.cost.rates import between, element_bytes, narrowed
+from suanli.cost.work_kernels import KINDS, STARTS, TRAFFIC, How, Kernels, is_winograd, kernels_of
 
 # Multiplications that the fast algorithms leave of a 3 x 3 convolution: F(4 x 4, 3 x 3).
 _FEWEST = 4.0
@@ -82,7 +82,7 @@ def predict_operators(
         gpu,
         p.clock,
         flops_per_s=work.matmul_flops / max(device_s + idle_s, 1e-12),
-        bytes_per_s=moved_bytes(kernels, p) / max(device_s + idle_s, 1e-12),
+        bytes_per_s=float(np.sum(moved_bytes(kernels, p))) / max(device_s + idle_s, 1e-12),
         unit=known.unit,
         busy=device_s / max(device_s + idle_s, 1e-12),
     )
@@ -195,7 +195,8 @@ def least_ms(
         gpu: The card.
         dtype: What products run in.
         micro_batches: How many of them the step has. Each computes anew and has inputs and outputs
-            of its own; weights could be read once, and there is one update.
+            of its own (keys and values of earlier tokens among them); weights could be read once,
+            and there is one update.
         state_share: Part of the update that this device makes.
 
     Raises:
@@ -214,7 +215,8 @@ def least_ms(
         read = min(read, work.read_parameter_bytes)
     weights = narrowed(read, "fp32", dtype)
     passed = micro_batches * (work.input_bytes + work.output_bytes)
-    moved = weights + passed + states * state_share
+    kept = work.kept_elements * element_bytes(between(dtype)) * micro_batches
+    moved = weights + passed + kept + states * state_share
     memory_s = moved / (gpu.memory_bytes_per_s or float("inf"))
     return 1e3 * max(compute_s, memory_s)
 
@@ -243,7 +245,9 @@ def kernel_terms(
     apart = known.unit == "tensor" and bool(np.any(kernels["vector"] > 0))
     vector_flops = rates(gpu, p, "fp32").machine.flops if apart else known.machine.flops
     flops = np.where(kernels["vector"] > 0, vector_flops, known.machine.flops)
-    machine = replace(known.machine, flops=flops * _shares(p, known.unit)[_index(kernels, "share")])
+    flops = flops * _shares(p, known.unit)[_index(kernels, "share")]
+    turned = np.isin(_index(kernels, "traffic"), _TURNED)
+    machine = replace(known.machine, flops=np.where(turned, p.layout_fraction * flops, flops))
     shape = p.products[known.unit]
     has = kernels["batch"] > 0
     moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
@@ -256,7 +260,10 @@ def kernel_terms(
         sizes=(kernels["m"], kernels["n"], np.ceil(kernels["k"] / slices) * slices),
         moved=moved,
     )
-    compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else p.sustained[known.unit])
+    # Channels by themselves fill no tiles: each thread sums over the taps of its own results.
+    done = 2.0 * kernels["batch"] * kernels["m"] * kernels["n"] * kernels["k"]
+    compute_s = np.where(kernels["vector"] > 0, done / machine.flops, compute_s)
+    compute_s = np.where(has, compute_s, 0.0) / (1.0 if alone else known.lasting)
     again = row_traffic(
         machine,
         p.rows,
@@ -273,16 +280,16 @@ def kernel_terms(
 
 
 _STEP = STARTS.index("step")
+_TURNED = (TRAFFIC.index("layout"), TRAFFIC.index("layout gradient"))
 
 
 def _index(kernels: Kernels, name: str) -> Number:
     return kernels[name].astype(int)
 
 
-def moved_bytes(kernels: Kernels, p: Parameters) -> float:
-    """Bytes that all kernels of a step read and write."""
-    moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
-    return float(np.sum(moved * kernels["repeat"]))
+def moved_bytes(kernels: Kernels, p: Parameters) -> Number:
+    """Bytes that each kernel of a step reads and writes, its repeats included."""
+    return kernels["moved"] * _traffic(p)[_index(kernels, "traffic")] * kernels["repeat"]
 
 
 def _shares(p: Parameters, unit: Unit) -> Number:
@@ -294,10 +301,14 @@ def _shares(p: Parameters, unit: Unit) -> Number:
             1.0,
             convolution,
             p.grouped_fraction,
+            p.depthwise_fraction,
+            p.depthwise_fraction / 2.0,
             p.attention_fraction[unit],
             convolution * fewer,
             convolution * p.gradient_fraction,
             p.grouped_gradient_fraction,
+            p.depthwise_gradient_fraction,
+            p.depthwise_gradient_fraction / 2.0,
             convolution * fewer * p.gradient_fraction,
         ]
     )
@@ -305,14 +316,11 @@ def _shares(p: Parameters, unit: Unit) -> Number:
 
 def _traffic(p: Parameters) -> Number:
     """In the order of `TRAFFIC`."""
-    both = p.fused_traffic * p.autocast_traffic
     return np.array(
         [
             1.0,
-            p.autocast_traffic,
             p.layout_traffic,
             p.fused_traffic,
-            both,
             p.update_traffic,
             p.layout_gradient_traffic,
         ]

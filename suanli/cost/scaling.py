@@ -12,7 +12,7 @@ import numpy as np
 
 from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
-from suanli.base.prediction import Link, ParallelLayout, PlanKind, StepPrediction
+from suanli.base.prediction import Link, ParallelLayout, StepPrediction
 from suanli.base.work import BoundBy, Operator, Work
 from suanli.cost.collective_time import Fabric, collective_s, fabric_of
 from suanli.cost.gpu_rates import rates, unit_of
@@ -61,7 +61,9 @@ class _Parts:
     host_s: float
     compute_s: float
     memory_s: float
-    moved_bytes: float
+    forward_bytes: float
+    backward_bytes: float
+    update_bytes: float
 
 
 def blocks_of(work: Work) -> Blocks:
@@ -102,8 +104,7 @@ def predict_parallel(
     layout: ParallelLayout,
     *,
     dtype: str,
-    plan_kind: PlanKind = "eager",
-    channels_last: bool | None = None,
+    how: How | None = None,
     fabric: Fabric | None = None,
     constants: Parameters | None = None,
 ) -> StepPrediction:
@@ -119,8 +120,9 @@ def predict_parallel(
             (Narayanan et al., "PipeDream-2BW", 2021); sharded replicas gather parameters before
             forward and backward (Rajbhandari et al., "ZeRO", 2020).
         dtype: What products run in.
-        plan_kind: As in `predict_operators`.
-        channels_last: As in `predict_operators`.
+        how: How it is run; eagerly and as usual in this type where None. Under autocast replicas
+            exchange gradients in fp32, as their weights are, else in the type of the products;
+            sharded ones keep their parts in fp32 and exchange narrow ones either way.
         fabric: How the cards are joined; the usual way where None.
         constants: Other parameters than those that ship.
 
@@ -132,7 +134,8 @@ def predict_parallel(
         raise BadInputError("every number of a layout must be at least 1")
     p = constants or parameters()
     fabric = fabric or (fabric_of(gpu) if layout.devices > 1 else _ALONE)
-    how = how_of(work, dtype, plan_kind, autocast=None, channels_last=channels_last)
+    how = how or how_of(work, dtype, "eager", autocast=None, channels_last=None)
+    gradient_bytes = _GRADIENT_BYTES if how.autocast else element_bytes(dtype)
     if layout.sharded:  # replicas gather weights that are narrow already
         how = replace(how, autocast=False)
     parts = _parts(work, gpu, layout, how, p)
@@ -151,7 +154,10 @@ def predict_parallel(
     stage_s = through_s * ((1.0 - ends) / layout.pp + ends)
     slots = layout.micro_batches + layout.pp - 1
     send_s = slots * (2.0 if training else 1.0) * _send_s(boundary, layout, fabric, p)
-    gradients_s = _replicas_s(work, layout, parts, fabric, p, dtype=dtype) if training else 0.0
+    gradients_s = 0.0
+    if training:
+        widths = (element_bytes(dtype), gradient_bytes)
+        gradients_s = _replicas_s(work, layout, parts, fabric, p, widths=widths)
     update_s = parts.update_s / (layout.dp if layout.sharded else 1)
     total_s = slots * stage_s + send_s + gradients_s + update_s
     useful_s = layout.micro_batches * device_s / layout.pp + update_s
@@ -172,15 +178,19 @@ def _parts(work: Work, gpu: GpuSheet, layout: ParallelLayout, how: How, p: Param
         [_block_of(work.operators[int(i)], name) is None for i in kernels["operator"]]
     )
     sums = [float(np.sum(seconds[phases == phase])) for phase in range(3)]
+    moved = moved_bytes(kernels, p)
+    bytes_of = [float(np.sum(moved[phases == phase])) for phase in range(3)]
     return _Parts(
         forward_s=sums[0],
         backward_s=sums[1],
         ends_s=float(np.sum(seconds[(phases < 2) & outside])),
-        update_s=sums[2] / (layout.tp * layout.pp),
+        update_s=sums[2] / layout.pp,
         host_s=host_seconds(kernels, gpu, p),
         compute_s=float(np.sum(compute_s)),
         memory_s=float(np.sum(memory_s)),
-        moved_bytes=moved_bytes(kernels, p),
+        forward_bytes=bytes_of[0],
+        backward_bytes=bytes_of[1],
+        update_bytes=bytes_of[2],
     )
 
 
@@ -228,21 +238,27 @@ def _send_s(n_bytes: float, layout: ParallelLayout, fabric: Fabric, p: Parameter
 
 
 def _replicas_s(
-    work: Work, layout: ParallelLayout, parts: _Parts, fabric: Fabric, p: Parameters, *, dtype: str
+    work: Work,
+    layout: ParallelLayout,
+    parts: _Parts,
+    fabric: Fabric,
+    p: Parameters,
+    *,
+    widths: tuple[float, float],
 ) -> float:
     """Seconds that keeping replicas equal adds to a step, beyond what computation hides.
 
     Tensor-parallel groups fill servers first, so that the same part of two replicas is `tp` apart.
+    `widths` are bytes of an element of gathered weights and of a whole replica's gradients.
     """
     if layout.dp == 1:
         return 0.0
     mine = work.parameters / (layout.tp * layout.pp)
     backward_s = parts.backward_s / layout.pp
     forward_s = parts.forward_s / layout.pp
-    width, apart = element_bytes(dtype), layout.tp
+    (width, gradient), apart = widths, layout.tp
     if not layout.sharded:
-        size = mine * (_GRADIENT_BYTES if width == 4 else width)
-        whole = collective_s("all_reduce", size, layout.dp, fabric, p.links, apart=apart)
+        whole = collective_s("all_reduce", mine * gradient, layout.dp, fabric, p.links, apart=apart)
         return whole - min(p.overlap * whole, p.overlap * backward_s)
     gather = collective_s("all_gather", mine * width, layout.dp, fabric, p.links, apart=apart)
     scatter = collective_s("reduce_scatter", mine * width, layout.dp, fabric, p.links, apart=apart)
@@ -276,12 +292,12 @@ def _answer(
         "overhead": 1e3 * waiting_s,
         "communication": 1e3 * communication_s,
     }
-    share = layout.micro_batches / (layout.tp * layout.pp)
+    flops, moved = _done(work, layout, parts)
     watts = mean_power_w(
         gpu,
         p.clock,
-        flops_per_s=work.matmul_flops * share / total_s,
-        bytes_per_s=parts.moved_bytes * layout.micro_batches / layout.pp / total_s,
+        flops_per_s=flops / total_s,
+        bytes_per_s=moved / total_s,
         unit=unit_of(gpu, dtype),
         busy=min(1.0, useful_s / total_s),
     )
@@ -307,3 +323,16 @@ def _answer(
         energy_j=None if watts is None else watts * total_s * layout.devices,
         idle_share=1.0 - useful_s / total_s,
     )
+
+
+def _done(work: Work, layout: ParallelLayout, parts: _Parts) -> tuple[float, float]:
+    """Operations of products and bytes moved by one card in a step.
+
+    What is recomputed is done again; the update comes once, a part of it on each sharded replica.
+    """
+    again = 2.0 if layout.recompute and parts.backward_s > 0 else 1.0
+    forward = sum(op.flops for op in work.operators if op.matmul and op.phase == "forward")
+    flops = work.matmul_flops + (again - 1.0) * forward
+    moved = layout.micro_batches * (again * parts.forward_bytes + parts.backward_bytes)
+    moved += parts.update_bytes / (layout.dp if layout.sharded else 1)
+    return flops * layout.micro_batches / (layout.tp * layout.pp), moved / layout.pp

@@ -5,7 +5,7 @@ go, on one card or, in the fit, on many.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from math import prod
@@ -14,6 +14,7 @@ import numpy as np
 
 from suanli.base.prediction import KernelKind, PlanKind
 from suanli.base.work import Operator, Phase, Work
+from suanli.cost.autocast_types import Passed, passed
 from suanli.cost.rates import between, element_bytes, narrowed
 from suanli.cost.whole_kernels import Part, parts
 
@@ -42,18 +43,20 @@ SHARES = (
     "whole",
     "convolution",
     "grouped",
+    "depthwise",
+    "wide depthwise",
     "attention",
     "winograd",
     "convolution gradient",
     "grouped gradient",
+    "depthwise gradient",
+    "wide depthwise gradient",
     "winograd gradient",
 )
 TRAFFIC = (
     "once",
-    "autocast",
     "layout",
     "fused",
-    "fused autocast",
     "update",
     "layout gradient",
 )
@@ -151,9 +154,11 @@ def kernels_of(work: Work, how: How) -> Kernels:
     calls: Counter[Phase] = Counter()
     how = replace(how, training=any(op.phase == "backward" for op in work.operators))
     shared = parts(work.operators)
-    for index, op in enumerate(work.operators):
+    widths = _widths(work, how)
+    for index, (op, width) in enumerate(zip(work.operators, widths, strict=True)):
         part = shared.get(index)
-        made = [_part(index, op, part, how)] if part else list(_of_operator(index, op, how))
+        made = [_part(index, op, part, how, width)] if part else []
+        made = made or list(_of_operator(index, op, how, width))
         found += made
         calls[op.phase] += int(bool(made) and (part is None or part.first))
     names = [f.name for f in fields(Kernel)]
@@ -181,21 +186,34 @@ def kind_of(op: Operator) -> KernelKind:
     return "rows" if any(word in op.name for word in _ROWS) else "pointwise"
 
 
-def _of_operator(index: int, op: Operator, how: How) -> Iterator[Kernel]:
+def _widths(work: Work, how: How) -> Iterable[Passed | None]:
+    """What autocast does to each operator's bytes; None where it does not run or change them."""
+    width = element_bytes(between(how.dtype))
+    if not how.autocast or width >= element_bytes("fp32"):
+        return [None] * len(work.operators)
+    return passed(work.operators, width)
+
+
+def _of_operator(index: int, op: Operator, how: How, width: Passed | None) -> Iterator[Kernel]:
     kind = kind_of(op)
     if kind == "free" or prod(op.output_shapes[0] if op.output_shapes else (2,)) == 1 == op.flops:
         return
-    moved = _moved(op, how)
+    moved = _moved(op, how, width)
+    cast = 0.0 if width is None else width.cast
     if how.autocast and op.parameter_bytes and op.phase == "forward" and op.matmul:
-        cast = op.parameter_bytes * (1.0 + element_bytes(how.dtype) / 4.0)
-        yield Kernel(operator=index, kind=KINDS.index("pointwise"), moved=cast)
+        weights = op.parameter_bytes * (1.0 + element_bytes(how.dtype) / 4.0)
+        cast += weights * (2.0 if how.training else 1.0)  # and their gradients back
+    if cast:
+        yield from _sweep(index, op, cast, how)
     yield from _MAKERS[kind](index, op, moved, how)
 
 
-def _moved(op: Operator, how: How) -> float:
-    """Bytes; the optimiser keeps its own type, and autocast leaves tables of rows as they are."""
+def _moved(op: Operator, how: How, width: Passed | None) -> float:
+    """Bytes; the optimiser keeps its own type."""
+    if width is not None and width.moved is not None:
+        return width.moved
     size = float(op.bytes_read + op.bytes_written)
-    if op.phase == "optimizer" or (how.autocast and op.name.startswith("embedding")):
+    if op.phase == "optimizer":
         return size
     weights = min(size, float(op.parameter_bytes)) if op.matmul else 0.0
     passed = narrowed(size - weights, op.dtype, between(how.dtype))
@@ -242,6 +260,7 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     positions = prod(out) // max(1, out[-dims - 1])
     inputs = prod(x) // max(1, x[-dims - 1])
     few = groups > 1 and per_group < _FEW_CHANNELS
+    single = few and per_group == 1
     turned = not how.channels_last and not few and how.dtype != "fp32"
     traffic = ("layout gradient" if backward else "layout") if turned else "once"
     sides = [(positions, filters // groups, per_group * taps)]
@@ -253,7 +272,8 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
     share = "convolution"
     if few:  # each channel by itself: no tiles of channels to fill, the sum is the taps
         sides, groups = [(positions, filters, per_group * taps)] * len(sides), 1
-        share = "grouped"
+        wide = element_bytes(between(how.dtype)) >= element_bytes("fp32")
+        share = ("wide depthwise" if wide else "depthwise") if single else "grouped"
     elif is_winograd(op):
         share = "winograd"
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
@@ -353,12 +373,11 @@ def _rows(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]:
         length = prod(shape[1:]) // 32
     second, at_once = ROW_READS["softmax" if "softmax" in op.name else "norm"]
     fused = how.plan_kind == "compiled"
-    traffic = ("fused " if fused else "") + ("autocast" if how.autocast and width < 4 else "")
     yield Kernel(
         operator=index,
         kind=KINDS.index("rows"),
         moved=moved,
-        traffic=TRAFFIC.index(traffic.strip() or "once"),
+        traffic=TRAFFIC.index("fused" if fused else "once"),
         starts=STARTS.index("fused" if fused else "each"),
         row_bytes=max(1.0, length * width),
         at_once=at_once,
@@ -377,14 +396,14 @@ def _sweep(index: int, op: Operator, moved: float, how: How) -> Iterator[Kernel]
     )
 
 
-def _part(index: int, op: Operator, part: Part, how: How) -> Kernel:
+def _part(index: int, op: Operator, part: Part, how: How, width: Passed | None) -> Kernel:
     """An operator's share of a kernel that does several."""
     fused = how.plan_kind == "compiled"
     each = "fused" if fused else "each"
     return Kernel(
         operator=index,
         kind=KINDS.index("pointwise"),
-        moved=_moved(op, how) * part.share,
+        moved=_moved(op, how, width) * part.share,
         traffic=TRAFFIC.index("fused" if fused else "once"),
         starts=STARTS.index(each if part.first else "none"),
     )

@@ -14,9 +14,9 @@ DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 _TRAINED = ("fp32", "tf32", "bf16", "fp16")
 _PART = re.compile(r"(dp|tp|pp|micro)=(\d+)|(sharded|recompute)")
 # Bytes per second, one direction, of all adapters of the servers that these cards come in: NVIDIA's
-# datasheets of DGX H100, H200 and B200 (8 x 400 Gb/s), DGX A100 (8 x 200 Gb/s), DGX-1 with V100
-# (4 x 100 Gb/s). For all others 100 Gb/s is assumed.
-_SERVER_NETWORKS = {"10.0": 400e9, "10.3": 400e9, "9.0": 400e9, "8.0": 200e9, "7.0": 50e9}
+# datasheets of DGX B300 (8 x 800 Gb/s), H100, H200 and B200 (8 x 400 Gb/s), DGX A100 (8 x 200
+# Gb/s), DGX-1 with V100 (4 x 100 Gb/s). For all others 100 Gb/s is assumed.
+_SERVER_NETWORKS = {"10.3": 800e9, "10.0": 400e9, "9.0": 400e9, "8.0": 200e9, "7.0": 50e9}
 _OTHER_NETWORK = 12.5e9
 
 

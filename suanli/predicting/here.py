@@ -12,6 +12,7 @@ from suanli.base.prediction import ParallelLayout
 from suanli.cost.bound import speed_of_light
 from suanli.cost.cpu_time import predict_cpu_ms
 from suanli.cost.memory import Held, memory_use
+from suanli.cost.rates import peak
 from suanli.devices import cpu_info
 from suanli.predicting.ask import Ask
 from suanli.predicting.subject import STATES, TARGETS, Subject
@@ -36,6 +37,7 @@ def predict_cpu(subject: Subject, ceilings: Ceilings, ask: Ask, batch: int) -> P
     work = subject.work(subject.checked_batch(batch))
     step = predict_cpu_ms(work, ceilings, precision=ask.dtype, plan_kind=ask.kind)
     least = speed_of_light(work, ceilings, precision=ask.dtype)
+    rate = peak(ceilings, ask.dtype)
     memory = memory_use(
         subject.footprint(batch), subject.shape, Held(states=STATES.get(subject.optimizer, 0))
     )
@@ -54,7 +56,11 @@ def predict_cpu(subject: Subject, ceilings: Ceilings, ask: Ask, batch: int) -> P
         energy_j=None,
         power_w=None,
         cost=None,
-        sol=LeastTime(ms=least.ms, fraction=least.ms / step.p50),
+        sol=LeastTime(
+            ms=least.ms,
+            fraction=least.ms / step.p50,
+            simplest_ms=1e3 * work.matmul_flops / rate.value if rate else 0.0,
+        ),
         bound_by=least.bound_by,
         compute_ms=least.compute_ms,
         memory_ms=least.memory_ms,

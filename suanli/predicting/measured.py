@@ -20,7 +20,7 @@ def as_measured(sheet: GpuSheet) -> GpuSheet:
 
     The rates are set so that the model gives back the product that `suanli doctor` timed, and the
     bandwidth so that it gives back the copy. A card under a power or clock limit is then
-    predicted as it runs, not as it is printed.
+    predicted as it runs, not as it is printed. Of the links to other cards the slowest counts.
     """
     for name in sheet.nvml_names:
         found = kept_for_card(name)
@@ -41,6 +41,10 @@ def with_ceilings(sheet: GpuSheet, ceilings: Ceilings) -> GpuSheet:
         if timed and item.dtype and _SIDES.search(item.how):
             fitted = _with_rate(fitted, item.dtype, item)
             figures.append(f"dense_tflops.{item.dtype}")
+    links = [item.achieved for item in ceilings.items if item.what == "link" and item.achieved]
+    if links:
+        fitted = replace(fitted, link_gb_per_s=min(links) / 1e9)
+        figures.append("link_gb_per_s")
     if not figures:
         return sheet
     source = Source(

@@ -12,7 +12,7 @@ from suanli.cost.collective_time import fabric_of
 from suanli.cost.context import with_context
 from suanli.cost.layouts import checked, legal_splits, micro_batches
 from suanli.cost.memory import Held, memory_use, usable_bytes
-from suanli.cost.predictor import predict_operators
+from suanli.cost.predictor import how_of, predict_operators, simplest_bound_ms
 from suanli.cost.rates import between, element_bytes
 from suanli.cost.scaling import predict_parallel
 from suanli.devices import slug
@@ -67,6 +67,9 @@ def predict_on(
     if ask.dtype in ("fp8", "int8"):
         notes.append(f"weights of one byte, what passes between operators in bf16 ({ask.dtype})")
     step, name = choice.step, slug(sheet)
+    simplest_ms = simplest_bound_ms(
+        subject.work(batch), sheet, dtype=ask.dtype, devices=ask.devices
+    )
     if not step.step_ms.p50 > 0:
         raise BadInputError(f"{subject.name} computes nothing: no operator takes time")
     return Prediction(
@@ -83,7 +86,9 @@ def predict_on(
         energy_j=step.energy_j,
         power_w=step.power_w,
         cost=None if prices is None else _cost(prices, name, ask.devices, batch, step),
-        sol=LeastTime(ms=step.sol_ms, fraction=step.sol_ms / step.step_ms.p50),
+        sol=LeastTime(
+            ms=step.sol_ms, fraction=step.sol_ms / step.step_ms.p50, simplest_ms=simplest_ms
+        ),
         bound_by=step.bound_by,
         compute_ms=step.compute_ms,
         memory_ms=step.memory_ms,
@@ -243,7 +248,6 @@ def _time(
         sheet,
         layout,
         dtype=ask.dtype,
-        plan_kind=ask.kind,
-        channels_last=ask.channels_last,
+        how=how_of(work, ask.dtype, ask.kind, autocast=None, channels_last=ask.channels_last),
         fabric=fabric,
     )

@@ -55,7 +55,8 @@ def _findings(result: PredictResult) -> list[Line]:
         (
             "limit",
             f"{units.milliseconds(result.sol.ms)}: this is "
-            f"{units.share(result.sol.fraction)} of the speed of light",
+            f"{units.share(result.sol.fraction)} of the speed of light; work over "
+            f"(devices x printed rate) is {units.milliseconds(result.sol.simplest_ms)}",
         )
     )
     need, have = units.size(result.memory.total_bytes), units.size(result.usable_bytes)

@@ -1,0 +1,196 @@
+"""Fits the CPU's constants to measured steps and says how far off they are on workloads left out.
+
+    python -m benchmarks.fit_cpu [--check] [--from FILE ...]
+
+Reads what `benchmarks.cpu_prediction` wrote, for inference and training. Each workload is left out
+once, with both of its rows, and predicted by constants that were fitted to the others; the table
+of that goes to results/cpu/prediction.md, and constants fitted to all go into the package. Every
+constant has a prior with a width: one machine and nine networks say little of some.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cpu_prediction import as_of_now, work_of
+from benchmarks.fit_predictor import rounded
+from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
+from suanli.base.codec import from_json
+from suanli.base.hardware import Ceilings
+from suanli.base.work import Operator
+from suanli.cost.cpu_time import operator_s
+from suanli.cost.parameters import CpuParameters, Parameters
+from suanli.cost.rates import achieved
+
+_FOLDER = Path(__file__).parent / "results" / "cpu"
+_TARGET = 0.25
+
+
+def _knob(*path: str, prior: float, width: float) -> Knob:
+    return Knob(path=("cpu", *path), prior=prior, width=width)
+
+
+KNOBS = (
+    _knob("share", "product", prior=0.8, width=0.2),
+    _knob("share", "convolution", prior=0.7, width=0.2),
+    _knob("share", "attention", prior=0.5, width=0.4),
+    _knob("grouped_share", prior=0.15, width=0.5),
+    *(
+        _knob("traffic", kind, prior=prior, width=0.3)
+        for kind, prior in (
+            ("pointwise", 1.0),
+            ("rows", 1.2),
+            ("update", 1.0),
+            ("product", 1.0),
+            ("convolution", 1.0),
+        )
+    ),
+    _knob("call_s", prior=4e-6, width=0.5),
+    _knob("backward_call_s", prior=8e-6, width=0.5),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One workload, timed.
+
+    Attributes:
+        operators: Equal ones once, with how often they run.
+        blocks: Ceilings at the time of a block of steps, and seconds of a step in it.
+    """
+
+    workload: str
+    batch: int
+    training: bool
+    operators: tuple[tuple[Operator, int], ...]
+    blocks: tuple[tuple[Ceilings, float], ...]
+
+
+def measured(files: Sequence[Path]) -> list[Measured]:
+    """What the files hold."""
+    found = []
+    for file in files:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        limits = from_json(Ceilings, report["ceilings"])
+        for row in report["rows"]:
+            blocks = tuple(
+                (as_of_now(limits, {k: b[k] for k in ("matmul", "read")}), b["measured_ms"] * 1e-3)
+                for b in row["blocks"]
+            )
+            found.append(
+                Measured(
+                    workload=row["workload"],
+                    batch=row["batch"],
+                    training=row["training"],
+                    operators=_operators(row["workload"], row["batch"], row["training"]),
+                    blocks=blocks,
+                )
+            )
+    return found
+
+
+@cache
+def _operators(name: str, batch: int, training: bool) -> tuple[tuple[Operator, int], ...]:
+    work = work_of(name, batch, training=training)
+    plain = (replace(op, module="", source="") for op in work.operators)
+    return tuple(Counter(plain).items())
+
+
+def error(row: Measured, p: CpuParameters) -> float:
+    """log(predicted / measured), the median over blocks."""
+    logs = []
+    for limits, seconds in row.blocks:
+        rate = achieved(limits, "fp32") or float("inf")
+        total = sum(n * operator_s(op, limits, rate, "fp32", "eager", p) for op, n in row.operators)
+        logs.append(math.log(max(total, limits.overhead_s()) / seconds))
+    return statistics.median(logs)
+
+
+def _typical(row: Measured) -> Measured:
+    """The row with its middle block alone: as good for a fit, and several times faster."""
+    ordered = sorted(row.blocks, key=lambda block: block[1])
+    return replace(row, blocks=(ordered[len(ordered) // 2],))
+
+
+def fitted(rows: Sequence[Measured]) -> dict[str, Any]:
+    """The parameter file with the CPU's constants fitted to these rows."""
+    quick = [_typical(row) for row in rows]
+
+    def errors(p: Parameters) -> list[Any]:
+        return [np.array([error(row, p.cpu)]) for row in quick]
+
+    return fit(stored(), KNOBS, errors, steps=6)
+
+
+def main() -> None:
+    """Leave each workload out, then fit to all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fit, but do not write")
+    parser.add_argument(
+        "--from",
+        dest="files",
+        nargs="+",
+        type=Path,
+        default=[_FOLDER / "prediction-infer.json", _FOLDER / "prediction-train.json"],
+    )
+    options = parser.parse_args()
+    rows = measured(options.files)
+    lines, logs = [], []
+    for name in dict.fromkeys(row.workload for row in rows):
+        p = as_parameters(fitted([row for row in rows if row.workload != name])).cpu
+        for row in rows:
+            if row.workload == name:
+                logs.append(error(row, p))
+                lines.append(_line(row, logs[-1]))
+                print(lines[-1], flush=True)
+    text = _table(lines, logs)
+    print(text)
+    after = rounded(fitted(rows))
+    after["cpu"]["spread"] = float(f"{max(0.1, _reach(logs) / 1.645):.2g}")
+    as_parameters(after)
+    if options.check:
+        print(json.dumps(after["cpu"], indent=2))
+        return
+    FILE.write_text(json.dumps(after, indent=2) + "\n", encoding="utf-8")
+    (_FOLDER / "prediction.md").write_text(text, encoding="utf-8")
+    print(f"wrote {FILE.name} and prediction.md")
+
+
+def _line(row: Measured, log: float) -> str:
+    mode = "training" if row.training else "inference"
+    seconds = statistics.median(block[1] for block in row.blocks)
+    ratio = math.exp(log)
+    mark = "" if abs(ratio - 1.0) <= _TARGET else " (missed)"
+    return (
+        f"| {row.workload} | {mode} | {row.batch} | {1e3 * seconds:.2f} | "
+        f"{1e3 * seconds * ratio:.2f} | {100 * (ratio - 1.0):+.0f} %{mark} |"
+    )
+
+
+def _table(lines: Sequence[str], logs: Sequence[float]) -> str:
+    errors = [abs(math.exp(log) - 1.0) for log in logs]
+    within = sum(e <= _TARGET for e in errors)
+    return (
+        "Eager fp32 steps on this machine, each workload predicted by constants that were fitted "
+        "without it.\n\n| workload | mode | batch | measured ms | predicted ms | error |\n"
+        "|---|---|---|---|---|---|\n" + "\n".join(lines) + f"\n\n{within} of {len(errors)} within "
+        f"{100 * _TARGET:.0f} %; median {100 * statistics.median(errors):.0f} %.\n"
+    )
+
+
+def _reach(logs: Sequence[float]) -> float:
+    """Ninth decile of the errors."""
+    return float(np.quantile(np.abs(logs), 0.9))
+
+
+if __name__ == "__main__":
+    main()
