@@ -121,12 +121,13 @@ def _typical(row: Measured) -> Measured:
     return replace(row, blocks=(ordered[len(ordered) // 2],))
 
 
-def fitted(rows: Sequence[Measured]) -> dict[str, Any]:
+def fitted(found: Sequence[Measured]) -> dict[str, Any]:
     """The parameter file with the CPU's constants fitted to these rows."""
-    quick = [_typical(row) for row in rows]
+    quick = [_typical(row) for row in found]
 
     def errors(p: Parameters) -> list[Any]:
-        return [np.array([error(row, p.cpu)]) for row in quick]
+        modes = ([r for r in quick if r.training is training] for training in (False, True))
+        return [np.array([error(row, p.cpu) for row in rows]) for rows in modes if rows]
 
     return fit(stored(), KNOBS, errors, steps=6)
 
