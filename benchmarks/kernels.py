@@ -1,6 +1,6 @@
 """Each shipped kernel on a GPU against eager, torch.compile and what is published.
 
-    python -m benchmarks.kernels [--kernels norm,gate] [--most 60] [--budget 1200] [--append]
+    python -m benchmarks.kernels [--kernels norm,gate] [--most 60] [--budget 1200] [--each 120]
 
 Tunes every kernel at its bench shapes (verified winners only), races it with each rival on new
 timings, and gives the share of the card's ceiling: of the measured read bandwidth, or for matrix
@@ -29,10 +29,11 @@ from suanli.kernels.isolated import CompileRequest, CompileResult, compile_isola
 from suanli.kernels.occupancy import occupancy
 from suanli.kernels.shipped import shipped
 from suanli.kernels.tune_kernel import tune_kernel
-from suanli.kernels.tuning import TuneResult
+from suanli.kernels.tuning import SearchLimits, TuneResult
 from suanli.measure.ceilings import ceilings
 from suanli.measure.environment import environment
 
+_TIMEOUT_S = 30.0  # of one compilation; the rivals' own take minutes with `max-autotune`
 _ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -123,6 +124,7 @@ def main() -> int:
     parser.add_argument("--shapes", type=int, default=2, help="bench shapes per kernel")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--budget", type=float, default=7200, help="begin no kernel after SECONDS")
+    parser.add_argument("--each", type=float, default=600, help="SECONDS for one kernel and shape")
     parser.add_argument("--append", action="store_true", help="go on with what stands in --out")
     parser.add_argument("--static", action="store_true", help="compile only; needs no GPU")
     given = parser.parse_args()
@@ -140,18 +142,20 @@ def main() -> int:
         for sizes in shipped()[name].bench_sizes[: given.shapes]:
             if results.has(name, sizes):
                 continue
-            if time.monotonic() > end:
+            left = min(given.each, end - time.monotonic())
+            if left <= 0:
                 print(f"{name} {dict(sizes)}: not begun, the {given.budget:g} s are over")
                 continue
-            results.add(_measured(name, sizes, results.limits, given.most))
+            effort = SearchLimits(most=given.most, timeout_s=_TIMEOUT_S, budget_s=left)
+            results.add(_measured(name, sizes, results.limits, effort))
     return 0 if results.all_verified(given.kernels.split(",")) else 1
 
 
-def _measured(name: str, sizes: Sizes, limits: Ceilings, most: int) -> dict[str, Any]:
+def _measured(name: str, sizes: Sizes, limits: Ceilings, effort: SearchLimits) -> dict[str, Any]:
     """One kernel at one shape as a row; a failure is a row, too."""
     begin, kernel = time.monotonic(), shipped()[name]
     try:
-        row = _row(kernel, sizes, tune_kernel(name, sizes, most=most), limits)
+        row = _row(kernel, sizes, tune_kernel(name, sizes, limits=effort), limits)
         _print(row)
     except Exception as error:  # the other kernels are still to come
         row = {"kernel": name, "sizes": dict(sizes), "failed": f"{type(error).__name__}: {error}"}

@@ -70,6 +70,9 @@ def kernel_tune(
     gpu: str | None = None,
     dtype: str | None = None,
     most: int = 400,
+    timeout_s: float = 60.0,
+    budget_s: float = 600.0,
+    fresh: bool = False,
     on_event: Listener = ignore,
 ) -> KernelTuneResult:
     """Find a kernel's fastest right configuration; without a GPU, rank them and say so.
@@ -79,6 +82,10 @@ def kernel_tune(
         gpu: A card to rank for; None is this machine's GPU, or an H200 where there is none.
         dtype: Of the main input.
         most: Configurations that are compiled at most.
+        timeout_s: Limit of one compilation; a timing on a GPU gets twice, a check five times and a
+            race with a rival ten times as much.
+        budget_s: For the whole; no trial is begun after it.
+        fresh: Whether to begin anew where an earlier call was cut short, by Ctrl-C or its budget.
         on_event: Told what is going on.
 
     Raises:
@@ -86,5 +93,9 @@ def kernel_tune(
         MissingBackendError: No compiler for the kernel is installed.
     """
     from suanli.kernels import verbs
+    from suanli.kernels.tuning import SearchLimits
 
-    return verbs.kernel_tune(ref, gpu=gpu, dtype=dtype, most=most, listener=on_event)
+    limits = SearchLimits(most=most, timeout_s=timeout_s, budget_s=budget_s)
+    return verbs.kernel_tune(
+        ref, gpu=gpu, dtype=dtype, limits=limits, fresh=fresh, listener=on_event
+    )

@@ -32,12 +32,13 @@ class ProfileOptions:
 
     Attributes:
         train: Profile a training step; None is yes for runs, recipes, and where there is a loader.
-        batch: Samples in a step; None takes the workload's own for training, the engine's for an
-            engine, 1 for other inference.
+        batch: Samples in a step; None takes as many as the example inputs hold, the workload's own
+            for training, the engine's for an engine, 1 for other inference.
         plan: How the step is computed: a plan or its file; None is eager fp32 for inference and
             what `suanli train` takes by default for training.
         steps: Steps to time.
         check: How many pieces of advice to try.
+        check_seconds: Time for the race of each, but for a few steps of both sides.
         device: "cpu", "cuda:0", … or "auto", which takes the first GPU where there is one.
         trace: File to write the timeline to, for Perfetto and Chrome.
         trust: Open an engine although nobody whose key is trusted here made it.
@@ -48,6 +49,7 @@ class ProfileOptions:
     plan: "Plan | TrainPlan | Path | None" = None
     steps: int = 30
     check: int = 0
+    check_seconds: float = 12.0
     device: str = "auto"
     trace: Path | None = None
     trust: bool = False
@@ -64,6 +66,8 @@ class ProfileOptions:
             raise BadInputError(f"--steps must be from 3 to 10000, not {self.steps}")
         if not 0 <= self.check <= 20:
             raise BadInputError(f"--check must be from 0 to 20, not {self.check}")
+        if not 0 < self.check_seconds <= 3600:
+            raise BadInputError(f"check_seconds must be above 0, not {self.check_seconds}")
         if self.trace is not None and not self.trace.absolute().parent.is_dir():
             raise BadInputError(f"--trace: there is no folder {self.trace.absolute().parent}")
         return self
@@ -118,6 +122,7 @@ def profile(
         profiler = Profiler(
             steps=options.steps,
             checks=options.check,
+            check_seconds=options.check_seconds,
             ceilings=first_before_others(limits) if together else limits(),
             compiler=_compiler(),
             remake=maker.remake,
@@ -225,11 +230,12 @@ class _Maker:
                     next_step="a tensor, a tuple of arguments or a dictionary; or, with a loss, "
                     "a loader",
                 )
-            found = self._of_workload(plan, batch, scratch, compiled=within.compiled)
+            size = batch or _samples(self._data)
+            found = self._of_workload(plan, size, scratch, compiled=within.compiled)
         else:
             self._only("a model with a loss trains", train=True)
             check_alone("training with a loader")
-            if batch is not None:
+            if self._options.batch is not None:
                 raise BadInputError("the loader says how large a batch is, leave `batch` out")
             plain = _plain(self._device, compiled=within.compiled)
             found = training_subjects.of_loader(
@@ -274,11 +280,14 @@ class _Maker:
         from torch import nn
 
         from suanli.training.recipe import Recipe
+        from suanli.training.recipes import resolve_recipe
         from suanli.workloads.module import of_module
         from suanli.workloads.record import Workload
         from suanli.workloads.resolve import resolve
 
         if isinstance(self._what, str):
+            if self._is_recipe():
+                return resolve_recipe(self._what, data=self._folder).workload
             return resolve(self._what, data=self._folder)
         if isinstance(self._what, Recipe):
             return self._what.workload
@@ -350,6 +359,17 @@ class _Maker:
     def _no_plan(self, plan: object, what: str) -> None:
         if self._options.plan is not None and plan is not None:
             raise BadInputError(f"{what} has its plan already", next_step="leave --plan out")
+
+
+def _samples(inputs: Any) -> int | None:
+    """How many samples example inputs hold; None where their tensors do not agree on it."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    given = getattr(inputs, "args", inputs), dict(getattr(inputs, "kwargs", {}))
+    leaves = [x for x in pytree.tree_leaves(given) if isinstance(x, torch.Tensor) and x.dim()]
+    sizes = {int(leaf.shape[0]) for leaf in leaves}
+    return sizes.pop() if len(sizes) == 1 and sizes != {0} else None
 
 
 def _read_plan(path: "str | Path") -> "Plan | TrainPlan":

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from suanli.base.errors import EXIT_FAILED
-from suanli.cli_output import Json, examples, print_result
+from suanli.cli_output import EXIT_STOPPED, Budget, Json, examples, print_result
 
 _Kernel = Annotated[
     str,
@@ -45,7 +45,9 @@ def register(app: typer.Typer) -> None:
         epilog=examples("suanli kernel check matmul.py", "suanli kernel check norm --json")
     )(check)
     group.command(
-        epilog=examples("suanli kernel tune matmul.py", "suanli kernel tune norm --gpu H200")
+        epilog=examples(
+            "suanli kernel tune matmul.py", "suanli kernel tune norm --gpu H200 --budget 120"
+        )
     )(tune)
     app.add_typer(group, name="kernel")
 
@@ -109,20 +111,37 @@ def tune(
     most: Annotated[
         int, typer.Option(metavar="N", help="Configurations that are compiled at most.")
     ] = 400,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Limit of one compilation.")
+    ] = 60.0,
+    budget: Budget = 600.0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do not go on with a run that was cut short.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find the fastest configuration whose answer is right.
 
     On a GPU configurations are timed, verified and raced. Without one, or with --gpu, they are
-    ranked by a static model, and the result says that it is a ranking.
+    ranked by a static model, and the result says that it is a ranking. Ctrl-C or the end of the
+    budget keep what was found, and the same command goes on with it.
     """
     from suanli import api_kernel
     from suanli.reports import kernel_text
 
     with kernel_text.Live(quiet=as_json) as live:
         result = api_kernel.kernel_tune(
-            kernel, gpu=gpu, dtype=dtype, most=most, on_event=live.event
+            kernel,
+            gpu=gpu,
+            dtype=dtype,
+            most=most,
+            timeout_s=timeout,
+            budget_s=budget,
+            fresh=fresh,
+            on_event=live.event,
         )
     print_result(result, as_json, kernel_text.tune)
+    if result.interrupted:
+        raise typer.Exit(EXIT_STOPPED)
     if result.config is None:
         raise typer.Exit(EXIT_FAILED)

@@ -16,7 +16,13 @@ from suanli.devices import CpuDevice, cpu_info, sheet_for
 from suanli.devices.null import NullDevice
 from suanli.measure import ceilings as module
 from suanli.measure import ceilings_cpu, ceilings_cuda, ceilings_torch
-from suanli.measure.ceilings import cache_path, ceilings, measure_ceilings, measure_device
+from suanli.measure.ceilings import (
+    better_of,
+    cache_path,
+    ceilings,
+    measure_ceilings,
+    measure_device,
+)
 from suanli.measure.ceilings_cpu import read_sizes
 from suanli.measure.ceilings_cuda import measure_gpu, timed
 from suanli.measure.native import (
@@ -142,6 +148,23 @@ class TestRates:
         assert summed_rates([[0.0, 1.0, 3.0]], 1.0, 0.002).best == pytest.approx(1.0)
 
 
+def _beaten(found: Ceilings) -> list[tuple[Ceiling, float]]:
+    """Products from registers that torch is faster than, with its rate."""
+    beaten = []
+    for item in found.items:
+        if item.what != "matmul" or item.how.startswith("no "):
+            continue  # computed in fp32, which has a figure of its own
+        # Asked again here: on a busy machine the whole measurement may have skipped it.
+        reached = ceilings_torch.matmul(str(item.dtype), 0.1)
+        assert reached is not None, item.dtype
+        assert item.mark == "measured"
+        assert item.hardware is not None
+        rate = max(item.achieved or 0, reached.rate)
+        if item.hardware < rate:
+            beaten.append((item, rate))
+    return beaten
+
+
 class TestProcessor:
     def test_items_are_complete_and_dtypes_are_known(self, measured: Ceilings) -> None:
         whats = {item.what for item in measured.items}
@@ -152,16 +175,12 @@ class TestProcessor:
 
     @needs_compiler
     def test_no_library_beats_the_registers(self, measured: Ceilings) -> None:
-        products = {i.dtype: i for i in measured.items if i.what == "matmul"}
-        for dtype, item in products.items():
-            if item.how.startswith("no "):
-                continue  # computed in fp32, which has a figure of its own
-            # Asked again here: on a busy machine the whole measurement may have skipped it.
-            reached = ceilings_torch.matmul(str(dtype), 0.1)
-            assert reached is not None, dtype
-            assert item.mark == "measured"
-            assert item.hardware is not None
-            assert item.hardware >= max(item.achieved or 0, reached.rate), (item, reached)
+        found, beaten = measured, _beaten(measured)
+        for _ in range(2):  # a busy machine may have kept the loops from their rate
+            if beaten:
+                found = better_of(found, measure_ceilings("cpu", seconds=4))
+                beaten = _beaten(found)
+        assert not beaten
 
     def test_bound_on_reads_never_rises_with_size(self, measured: Ceilings) -> None:
         sizes = [2.0**n for n in range(10, 33)]

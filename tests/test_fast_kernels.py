@@ -19,7 +19,7 @@ from suanli.workloads.models.fast import cifar10_fast
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
 needs_tiles = pytest.mark.skipif(
-    find_compiler() is None or native.tile_library() is None, reason="no tile registers here"
+    find_compiler() is None or convolution.tile_library() is None, reason="no tile registers here"
 )
 PLAN = TrainPlan(precision="bf16", memory_layout="channels_last", kernels=("fused-cnn",))
 ACTIVATIONS = {"identity": nn.Identity(), "relu": nn.ReLU(), "gelu": nn.GELU(), "silu": nn.SiLU()}

@@ -20,6 +20,7 @@ from suanli.base.errors import (
 )
 from suanli.measure.isolation import Worker, call_isolated, report_progress
 from suanli.measure.timing import Contender, race
+from tests.processes import gone, stopped
 
 _TESTS = str(Path(__file__).parent)
 _ROOT = str(Path(__file__).parent.parent)
@@ -28,18 +29,6 @@ _ROOT = str(Path(__file__).parent.parent)
 @pytest.fixture(autouse=True)
 def _targets_on_path(monkeypatch):
     monkeypatch.syspath_prepend(_TESTS)
-
-
-def _gone(pid: int, within_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _failure(method: str, *, timeout_s: float = 20.0, **args) -> TrialFailedError:
@@ -57,7 +46,7 @@ def test_an_object_keeps_its_state_between_calls():
         assert worker.call("pid", timeout_s=20) == worker.pid
         assert worker.peak_bytes > 1 << 20
         pid = worker.pid
-    assert _gone(pid)
+    assert gone(pid)
     assert not worker.alive
     worker.close()
     with pytest.raises(TrialFailedError, match="closed"):
@@ -153,7 +142,7 @@ def test_a_deadline_ends_whatever_the_worker_does(method):
         with pytest.raises(TrialFailedError, match=f"no answer within 0.3 s in {method}") as caught:
             worker.call(method, timeout_s=0.3)
         assert caught.value.kind == "timeout"
-        assert _gone(pid)
+        assert gone(pid)
         with pytest.raises(TrialFailedError, match="no answer within") as again:
             worker.call("raise_plain", timeout_s=20)
         assert again.value.kind == "timeout"
@@ -255,7 +244,7 @@ def test_a_child_that_holds_the_pipes_open_does_not_hide_the_end(tmp_path):
     path = tmp_path / "pid"
     error = _failure("fork_and_leave", path=str(path))
     assert error.kind == "crash"
-    assert _gone(int(path.read_text()))
+    assert gone(int(path.read_text()))
 
 
 @pytest.mark.parametrize("own_session", [False, True])
@@ -265,7 +254,7 @@ def test_grandchildren_end_with_the_worker(tmp_path, own_session):
             "grandchild", path=str(tmp_path / "pid"), own_session=own_session, timeout_s=20
         )
         assert psutil.pid_exists(pid)
-    assert _gone(pid)
+    assert gone(pid)
 
 
 def test_a_worker_killed_from_outside_is_reported_and_cleaned_up(tmp_path):
@@ -277,7 +266,7 @@ def test_a_worker_killed_from_outside_is_reported_and_cleaned_up(tmp_path):
         with pytest.raises(TrialFailedError, match="SIGKILL") as caught:
             worker.call("nan", timeout_s=20)
         assert caught.value.kind == "crash"
-        assert _gone(grandchild)
+        assert gone(grandchild)
 
 
 def test_a_guardian_killed_from_outside_takes_the_worker_along():
@@ -287,7 +276,7 @@ def test_a_guardian_killed_from_outside_takes_the_worker_along():
         with pytest.raises(TrialFailedError) as caught:
             worker.call("hang", timeout_s=20)
         assert caught.value.kind == "crash"
-        assert _gone(worker.pid)
+        assert gone(worker.pid)
 
 
 @pytest.mark.parametrize("state", ["busy", "paused"])
@@ -319,7 +308,7 @@ def test_everything_dies_with_a_parent_that_is_killed(tmp_path, state):
     parent.kill()
     parent.communicate()
     assert len(pids) == 2
-    assert all(_gone(pid) for pid in pids)
+    assert all(gone(pid) for pid in pids)
 
 
 def test_an_interrupt_of_the_caller_ends_the_worker():
@@ -331,7 +320,7 @@ def test_an_interrupt_of_the_caller_ends_the_worker():
         with pytest.raises(KeyboardInterrupt):
             worker.call("count", steps=1000, delay_s=0.05, timeout_s=60, on_progress=interrupt)
         assert not worker.alive
-        assert _gone(pid)
+        assert gone(pid)
 
 
 def test_pausing_stops_all_of_its_processes_and_resuming_lets_them_go_on(tmp_path):
@@ -340,17 +329,14 @@ def test_pausing_stops_all_of_its_processes_and_resuming_lets_them_go_on(tmp_pat
             "grandchild", path=str(tmp_path / "pid"), own_session=True, timeout_s=20
         )
         worker.pause()
-        for pid in (worker.pid, child):
-            deadline = time.monotonic() + 5
-            while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        assert stopped(worker.pid)
+        assert stopped(child)
         worker.resume()
         assert psutil.Process(child).status() != psutil.STATUS_STOPPED
         worker.pause()
         assert math.isnan(worker.call("nan", timeout_s=20))
         worker.pause()
-    assert _gone(child)
+    assert gone(child)
 
 
 def test_two_workers_race_and_the_idle_one_is_stopped():
@@ -358,7 +344,7 @@ def test_two_workers_race_and_the_idle_one_is_stopped():
 
         def side(mine: Worker, other: Worker) -> Contender:
             def run(n: int) -> list[float]:
-                assert psutil.Process(other.pid).status() == psutil.STATUS_STOPPED
+                assert stopped(other.pid)
                 times: list[float] = mine.call("timed", n=n, timeout_s=20)
                 return times
 

@@ -10,10 +10,10 @@ import pytest
 from benchmarks import kernels as bench
 from suanli.base.hardware import Ceilings
 from suanli.base.timing import Estimate
-from suanli.kernels.tuning import RaceFigures, TuneResult
+from suanli.kernels.tuning import RaceFigures, SearchLimits, TuneResult
 
 
-def tuned(name: str, sizes: dict[str, int], *, most: int) -> TuneResult:
+def tuned(name: str, sizes: dict[str, int], *, limits: SearchLimits) -> TuneResult:
     if name == "stencil":
         raise RuntimeError("out of memory")
     own, rival = Estimate(p50=1.0, lo95=0.9, hi95=1.1), Estimate(p50=2.0, lo95=1.9, hi95=2.1)
@@ -43,9 +43,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     calls: list[str] = []
 
-    def counted(name: str, sizes: dict[str, int], *, most: int) -> TuneResult:
+    def counted(name: str, sizes: dict[str, int], *, limits: SearchLimits) -> TuneResult:
         calls.append(name)
-        return tuned(name, sizes, most=most)
+        assert 0 < limits.budget_s <= 600
+        return tuned(name, sizes, limits=limits)
 
     monkeypatch.setattr(bench, "tune_kernel", counted)
 

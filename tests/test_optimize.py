@@ -17,8 +17,10 @@ from suanli.base import codec, schema
 from suanli.base.errors import BadInputError, CaptureError
 from suanli.base.events import Event
 from suanli.base.results import OptimizeResult
+from suanli.base.trial import Trial
 from suanli.engines.finalists import batch_ranges
 
+pytestmark = pytest.mark.usefixtures("quick_search")
 QUICK: dict[str, Any] = {"budget_s": 14.0, "max_batch": 4, "backends": ("eager",), "keep": True}
 
 
@@ -39,14 +41,10 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def engine(quick_search: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("with space") / "engine"
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.getbasetemp()
-        patch.setenv("SUANLI_CACHE", str(home / "cache"))
-        patch.setenv("SUANLI_CONFIG", str(home / "config"))
-        with suanli.optimize(small_net(), IMAGES, out=folder, **QUICK) as found:
-            yield found
+    with suanli.optimize(small_net(), IMAGES, out=folder, **QUICK) as found:
+        yield found
 
 
 def test_engine_answers_as_the_model(engine: Any) -> None:
@@ -102,12 +100,23 @@ def test_saved_engine_opens_in_a_fresh_process(engine: Any, tmp_path: Path) -> N
     torch.testing.assert_close(got, wanted, rtol=0.05, atol=0.02)
 
 
-def test_second_run_resumes(engine: Any, tmp_path: Path) -> None:
-    seen: list[Event] = []
-    with suanli.optimize(small_net(), IMAGES, on_event=seen.append, **QUICK) as again:
-        resumed = [trial for trial in again.result.trials if trial.resumed]
-        assert resumed
-        assert again.result.trials[0].resumed
+class Enough(Exception):
+    """The search is over."""
+
+
+def test_second_run_resumes(engine: Any) -> None:
+    tried: list[Trial] = []
+
+    def until_written(event: Event) -> None:
+        if event.trial is not None:
+            tried.append(event.trial)
+        if event.text == "writing the engine":
+            raise Enough
+
+    with pytest.raises(Enough):
+        suanli.optimize(small_net(), IMAGES, on_event=until_written, **QUICK)
+    assert tried[0].resumed
+    assert tried[0].plan == engine.result.trials[0].plan
 
 
 def test_batch_ranges_leave_no_gap() -> None:

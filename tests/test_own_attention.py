@@ -12,7 +12,7 @@ from suanli.base.compiler import find_compiler
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training import attention
-from suanli.training.fused import FusedActivation
+from suanli.training.activations import FusedActivation
 from suanli.training.kernels import put_in_place, rows_for
 from suanli.training.native.attention import attention_weights
 from suanli.workloads.models.vit import Block

@@ -11,7 +11,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Operator
 from suanli.cost.changes import Manner, batch_ratios, cpu_ratios, gpu_ratios, scaled
 from suanli.devices import find_sheet
-from suanli.profiling.advice import Case, _precision
+from suanli.profiling.advice import Case, _precision, _quantization
 from suanli.profiling.expected import Basis, manner_of
 from suanli.profiling.rows import Row
 from suanli.profiling.verb import faster
@@ -173,3 +173,31 @@ def test_training_on_a_processor_is_not_sent_to_fp16() -> None:
     assert [item.plan.precision for item in _precision(case)] == ["bf16"]
     subject.training = False
     assert [item.plan.precision for item in _precision(case)] != ["bf16"]
+
+
+def _int8_only(plan: Plan, device: str) -> Case:
+    """A device whose integer units alone are faster than fp32."""
+    subject = SimpleNamespace(
+        plan=plan, model=object(), training=False, device=device, stepper=None, kind="workload"
+    )
+    return Case(
+        subject=subject,  # type: ignore[arg-type]
+        measured=None,  # type: ignore[arg-type]
+        basis=_basis(plan=plan),
+        faster=("int8",),
+        compiler=False,
+    )
+
+
+def test_integers_are_no_precision_to_cast_to() -> None:
+    assert list(_precision(_int8_only(EAGER, "cpu"))) == []
+
+
+def test_an_engine_for_processors_is_not_advised_on_a_card() -> None:
+    card = EAGER.with_(device="cuda:0")
+    assert list(_quantization(_int8_only(card, "cuda:0"))) == []
+
+
+def test_an_engine_that_is_not_installed_is_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suanli.profiling.advice.backends", dict)
+    assert list(_quantization(_int8_only(EAGER, "cpu"))) == []

@@ -8,8 +8,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+import suanli
 from suanli.base.work import Operator
 from suanli.measure.step_record import record_step
+from tests.profile_parts import ceilings
 
 
 def torchs(step: Callable[[], object]) -> int:
@@ -177,3 +179,23 @@ def test_values_that_are_read_back_are_noted_with_their_line() -> None:
     record = record_step(lambda _: step(), [])
     assert len(record.read_backs) == 5
     assert {line.partition(":")[0] for line in record.read_backs} == {"test_profile_flops.py"}
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torchs_shortcut_for_encoder_layers_has_all_the_work_of_a_layer(
+    norm_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ceilings()
+    monkeypatch.setattr("suanli.measure.ceilings.ceilings", lambda *_, **__: found)
+    monkeypatch.setattr("suanli.profiling.measuring._WARM_SECONDS", 0.05)
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=norm_first)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    result = suanli.profile(model, torch.randn(4, 32, 64), steps=3, device="cpu")
+    rows = [row for row in result.operators if row.name == "transformer_encoder_layer"]
+    assert {row.module for row in rows} == {"layers.0", "layers.1"}
+    assert all(row.source.startswith("test_profile_flops.py:") for row in rows)
+    assert "layer_norm" in " ".join(rows[0].fused)
+    assert sum(row.flops for row in result.operators) == result.flops
+    # per layer and token: four products of 64 x 64, two of 64 x 128, and all pairs twice
+    products = 2 * 4 * 32 * (4 * 64 * 64 + 2 * 64 * 128 + 2 * 32 * 64)
+    assert all(products <= row.flops <= 1.05 * products for row in rows)

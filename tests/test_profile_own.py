@@ -15,7 +15,7 @@ import suanli
 from suanli.base.errors import BadInputError
 from suanli.base.plan import Plan
 from suanli.base.train_plan import TrainPlan
-from suanli.profiling import processes, subjects
+from suanli.profiling import processes, subjects, training_subjects
 from suanli.profiling.joining import join
 from suanli.profiling.recording import KernelRun, Recording
 from suanli.profiling.verdict import step_times
@@ -279,3 +279,31 @@ def test_two_processes_of_which_one_waits_for_the_other(tmp_path: Path) -> None:
         assert {"0", "2"} <= set(found["modules"])
         assert found["steps"] == 5
         assert any("of 2 processes" in note for note in found["notes"])
+
+
+def test_steps_that_no_time_was_left_for_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suanli.profiling.measuring._TIME_SECONDS", 0.0)
+    found = suanli.profile(nn.Linear(8, 8), torch.randn(2, 8), steps=6, device="cpu")
+    assert found.stability.steps == 3
+    assert any("3 of 6 steps were timed" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "counted"),
+    [
+        (torch.optim.Adam, "adam"),
+        (torch.optim.SGD, "sgd"),
+        (lambda p: torch.optim.SGD(p, momentum=0.9), "sgd-momentum"),
+        (torch.optim.Adadelta, "sgd-momentum"),  # there is no formula for it
+    ],
+)
+def test_the_update_of_an_own_optimizer_is_counted_as_what_it_is(kind: Any, counted: str) -> None:
+    model = nn.Linear(8, 4)
+    batches = [(torch.randn(4, 8), torch.zeros(4, dtype=torch.int64))]
+    optimizer = kind(model.parameters())
+    subject = training_subjects.of_loader(
+        model, batches, LOSS, optimizer=optimizer, plan=TrainPlan()
+    )
+    assert subject.example is not None
+    assert subject.example.optimizer == counted
+    subject.close()

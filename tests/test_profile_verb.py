@@ -130,6 +130,35 @@ def test_the_advice_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(item.plan is not None and not item.failed for item in tried)
 
 
+def test_the_advice_is_tried_on_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suanli.profiling.checking._TURN_SECONDS", 0.02)
+    batches = [(torch.randn(32, 512), torch.arange(32) % 10)] * 2
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    found = suanli.profile(
+        model, batches, nn.functional.cross_entropy, steps=3, check=1, check_seconds=0.2,
+        device="cpu",
+    )  # fmt: skip
+    (tried,) = [item for item in found.advice if item.failed or item.measured_speedup]
+    assert not tried.failed
+    assert tried.measured_speedup is not None
+
+
+def test_example_inputs_say_the_batch() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+    assert suanli.profile(model, torch.randn(6, 16), steps=3, device="cpu").batch == 6
+    assert suanli.profile(model, torch.randn(6, 16), batch=2, steps=3, device="cpu").batch == 2
+
+
+def test_a_recipe_is_profiled_in_inference() -> None:
+    found = suanli.profile("mnist-fast", train=False, steps=3, device="cpu")
+    assert (found.training, found.batch) == (False, 1)
+
+
+def test_a_race_without_time_is_refused() -> None:
+    with pytest.raises(BadInputError, match="check_seconds"):
+        suanli.profile("mnist-mlp", check=1, check_seconds=0.0)
+
+
 @pytest.mark.parametrize("kind", [SuanliError, TypeError])
 def test_a_plan_that_cannot_be_tried_says_why(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception]

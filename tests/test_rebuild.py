@@ -28,6 +28,9 @@ from tests import planted_results as planted
 EXAMPLE = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
 
 
+pytestmark = pytest.mark.usefixtures("quick_search")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An engine of one eager plan in a folder, made without a search."""

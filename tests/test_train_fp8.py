@@ -1,7 +1,6 @@
 """Linear layers in fp8: what they compute, and how a plan with them is verified."""
 
 import copy
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,19 +11,16 @@ from torch.nn import functional
 from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
-from suanli.base.trial import ValueCheck
 from suanli.plans.situation import Situation
 from suanli.plans.train_space import TrainSituation, train_candidates
 from suanli.training import fp8
-from suanli.training.exchange import Exchange, Facts
 from suanli.training.forward import Forward
 from suanli.training.fp8 import EmulatedLinear, Fp8Linear, fp8_layers, fp8_products
-from suanli.training.host import TrainHost
 from suanli.training.recipe import as_written
-from suanli.training.start import starting_point
 from suanli.training.trials import situation_of
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.seeding import seeded
+from tests.train_parts import Bench
 
 PLAN = TrainPlan(precision="fp8")
 
@@ -118,28 +114,10 @@ def test_the_last_layer_and_odd_sizes_are_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def check(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made, folder = as_written(_workload()), tmp_path_factory.mktemp("dense")
-    assert made.workload.data is not None
-    train = made.workload.data().train
-    model = starting_point(made, train, 0)
-    facts = Facts(
-        settings=made.settings,
-        seed=0,
-        check_steps=3,
-        total_steps=8,
-        trained=tuple(n for n, _ in model.named_parameters()),
-    )
-    Exchange.write(folder, model, made, train, facts)
-    host = partial(TrainHost, ref="", exchange=str(folder), recipe=made)
-    first = host(plan=None)
-    assert first.reference() == ""
-    first.eager("fp8", "cpu")
-    assert first.too_far("fp8") == ""
-
-    def checked(plan: TrainPlan) -> ValueCheck:
-        return codec.from_json(ValueCheck, host(plan=codec.to_json(plan)).check(2.0))
-
-    return checked
+    folder, made = tmp_path_factory.mktemp("dense"), as_written(_workload())
+    bench = Bench(folder, made, total_steps=8, precisions=("fp8",))
+    assert bench.host(PLAN).too_far("fp8") == ""
+    return bench.check
 
 
 @pytest.mark.parametrize(

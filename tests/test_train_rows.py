@@ -14,25 +14,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.lazy import present
 from suanli.base.train_plan import TrainPlan
-from suanli.base.trial import ValueCheck
 from suanli.plans.situation import Situation
 from suanli.plans.train_space import TrainSituation, train_candidates
 from suanli.training import fused_loss, kernels, triton_rows
-from suanli.training.exchange import Exchange, Facts
 from suanli.training.forward import Forward
 from suanli.training.fused_loss import sliced
-from suanli.training.host import TrainHost
 from suanli.training.kernels import put_in_place, rows_for, usable
 from suanli.training.loss_forms import cross_entropy_form
 from suanli.training.recipe import Recipe, as_written
-from suanli.training.start import starting_point
 from suanli.training.triton_rows import FusedNorm
 from suanli.workloads.record import Data, Inputs, Samples, TrainingSettings, Workload
 from suanli.workloads.seeding import seeded
+from tests.train_parts import Bench
 
 WORDS, WIDTH, LENGTH = 50, 24, 5
 
@@ -91,30 +87,8 @@ def words_recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Checks a plan on the words, as a trial does."""
-    made, folder = words_recipe(), tmp_path_factory.mktemp("words")
-    assert made.workload.data is not None
-    train = made.workload.data().train
-    model = starting_point(made, train, 0)
-    facts = Facts(
-        settings=made.settings,
-        seed=0,
-        check_steps=3,
-        total_steps=8,
-        trained=tuple(n for n, _ in model.named_parameters()),
-    )
-    Exchange.write(folder, model, made, train, facts)
-
-    def check(plan: TrainPlan, recipe: Recipe = made) -> ValueCheck:
-        own = TrainHost(ref="", plan=codec.to_json(plan), exchange=str(folder), recipe=recipe)
-        return codec.from_json(ValueCheck, own.check(2.0))
-
-    first = TrainHost(ref="", plan=None, exchange=str(folder), recipe=made)
-    assert first.reference() == ""
-    for precision in ("fp32", "bf16"):
-        first.eager(precision, "cpu")
-    return check
+def check(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return Bench(tmp_path_factory.mktemp("words"), words_recipe(), total_steps=8).check
 
 
 ROWS = ("fused-norm", "fused-cross-entropy", "fused-linear-cross-entropy", "fused-loss")
@@ -122,14 +96,14 @@ ROWS = ("fused-norm", "fused-cross-entropy", "fused-linear-cross-entropy", "fuse
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"micro_batch": 8}], ids=str)
-def test_rows_learn_what_the_model_learns(row: str, changes: dict[str, Any], host: Any) -> None:
-    found = host(TrainPlan(kernels=(row,), **changes))
+def test_rows_learn_what_the_model_learns(row: str, changes: dict[str, Any], check: Any) -> None:
+    found = check(TrainPlan(kernels=(row,), **changes))
     assert found.ok, found.reason
 
 
-def test_rows_go_together(host: Any) -> None:
+def test_rows_go_together(check: Any) -> None:
     both = ("fused-norm", "fused-linear-cross-entropy")
-    found = host(TrainPlan(kernels=both, precision="bf16"))
+    found = check(TrainPlan(kernels=both, precision="bf16"))
     assert found.ok, found.reason
 
 
@@ -151,16 +125,16 @@ def test_gradients_of_bf16_copies_come_to_the_masters(row: str) -> None:
         assert float(error) < 0.03, name
 
 
-def test_planted_faults_of_rows_are_caught(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_faults_of_rows_are_caught(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_weight(x: torch.Tensor, layer: nn.Linear, target: torch.Tensor, form: Any) -> Any:
         return functional.cross_entropy(functional.linear(x, layer.weight.detach()), target)
 
     monkeypatch.setattr(triton_rows, "_product", no_weight)
-    found = host(TrainPlan(kernels=("fused-linear-cross-entropy",)))
+    found = check(TrainPlan(kernels=("fused-linear-cross-entropy",)))
     assert "step 1: gradient of" in found.reason
     assert "weight" in found.reason
     monkeypatch.setattr(FusedNorm, "forward", lambda self, x: functional.layer_norm(x, (WIDTH,)))
-    assert not host(TrainPlan(kernels=("fused-norm",), precision="bf16")).ok
+    assert not check(TrainPlan(kernels=("fused-norm",), precision="bf16")).ok
 
 
 @pytest.fixture
@@ -194,15 +168,15 @@ def test_a_loss_by_slices_is_the_loss(bias: bool, smoothing: float) -> None:
 
 @pytest.mark.usefixtures("small_slices")
 def test_slices_pass_and_a_slice_that_is_off_by_one_does_not(
-    host: Any, monkeypatch: pytest.MonkeyPatch
+    check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for precision in ("fp32", "bf16"):
-        found = host(TrainPlan(kernels=("fused-loss",), precision=precision))
+        found = check(TrainPlan(kernels=("fused-loss",), precision=precision))
         assert found.ok, found.reason
     assert len(fused_loss._slices(torch.zeros(2, 3), torch.zeros(50, 3))) == 4
     real = fused_loss._place
     monkeypatch.setattr(fused_loss, "_place", lambda y, first, part: real(y, first + 1, part))
-    assert not host(TrainPlan(kernels=("fused-loss",), precision="bf16")).ok
+    assert not check(TrainPlan(kernels=("fused-loss",), precision="bf16")).ok
 
 
 def test_a_twin_shares_tied_weights_and_leaves_the_model() -> None:

@@ -7,6 +7,7 @@ from suanli.kernels.checking import check_here
 from suanli.kernels.operators import cross_entropy, norms
 from suanli.kernels.shipped import shipped, shipped_kernel
 from suanli.kernels.tune_kernel import tune_kernel
+from suanli.kernels.tuning import SearchLimits
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +37,8 @@ def test_operators_train_on_the_gpu() -> None:
 
 
 def test_tune_finds_a_verified_winner() -> None:
-    result = tune_kernel("norm", {"rows": 512, "width": 1024, "residual": 0, "centred": 0}, most=4)
+    sizes = {"rows": 512, "width": 1024, "residual": 0, "centred": 0}
+    result = tune_kernel("norm", sizes, limits=SearchLimits(most=4), fresh=True)
     assert result.verified
     assert not result.ranking
     assert "eager" in result.races

@@ -20,6 +20,7 @@ from suanli.kernels.static_model import forecast
 from suanli.kernels.tuning import (
     RaceFigures,
     RecordedBench,
+    SearchLimits,
     Static,
     TuneResult,
     configurations,
@@ -166,7 +167,7 @@ def test_the_tail_of_a_long_ranking_is_not_timed() -> None:
 
     machine = Flat()
     candidates = [{"block": n, "num_warps": 1} for n in range(1, 101)]
-    result = tune("f", SIZES, "bf16", candidates, machine, most=60)
+    result = tune("f", SIZES, "bf16", candidates, machine, limits=SearchLimits(most=60))
     assert result.config == candidates[0]
     assert len(result.trials) == 60
     assert len([t for t in result.trials if "brought nothing" in t.reason]) == 60 - 25
@@ -362,7 +363,12 @@ def test_a_race_gives_the_rivals_time_over_the_winners() -> None:
 def test_ranking_for_a_card_that_is_not_here() -> None:
     kernel = shipped_kernel("cross_entropy")
     result = tune_kernel.tune_kernel(
-        "cross_entropy", kernel.bench_sizes[2], "fp16", gpu="H200-SXM-141GB", most=3
+        "cross_entropy",
+        kernel.bench_sizes[2],
+        "fp16",
+        gpu="H200-SXM-141GB",
+        limits=SearchLimits(most=3),
+        fresh=True,
     )
     assert result.ranking
     assert result.verified

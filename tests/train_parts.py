@@ -1,6 +1,7 @@
 """A small network with batch norm and dropout, its data, and ways to train it, for tests."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from suanli.base import codec
 from suanli.base.train_plan import TrainPlan
+from suanli.base.trial import ValueCheck
+from suanli.training.exchange import Exchange, Facts
+from suanli.training.host import TrainHost
 from suanli.training.loop import Limits, Loop
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.start import starting_point
@@ -111,3 +116,44 @@ def still_recipe() -> Recipe:
     """Without batch norm and dropout: what a sample adds does not depend on the others."""
     made = recipe(optimizer="adamw", lr=0.003, batch=33, epochs=60, clip_norm=1.0)
     return replace(made, workload=replace(made.workload, name="still", make_model=_still))
+
+
+class Bench:
+    """The start of a run, with the reference and eager's error at hand."""
+
+    def __init__(
+        self,
+        folder: Path,
+        made: Recipe,
+        seed: int = 0,
+        *,
+        total_steps: int = 28,
+        precisions: tuple[str, ...] = ("fp32", "bf16"),
+    ) -> None:
+        self.made = made
+        train = made.workload.load().train
+        model = starting_point(made, train, seed)
+        facts = Facts(
+            settings=made.settings,
+            seed=seed,
+            check_steps=3,
+            total_steps=total_steps,
+            trained=tuple(n for n, _ in model.named_parameters()),
+        )
+        self.exchange = Exchange.write(folder, model, made, train, facts)
+        host = self.host(TrainPlan())
+        assert host.reference() == ""
+        for precision in precisions:
+            host.eager(precision, "cpu")
+
+    def host(self, plan: TrainPlan, made: Recipe | None = None) -> TrainHost:
+        return TrainHost(
+            ref="",
+            plan=codec.to_json(plan),
+            exchange=str(self.exchange.folder),
+            recipe=made or self.made,
+        )
+
+    def check(self, plan: TrainPlan, made: Recipe | None = None) -> ValueCheck:
+        """As a trial does."""
+        return codec.from_json(ValueCheck, self.host(plan, made).check(2.0))

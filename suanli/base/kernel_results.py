@@ -38,6 +38,7 @@ class KernelCase:
         error_share: Largest error over its bound; 1 is at the bound. None where nothing ran.
         max_abs_error: Largest error in the outputs' unit.
         reason: One line; "" if verified.
+        printed: What the kernel printed, as far as it is kept.
         seconds_spent: Wall time.
     """
 
@@ -47,6 +48,7 @@ class KernelCase:
     where: str
     status: str
     reason: str = ""
+    printed: str = ""
     error_share: float | None = None
     max_abs_error: float | None = None
     findings: tuple[KernelFinding, ...] = ()
@@ -329,6 +331,7 @@ class KernelTuneResult:
     Attributes:
         ranking: Whether nothing was timed; then `config` is a guess by the static model.
         config: The winner; None where nothing can be used.
+        interrupted: Whether Ctrl-C ended the search; the same call goes on with it.
     """
 
     schema: SchemaName
@@ -347,4 +350,5 @@ class KernelTuneResult:
     trials: tuple[KernelTrial, ...]
     rivals: tuple[KernelRival, ...] = ()
     notes: tuple[str, ...] = ()
+    interrupted: bool = False
     seconds_spent: float = 0.0

@@ -30,7 +30,8 @@ class TrainPlan:
         compile_scope: "model" compiles the forward and backward pass; "step" also the loss and the
             optimiser; "joint" makes one graph of the forward pass, the loss and the backward pass,
             which runs without autograd.
-        optimizer_kernel: "loop" (one tensor after the other), "foreach", or "fused".
+        optimizer_kernel: "loop" (one tensor after the other), "foreach", "fused", or "native": all
+            parameters in one pass of a kernel of our own (CPU).
         micro_batch: Samples of one forward pass; 0 is the whole batch. Gradients accumulate.
         checkpointing: Recompute the activations of every block in the backward pass.
         data: "resident": all samples stay on the device; "streamed": batches are brought there.
@@ -55,7 +56,7 @@ class TrainPlan:
     memory_layout: Literal["contiguous", "channels_last"] = "contiguous"
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
     compile_scope: Literal["model", "step", "joint"] = "model"
-    optimizer_kernel: Literal["loop", "foreach", "fused"] = "foreach"
+    optimizer_kernel: Literal["loop", "foreach", "fused", "native"] = "foreach"
     micro_batch: int = 0
     checkpointing: bool = False
     data: Literal["resident", "streamed"] = "streamed"
@@ -161,7 +162,10 @@ def _contradiction(plan: TrainPlan) -> str:
     if plan.compile == "none" and plan.compile_scope != "model":
         return "a scope of compilation without compilation"
     again = plan.checkpointing and "attention" in plan.kernels
+    native = plan.optimizer_kernel == "native"
+    apart = native and (plan.kind != "cpu" or plan.compile_scope == "step")
     found = (
+        "the native update is for CPUs, and nothing that torch.compile takes" if apart else "",
         "attention by products is not computed a second time" if again else "",
         _against_one_graph(plan) if plan.compile_scope == "joint" else "",
         _against_sharding(plan) if plan.sharded else "",

@@ -35,14 +35,28 @@ class GpuWorker:
         self._timer: ColdTimer | None = None
 
     def verify(self, config: dict[str, int]) -> str:
-        """Why the configuration is wrong at a check shape or the timed shape, or ""."""
+        """Why the configuration is wrong at a check shape or the timed shape, or "".
+
+        Raises:
+            SuanliError: It cannot be run.
+        """
         for sizes in (*self._kernel.check_sizes, self._sizes):
             if sizes is self._sizes and not self._fits():
                 continue
             case = check_here(self._kernel, sizes, self._dtype, config=config, device=self._device)
+            if case.status == "failed":
+                raise SuanliError(f"{case.reason} (at {dict(sizes)})")
             if case.status != "verified":
                 return f"{case.reason} (at {dict(sizes)})"
         return ""
+
+    def healthy(self) -> bool:
+        """Whether the GPU still takes work from this process; after a fault it never does."""
+        try:
+            torch.zeros(1, device=self._device).sum().item()
+        except RuntimeError:
+            return False
+        return True
 
     def check(self, sizes: dict[str, int], dtype: str, seed: int) -> Any:
         """One case with the default configuration, as JSON."""

@@ -5,13 +5,19 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from suanli.base import codec
-from suanli.base.errors import BadInputError, MissingBackendError, TrialFailedError
+from suanli.base.errors import (
+    BadInputError,
+    MissingBackendError,
+    SuanliError,
+    TrialFailedError,
+)
 from suanli.base.gpu_sheet import GpuSheet, Source
 from suanli.base.lazy import present
 from suanli.base.timing import Estimate
 from suanli.devices import device as open_device
 from suanli.devices import device_names, find_sheet, gpu_infos, sheet_for
 from suanli.kernels.declaration import Declaration, Sizes
+from suanli.kernels.gpu_check import end_unless_healthy
 from suanli.kernels.isolated import CheckRequest, Compilation, CompileRequest, check_isolated
 from suanli.kernels.launching import INSTALL
 from suanli.kernels.static_model import forecast
@@ -31,10 +37,11 @@ class StaticBench:
         sizes: The shape.
         dtype: Of the main input.
         gpu: The card that it is judged for.
-        timeout_s: Limit of one compilation.
+        timeout_s: Limit of one compilation; twice as much of one check in the interpreter.
     """
 
     can_time = False
+    fingerprint = ""  # of a device that runs it
 
     def __init__(
         self,
@@ -49,7 +56,7 @@ class StaticBench:
         if not present("triton"):
             raise MissingBackendError("triton", INSTALL)
         self._ref, self._kernel, self._gpu = ref, kernel, gpu
-        self._sizes, self._dtype = sizes, dtype
+        self._sizes, self._dtype, self._timeout_s = sizes, dtype, timeout_s
         self._arch = f"sm_{gpu.compute_capability.replace('.', '')}"
         self._compilation = Compilation(ref, timeout_s=timeout_s)
         self.where = f"compiled for {gpu.name} ({self._arch}), not run"
@@ -88,7 +95,7 @@ class StaticBench:
             CheckRequest(sizes=sizes, dtype=dtype, config=config)
             for sizes in self._kernel.check_sizes
         ]
-        cases = check_isolated(self._ref, self._kernel, requests)
+        cases = check_isolated(self._ref, self._kernel, requests, timeout_s=2 * self._timeout_s)
         return next((case.reason for case in cases if case.status != "verified"), "")
 
     def time(self, config: Config) -> Estimate:
@@ -124,6 +131,8 @@ class GpuBench(StaticBench):
         dtype: Of the main input.
         gpu: The card's sheet.
         device: Such as "cuda:0".
+        timeout_s: Limit of one compilation; a timing gets twice, a check five times and a race
+            ten times as much.
     """
 
     can_time = True
@@ -137,8 +146,9 @@ class GpuBench(StaticBench):
         gpu: GpuSheet,
         *,
         device: str,
+        timeout_s: float = 60.0,
     ) -> None:
-        super().__init__(ref, kernel, sizes, dtype, gpu)
+        super().__init__(ref, kernel, sizes, dtype, gpu, timeout_s=timeout_s)
         self._setup = {"ref": ref, "sizes": dict(sizes), "dtype": dtype, "device": device}
         self._worker: Worker | None = None
         self.where = f"{gpu.name} ({device})"
@@ -147,13 +157,15 @@ class GpuBench(StaticBench):
     def verify(self, config: Config) -> str:
         """On the GPU, at the check shapes and the timed one."""
         try:
-            return str(self._call("verify", 300.0, config=dict(config)))
-        except TrialFailedError as failure:
+            return str(self._call("verify", 5 * self._timeout_s, config=dict(config)))
+        except SuanliError as failure:
             return str(failure)
 
     def time(self, config: Config) -> Estimate:
         """Cold device time."""
-        return codec.from_json(Estimate, self._call("time", 120.0, config=dict(config)))
+        return codec.from_json(
+            Estimate, self._call("time", 2 * self._timeout_s, config=dict(config))
+        )
 
     def rivals(self) -> Sequence[str]:
         """Eager, torch.compile, and the kernel's libraries; absent ones fail with a reason."""
@@ -161,7 +173,7 @@ class GpuBench(StaticBench):
 
     def race(self, config: Config, rival: str) -> RaceFigures:
         """In alternation in the worker."""
-        made = self._call("race", 600.0, config=dict(config), rival=rival)
+        made = self._call("race", 10 * self._timeout_s, config=dict(config), rival=rival)
         return codec.from_json(RaceFigures, made)
 
     def close(self) -> None:
@@ -181,11 +193,21 @@ class GpuBench(StaticBench):
                 env={"TRITON_INTERPRET": "0"},
                 start_timeout_s=_START_S,
             )
-        return self._worker.call(method, timeout_s=timeout_s, **arguments)
+        try:
+            return self._worker.call(method, timeout_s=timeout_s, **arguments)
+        except SuanliError:
+            end_unless_healthy(self._worker)
+            raise
 
 
 def open_bench(
-    ref: str, kernel: Declaration, sizes: Sizes, dtype: str, *, gpu: str | None = None
+    ref: str,
+    kernel: Declaration,
+    sizes: Sizes,
+    dtype: str,
+    *,
+    gpu: str | None = None,
+    timeout_s: float = 60.0,
 ) -> StaticBench:
     """The bench for this machine: its GPU where there is one, else the compiler alone.
 
@@ -196,6 +218,7 @@ def open_bench(
         dtype: Of the main input.
         gpu: A card of the catalogue to judge for, such as "H200"; only without a GPU of one's own,
             or to rank for another card than that.
+        timeout_s: Limit of one compilation.
 
     Raises:
         BadInputError: The card is unknown, or none was named and there is no GPU here.
@@ -208,8 +231,10 @@ def open_bench(
                 "there is no GPU here",
                 next_step="name a card to rank for, such as --gpu h200-sxm-141gb",
             )
-        return GpuBench(ref, kernel, sizes, dtype, own_sheet(), device=cards[0])
-    return StaticBench(ref, kernel, sizes, dtype, find_sheet(gpu))
+        return GpuBench(
+            ref, kernel, sizes, dtype, own_sheet(), device=cards[0], timeout_s=timeout_s
+        )
+    return StaticBench(ref, kernel, sizes, dtype, find_sheet(gpu), timeout_s=timeout_s)
 
 
 def own_sheet() -> GpuSheet:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from suanli.base import codec
-from suanli.base.errors import TrialFailedError
+from suanli.base.errors import SuanliError, TrialFailedError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.kernel_results import KernelCase
 from suanli.kernels.checking import CaseCheck
@@ -13,6 +13,7 @@ from suanli.measure.isolation import Worker
 _WORKER = "suanli.kernels._gpu_worker:GpuWorker"
 _START_S = 180.0
 _CASE_S = 300.0
+_HEALTH_S = 30.0
 
 
 def check_on_gpu(
@@ -46,12 +47,24 @@ def check_on_gpu(
                         seed=seed + index,
                     )
                     cases.append(as_case(codec.from_json(CaseCheck, made)))
+                    if cases[-1].status == "failed":
+                        end_unless_healthy(worker)
                 except TrialFailedError as failure:
                     cases.append(_failed(kernel, sizes, dtype, device, str(failure)))
     finally:
         if worker is not None:
             worker.close()
     return cases
+
+
+def end_unless_healthy(worker: Worker) -> None:
+    """End a worker whose GPU context a fault has broken, so that the next call gets a fresh one."""
+    try:
+        healthy = worker.alive and bool(worker.call("healthy", timeout_s=_HEALTH_S))
+    except SuanliError:
+        healthy = False
+    if not healthy:
+        worker.close()
 
 
 def as_case(made: CaseCheck) -> KernelCase:

@@ -126,7 +126,7 @@ class CudaKernel:
             the reference gives them.
         arguments: The function's arguments in order: names of inputs, outputs or sizes. Sizes and
             whole numbers are passed as `int`, other numbers as `float`; for another type give a
-            ctypes value among the inputs.
+            ctypes value among the inputs, a `ctypes.Structure` for a structure.
         launch: (sizes, config) -> the launch.
         reference: Inputs -> the outputs by PyTorch, in whatever dtype the inputs have.
         work: (sizes, bytes per element) -> what has to be done at least.
@@ -290,9 +290,9 @@ def scalar(value: Any) -> Any:
     """A number as the ctypes value that a kernel gets: int, float, or what ctypes type it has.
 
     Raises:
-        BadInputError: It is not a number, or does not fit into 32 bits.
+        BadInputError: It is neither a number nor a ctypes value, or does not fit into 32 bits.
     """
-    if isinstance(value, ctypes._SimpleCData):
+    if isinstance(value, ctypes._SimpleCData | ctypes.Structure | ctypes.Union):
         return value
     if isinstance(value, bool):
         return ctypes.c_bool(value)

@@ -1,15 +1,20 @@
 """`tune` for Triton kernels, and the look-up that says whether a shipped kernel may be used."""
 
+from collections.abc import Sequence
+
 import torch
 
 from suanli.base.events import Listener, ignore
 from suanli.devices import device as open_device
-from suanli.kernels.benches import GpuBench, open_bench
+from suanli.kernels.benches import StaticBench, open_bench
 from suanli.kernels.configuration import Winner, compiler_version, find, store
-from suanli.kernels.declaration import Declaration, Sizes
+from suanli.kernels.cuda import toolkit
+from suanli.kernels.cuda.bench import CudaStaticBench
+from suanli.kernels.declaration import Config, Declaration, Sizes
+from suanli.kernels.search_log import SearchLog
 from suanli.kernels.shipped import shipped_kernel
 from suanli.kernels.subjects import find_kernel
-from suanli.kernels.tuning import TuneResult, configurations, tune
+from suanli.kernels.tuning import SearchLimits, TuneResult, configurations, tune
 
 
 def tune_kernel(
@@ -18,8 +23,8 @@ def tune_kernel(
     dtype: str | None = None,
     *,
     gpu: str | None = None,
-    most: int = 400,
-    keep: bool = True,
+    limits: SearchLimits | None = None,
+    fresh: bool = False,
     listener: Listener = ignore,
 ) -> TuneResult:
     """Find the fastest right configuration of a Triton kernel, and keep it.
@@ -33,8 +38,8 @@ def tune_kernel(
         sizes: The shape; the kernel's first bench shape where None.
         dtype: Of the main input; bf16 where None and the kernel takes it, else its first.
         gpu: A card to rank for, such as "H200"; None is this machine's GPU.
-        most: Configurations that are compiled at most.
-        keep: Whether a timed winner is kept.
+        limits: Of configurations and time.
+        fresh: Whether trials of a run that was cut short are forgotten; else it goes on with them.
         listener: Told of progress.
 
     Raises:
@@ -46,11 +51,54 @@ def tune_kernel(
     chosen = dtype or ("bf16" if "bf16" in kernel.dtypes else kernel.dtypes[0])
     first = kernel.default_for(shape, chosen)
     candidates = configurations(kernel.tunables, lambda config: kernel.legal(config, shape), first)
-    with open_bench(ref, kernel, shape, chosen, gpu=gpu) as bench:
-        result = tune(kernel.name, shape, chosen, candidates, bench, most=most, listener=listener)
-        if keep and isinstance(bench, GpuBench) and result.config is not None:
-            store(kernel, winner_of(kernel, result, bench.fingerprint))
-    return result
+    limits = limits or SearchLimits()
+    limits.check()
+    with open_bench(ref, kernel, shape, chosen, gpu=gpu, timeout_s=limits.timeout_s) as bench:
+        return search(
+            kernel, shape, chosen, candidates, bench, limits=limits, fresh=fresh, listener=listener
+        )
+
+
+def search(
+    kernel: Declaration,
+    sizes: Sizes,
+    dtype: str,
+    candidates: Sequence[Config],
+    bench: StaticBench | CudaStaticBench,
+    *,
+    limits: SearchLimits,
+    fresh: bool,
+    listener: Listener,
+) -> TuneResult:
+    """`tune` with a log of its trials on disk, and its timed winner kept.
+
+    Args:
+        kernel: What is tuned.
+        sizes: The shape.
+        dtype: Of the main input.
+        candidates: Configurations, the default one first.
+        bench: Where they are tried.
+        limits: Of configurations and time.
+        fresh: Whether to forget what a run that was cut short found.
+        listener: Told of progress.
+    """
+    facts = {
+        "source": kernel.source_hash,
+        "sizes": dict(sorted(sizes.items())),
+        "dtype": dtype,
+        "where": bench.where,
+        "device": bench.fingerprint,
+        "compiler": [compiler_version(), *toolkit.compilers()],
+    }
+    log = SearchLog(kernel.name, facts)
+    if fresh:
+        log.done()
+    found = tune(
+        kernel.name, sizes, dtype, candidates, bench, limits=limits, log=log, listener=listener
+    )
+    if bench.can_time and found.config is not None:
+        store(kernel, winner_of(kernel, found, bench.fingerprint))
+    return found
 
 
 def winner_of(kernel: Declaration, result: TuneResult, device: str) -> Winner:

@@ -19,7 +19,7 @@ from suanli.devices import device as open_device
 from suanli.devices import device_names, find_sheet
 from suanli.kernels.benches import own_sheet
 from suanli.kernels.checking import BF16
-from suanli.kernels.configuration import store
+from suanli.kernels.cuda.acceptance import refusals
 from suanli.kernels.cuda.bench import CudaGpuBench, CudaStaticBench
 from suanli.kernels.cuda.checking import check_cuda
 from suanli.kernels.cuda.declared import declaration
@@ -28,8 +28,8 @@ from suanli.kernels.explain import DEFAULT_ARCHS, explain, find
 from suanli.kernels.gpu_check import as_case, check_on_gpu
 from suanli.kernels.isolated import CheckRequest, check_isolated
 from suanli.kernels.spec import CudaKernel, calling
-from suanli.kernels.tune_kernel import tune_kernel, winner_of
-from suanli.kernels.tuning import Bench, TuneResult, configurations, tune
+from suanli.kernels.tune_kernel import search, tune_kernel
+from suanli.kernels.tuning import SearchLimits, TuneResult, configurations
 from suanli.measure.environment import environment
 
 # What is ranked for where this machine has no GPU and none is named.
@@ -117,7 +117,11 @@ def kernel_check(
             cuda, lambda: check_cuda(cuda, seed=seed, timeout_s=timeout_s, listener=listener)
         )
         notes.append(_HOST_NOTE)
-        if name != "cpu":
+        if name == "cpu":
+            refused, unknown = calling(cuda, lambda: refusals(cuda, timeout_s, listener))
+            cases += refused
+            notes += unknown
+        else:
             cases += check_on_gpu(ref, declaration(kernel), name, seed=seed, listener=listener)
     elif name == "cpu":
         cases = _interpreted(ref, kernel, seed, timeout_s, listener)
@@ -172,7 +176,8 @@ def kernel_tune(
     *,
     gpu: str | None = None,
     dtype: str | None = None,
-    most: int = 400,
+    limits: SearchLimits | None = None,
+    fresh: bool = False,
     listener: Listener = ignore,
 ) -> KernelTuneResult:
     """`suanli kernel tune`.
@@ -184,12 +189,13 @@ def kernel_tune(
         ref: "file.py", "file.py:name", or a kernel that ships.
         gpu: A card to rank for.
         dtype: Of the main input.
-        most: Configurations that are compiled at most.
+        limits: Of configurations and time.
+        fresh: Whether trials of a run that was cut short are forgotten; else it goes on with them.
         listener: Told of progress.
 
     Raises:
-        BadInputError: Kernel, dtype or card is unknown, the kernel has nothing to tune, or none of
-            its configurations compiles.
+        BadInputError: Kernel, dtype or card is unknown, the kernel has nothing to tune, none of
+            its configurations compiles, or the limits leave no room for one.
         MissingBackendError: No compiler for the kernel is installed.
     """
     begin = time.perf_counter()
@@ -201,15 +207,23 @@ def kernel_tune(
         raise BadInputError(
             f"{kernel.name} does not take {dtype}", next_step=f"it takes {', '.join(kernel.dtypes)}"
         )
-    if most < 1:
-        raise BadInputError("--most must be at least 1")
+    limits = limits or SearchLimits()
+    limits.check()
     if not kernel.tunables:
         raise BadInputError(f"{kernel.name} names no tunables, so there is nothing to tune")
     if isinstance(kernel, CudaKernel):
         cuda = kernel
-        found = calling(cuda, lambda: _tuned_cuda(ref, cuda, dtype, gpu, cards, most, listener))
+        chosen = dtype or cuda.dtypes[0]
+        found = calling(
+            cuda,
+            lambda: _tuned_cuda(
+                ref, cuda, chosen, gpu, limits=limits, fresh=fresh, listener=listener
+            ),
+        )
     else:
-        found = tune_kernel(ref, dtype=dtype, gpu=gpu, most=most, listener=listener)
+        found = tune_kernel(
+            ref, dtype=dtype, gpu=gpu, limits=limits, fresh=fresh, listener=listener
+        )
     if found.trials and all(trial.status == "failed" for trial in found.trials):
         raise BadInputError(found.trials[0].reason)
     return _tune_record(ref, found, cards[0] if cards and gpu is None else "cpu", begin)
@@ -218,26 +232,35 @@ def kernel_tune(
 def _tuned_cuda(
     ref: str,
     kernel: CudaKernel,
-    dtype: str | None,
+    dtype: str,
     gpu: str | None,
-    cards: Sequence[str],
-    most: int,
+    *,
+    limits: SearchLimits,
+    fresh: bool,
     listener: Listener,
 ) -> TuneResult:
-    stated = declaration(kernel)
     sizes: Sizes = dict(kernel.bench_sizes[0])
-    chosen = dtype or kernel.dtypes[0]
+    timeout = limits.timeout_s
     candidates = configurations(
         kernel.tunables, lambda config: kernel.legal(config, sizes), kernel.default_config(sizes)
     )
+    bench: CudaStaticBench | CudaGpuBench
     if gpu is not None:
-        bench: Bench = CudaStaticBench(kernel, sizes, chosen, find_sheet(gpu))
-        return tune(kernel.name, sizes, chosen, candidates, bench, most=most, listener=listener)
-    with CudaGpuBench(ref, kernel, sizes, chosen, own_sheet(), device=cards[0]) as timed:
-        found = tune(kernel.name, sizes, chosen, candidates, timed, most=most, listener=listener)
-        if found.config is not None:
-            store(stated, winner_of(stated, found, timed.fingerprint))
-    return found
+        bench = CudaStaticBench(kernel, sizes, dtype, find_sheet(gpu), timeout_s=timeout)
+    else:
+        card = next(name for name in device_names() if name.startswith("cuda"))
+        bench = CudaGpuBench(ref, kernel, sizes, dtype, own_sheet(), device=card, timeout_s=timeout)
+    with bench:
+        return search(
+            declaration(kernel),
+            sizes,
+            dtype,
+            candidates,
+            bench,
+            limits=limits,
+            fresh=fresh,
+            listener=listener,
+        )
 
 
 def _tune_record(ref: str, found: TuneResult, device: str, begin: float) -> KernelTuneResult:
@@ -274,6 +297,7 @@ def _tune_record(ref: str, found: TuneResult, device: str, begin: float) -> Kern
             for name, race in found.races.items()
         ),
         notes=_notes(found.note),
+        interrupted=found.interrupted,
         seconds_spent=time.perf_counter() - begin,
     )
 

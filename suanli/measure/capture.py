@@ -137,6 +137,11 @@ class ModuleRun:
         self.named_tensors = [*self.named_parameters, *buffers]
 
     @property
+    def module(self) -> nn.Module:
+        """What runs: the copy, or the module itself."""
+        return self._module
+
+    @property
     def tensors(self) -> list[torch.Tensor]:
         """Its parameters and buffers."""
         return [tensor for _, tensor in self.named_tensors]

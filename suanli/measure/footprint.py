@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from suanli.base.memory import Footprint
 from suanli.measure.capture import ModuleRun, explained, quiet_machine, scalar
 from suanli.measure.capturing import fakes
+from suanli.measure.capturing.inside import WholeLstm, shortcuts
 from suanli.measure.capturing.lifetimes import FusedAttention, Lifetimes
 from suanli.measure.capturing.places import Places
 from suanli.measure.capturing.traffic import tensors_in
@@ -30,7 +31,9 @@ def footprint(  # noqa: PLR0913
     loss: Loss | None = None,
     targets: Any = None,
     precision: str = "fp32",
+    autocast: bool = False,
     cpu: bool = False,
+    prepare: Callable[[nn.Module], Callable[[], None]] | None = None,
 ) -> Footprint:
     """Run one eager step on fake tensors and note every allocation.
 
@@ -45,7 +48,9 @@ def footprint(  # noqa: PLR0913
         targets: What the loss compares with.
         precision: "bf16" or "fp16": inference with the whole model in that type, training under
             `torch.autocast` with weights as they are. Anything else: as the model is.
-        cpu: Count attention and convolutions as this CPU runs them, else as GPUs do.
+        autocast: Inference in that precision is under `torch.autocast` too.
+        cpu: Count what this CPU's kernels allocate, else run attention as GPUs do.
+        prepare: Changes the module that runs, as a plan does; gives what takes that back.
 
     Returns:
         The allocations, without those that kernels make inside themselves and without the
@@ -60,7 +65,8 @@ def footprint(  # noqa: PLR0913
     run = ModuleRun(model, mode, memo, training=training)
     inputs = fakes.fake_inputs((tuple(args), dict(kwargs or {})), mode, memo)
     aims = fakes.fake_inputs(targets, mode, memo)
-    if half is not None and not training:
+    narrowed = training or autocast
+    if half is not None and not narrowed:
         with mode:
             run.cast(half)
             inputs = _cast(inputs, half)
@@ -74,12 +80,15 @@ def footprint(  # noqa: PLR0913
         stack.enter_context(explained(lives))
         stack.enter_context(quiet_machine())
         stack.enter_context(_no_collector())
+        if prepare is not None:
+            stack.callback(prepare(run.module))
         stack.enter_context(run.following(places))
         stack.enter_context(mode)
         stack.enter_context(lives)
-        if not cpu:
-            stack.enter_context(FusedAttention())
-        with _precision(half if training else None), torch.set_grad_enabled(training):
+        stack.enter_context(WholeLstm() if cpu else FusedAttention())
+        if cpu:
+            stack.enter_context(shortcuts(lives.scratch_between))
+        with _precision(half if narrowed else None), torch.set_grad_enabled(training):
             out = run(None, places, *inputs)
             # training loops hold on to the output until the step is over, and so does this
             minimised = scalar(out, loss, aims) if training else out

@@ -47,6 +47,7 @@ class TrainSituation:
         why_not_compiled: Why torch.compile cannot be used, in one line; "" if it can.
         kernels: Rows of the table of fused kernels that fit the model, joined by commas where they
             go together, with the decisions of a plan that they need.
+        native_update: Whether the optimiser's update can be one native pass.
         fp8: Whether there are layers that fp8 computes.
         flops: Operations of a step; None where they are not known.
         written: Precision that the settings mean, for the baseline.
@@ -60,6 +61,7 @@ class TrainSituation:
     reads: int | None = None
     why_not_compiled: str = ""
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    native_update: bool = False
     fp8: bool = False
     flops: float | None = None
     written: TrainPrecision = "fp32"
@@ -137,7 +139,7 @@ def _tuned(situation: TrainSituation, *, small: bool) -> TrainPlan:
     return TrainPlan(
         device=situation.machine.device,
         memory_layout="channels_last" if situation.images and not small else "contiguous",
-        optimizer_kernel="fused",
+        optimizer_kernel="native" if situation.native_update else "fused",
         data="resident" if situation.fits else "streamed",
         workers=0 if situation.fits or situation.reads is None else situation.reads or 1,
         prefetch=0 if situation.fits else _READ_AHEAD,
@@ -194,7 +196,10 @@ def _choices(plan: TrainPlan, situation: TrainSituation) -> list[list[dict[str, 
         choices.append([same, {"compile": "default"}])
     if plan.precision == "bf16" and plan.kernels in ((), ("attention",)):
         choices.append([same, {"weights": "bf16"}])
-    choices.append([same, {"optimizer_kernel": "foreach"}])
+    updates: list[dict[str, object]] = [{"optimizer_kernel": "foreach"}]
+    if plan.optimizer_kernel == "native":
+        updates.append({"optimizer_kernel": "fused"})
+    choices.append([same, *updates])
     if machine.batch >= _SPLIT_FROM:
         choices.append([same, {"micro_batch": machine.batch // 2}])
     streamed = {"data": "streamed", "prefetch": _READ_AHEAD, "pinned": machine.kind == "cuda"}

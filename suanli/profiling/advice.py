@@ -25,7 +25,7 @@ _PAGES_SHARE = 0.05
 _UPDATE_SHARE = 0.05
 # A fused update passes once over parameters, gradients and states; the lists of tensors pass
 # several times (counted for SGD with momentum and Adam in torch's `_multi_tensor_*` functions).
-_UPDATE_PASSES = {"loop": 2.5, "foreach": 1.8, "fused": 1.0}
+_UPDATE_PASSES = {"loop": 2.5, "foreach": 1.8, "fused": 1.0, "native": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,8 @@ def _precision(case: Case) -> Iterator[Advice]:
         return
     # gradients of fp16 underflow, which bf16 spares a processor that has both
     narrow = case.subject.training and case.subject.device == "cpu"
-    for precision in [name for name in case.faster if not (narrow and name == "fp16")][:1]:
+    floats = [name for name in case.faster if name != "int8"]  # which quantises, and is no cast
+    for precision in [name for name in floats if not (narrow and name == "fp16")][:1]:
         changed, how = plan.with_(precision=precision), f"precision = {precision!r} in the plan"
         words = f"run the products in {precision}"
         if _image_ms(case) and plan.memory_layout == "contiguous" and _moves_layout(plan):
@@ -260,7 +261,7 @@ def _compile(case: Case) -> Iterator[Advice]:
 
 def _optimizer(case: Case) -> Iterator[Advice]:
     plan, spent = case.subject.plan, case.basis.times.optimizer_ms
-    if not isinstance(plan, TrainPlan) or plan.optimizer_kernel == "fused":
+    if not isinstance(plan, TrainPlan) or plan.optimizer_kernel in ("fused", "native"):
         return
     if spent < _UPDATE_SHARE * case.step_ms or case.subject.own_loader:
         return
@@ -318,10 +319,7 @@ def _engine(case: Case) -> Iterator[Advice]:
     plan = case.subject.plan
     if not isinstance(plan, Plan) or plan.backend not in ("eager", "inductor"):
         return
-    if case.subject.model is None or case.subject.device != "cpu":
-        return
-    row = backends().get("openvino")
-    if row is None or not status(row).present:
+    if case.subject.model is None or not _openvino(case):
         return
     precision = "bf16" if "bf16" in case.faster or plan.precision == "bf16" else "fp32"
     changed = Plan(backend="openvino", precision=precision, device=plan.device)  # type: ignore[arg-type]
@@ -337,11 +335,17 @@ def _engine(case: Case) -> Iterator[Advice]:
         )
 
 
+def _openvino(case: Case) -> bool:
+    """Whether the engine of the rules below can be built here."""
+    row = backends().get("openvino")
+    return case.subject.device == "cpu" and row is not None and status(row).present
+
+
 def _quantization(case: Case) -> Iterator[Advice]:
     plan = case.subject.plan
     if not isinstance(plan, Plan) or plan.quantized or "int8" not in case.faster:
         return
-    if case.subject.model is None and case.subject.kind != "engine":
+    if (case.subject.model is None and case.subject.kind != "engine") or not _openvino(case):
         return
     changed = Plan(
         backend="openvino",

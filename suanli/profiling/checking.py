@@ -14,7 +14,7 @@ from suanli.measure.timing import Contender, race, timed_calls
 from suanli.profiling.subjects import Subject
 
 Remake = Callable[[Plan | TrainPlan, int, Path], Subject]
-_RACE_SECONDS = 12.0
+RACE_SECONDS = 12.0
 _TURN_SECONDS = 0.4
 _WARM_CALLS = 3
 
@@ -28,12 +28,14 @@ class Checker:
         remake: Makes the same step under another plan and batch, with a folder to build in.
         most: How many pieces of advice to try, from the first.
         say: Told what is going on.
+        seconds: Time for each race.
     """
 
     subject: Subject
     remake: Remake
     most: int
     say: Callable[[str], None]
+    seconds: float = RACE_SECONDS
 
     def checked(self, advice: Sequence[Advice]) -> tuple[tuple[Advice, ...], bool]:
         """The advice, the first ones with what they gave when they were tried.
@@ -63,7 +65,7 @@ class Checker:
             with tempfile.TemporaryDirectory(prefix="suanli-check-") as folder:
                 other = self.remake(plan, size, Path(folder))
                 try:
-                    ratio = raced(self.subject, other)
+                    ratio = raced(self.subject, other, max_seconds=self.seconds)
                 finally:
                     other.close()
         except Exception as error:  # the model's own code may raise anything under another plan
@@ -73,7 +75,7 @@ class Checker:
         return replace(item, measured_speedup=ratio.scaled(size / self.subject.batch))
 
 
-def raced(before: Subject, after: Subject, *, max_seconds: float = _RACE_SECONDS) -> Estimate:
+def raced(before: Subject, after: Subject, *, max_seconds: float = RACE_SECONDS) -> Estimate:
     """Step of `before` over step of `after`, in alternating turns in this process."""
     sides = [_contender(subject) for subject in (before, after)]
     return race(*sides, blocks=(3, 12), turn_seconds=_TURN_SECONDS, max_seconds=max_seconds).ratio

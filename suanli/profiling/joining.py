@@ -37,6 +37,12 @@ _FRAMES = (
     "DistributedDataParallel.",
     "torch.distributed.",
 )
+# Calls that compute a whole module of torch's own in inference, and the path that they stand for:
+# operators are counted without these shortcuts.
+_WHOLE = {
+    "_transformer_encoder_layer_fwd": "transformer_encoder_layer",
+    "_native_multi_head_attention": "multi_head_attention",
+}
 # A call whose insides take this part of its time is a frame around them.
 _MOSTLY = 0.5
 
@@ -53,6 +59,7 @@ class Joined:
         ms: Its time, without the profiler's own cost: on the device where there is one.
         source: Line of the user's, likewise.
         index: Position of `operator` among those counted; -1 without.
+        beside: Other operators that the same call computes, with their positions.
     """
 
     node: Node
@@ -62,6 +69,7 @@ class Joined:
     ms: float
     source: str = ""
     index: int = -1
+    beside: tuple[tuple[int, Operator], ...] = ()
 
 
 def plain_name(name: str) -> str:
@@ -164,8 +172,35 @@ class _State:
                 return index, operator
         return None
 
+    def take_module(self, *, parent: bool) -> list[tuple[int, Operator]]:
+        """All next operators of one module.
+
+        Args:
+            parent: Whether the module is the one around that of the next operator.
+        """
+        if self._at >= len(self._expected):
+            return []
+        path = self._expected[self._at][1].module
+        path = path.rpartition(".")[0] if parent else path
+        end = self._at
+        while end < len(self._expected) and _within(self._expected[end][1].module, path):
+            end += 1
+        taken, self._at = self._expected[self._at : end], end
+        if taken:
+            self.module, self.source = path, taken[0][1].source
+        return taken
+
+
+def _within(module: str, path: str) -> bool:
+    return not path or module == path or module.startswith(f"{path}.")
+
 
 def _visit(node: Node, phase: Phase, state: _State) -> list[Joined]:
+    whole = plain_name(node.name)
+    if whole in _WHOLE:
+        every = state.take_module(parent=whole == "_transformer_encoder_layer_fwd")
+        if every:
+            return [_as_module(node, every, phase, state, _WHOLE[whole])]
     taken = state.take(plain_name(node.name))
     if taken is not None:
         index, operator = taken
@@ -174,6 +209,16 @@ def _visit(node: Node, phase: Phase, state: _State) -> list[Joined]:
     if any(found.operator is not None for found in inside):
         return inside
     return _alone(node, phase, state)
+
+
+def _as_module(
+    node: Node, every: list[tuple[int, Operator]], phase: Phase, state: _State, name: str
+) -> Joined:
+    """A call that computes a module, by the largest operator in it and those beside that."""
+    main = max(every, key=lambda item: (item[1].matmul, item[1].flops))
+    operator = replace(main[1], name=name, module=state.module)
+    joined = _joined(node, operator, phase, state, main[0])
+    return replace(joined, beside=tuple(item for item in every if item is not main))
 
 
 def _alone(node: Node, phase: Phase, state: _State) -> list[Joined]:

@@ -100,6 +100,10 @@ def measure_subject(subject: Subject, *, steps: int, say: Say = lambda _: None) 
         go_on=go_on,
     )
     after = energy()
+    if len(times) < steps:
+        subject.notes.append(
+            f"{len(times)} of {steps} steps were timed: no more went into {_TIME_SECONDS:.0f} s"
+        )
     models = [] if subject.model is None else [subject.model]
     operators = work.operators if work is not None else ()
     found = Measured(

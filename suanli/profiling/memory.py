@@ -11,18 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from suanli.base.errors import SuanliError
-from suanli.base.memory import MemoryUse
-from suanli.base.plan import Plan
 from suanli.base.profile_results import MemoryProfile
-from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Work
-from suanli.cost.memory import Held, memory_use
-from suanli.cost.model_shape import model_shape
 from suanli.devices import device as find_device
-from suanli.measure.footprint import footprint
-from suanli.predicting.subject import STATES
 from suanli.profiling._stderr import without_stderr
+from suanli.profiling.predicted_memory import predicted_memory
 from suanli.profiling.subjects import Subject
 
 _GRAD, _MARK = "suanli.grad:", "suanli.memory:"
@@ -50,7 +43,7 @@ def memory_profile(subject: Subject, work: Work | None) -> MemoryProfile | None:
     return MemoryProfile(
         **kinds,
         total_bytes=sum(kinds.values()),
-        predicted=_predicted(subject, work) if work is not None else None,
+        predicted=predicted_memory(subject, work) if work is not None else None,
         process_bytes=where.memory().peak,
     )
 
@@ -231,43 +224,3 @@ def _peak(events: Sequence[RawEvent], before: int, kept: Mapping[str, int] | Non
         after = sum(e.size for e in inside if e.size and at < e.start_ns <= over)
         workspace = max(0, -after)
     return Peak(total=most, gradients=gradients, workspace=workspace)
-
-
-def _predicted(subject: Subject, work: Work) -> MemoryUse | None:
-    example, plan = subject.example, subject.plan
-    if subject.model is None or example is None:
-        return None
-    cpu, model, args, loss = plan.device == "cpu", subject.model, example.args, example.loss
-    if isinstance(plan, TrainPlan) and plan.kernels and subject.watched:
-        model, args = subject.watched[0], tuple(map(_as_image, args))  # with its kernels in place
-        loss = subject.stepper.forward.loss if subject.stepper is not None else loss
-    try:
-        followed = footprint(
-            model,
-            args,
-            example.kwargs,
-            batch=subject.batch,
-            training=subject.training,
-            loss=loss,
-            targets=example.targets,
-            precision=plan.precision if not _autocast_inference(plan) else "fp32",
-            cpu=cpu,
-        )
-    except SuanliError:
-        return None
-    copies = 0.0
-    if isinstance(plan, TrainPlan) and plan.optimizer_kernel == "foreach":
-        copies = 1.0 if example.optimizer.startswith("adam") or example.decay else 0.0
-    held = Held(states=STATES.get(example.optimizer, 0), update_copies=copies)
-    return memory_use(followed, model_shape(work), held)
-
-
-def _as_image(tensor: Any) -> Any:
-    """Fused kernels take images channels last."""
-    if isinstance(tensor, torch.Tensor) and tensor.dim() == 4:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
-
-
-def _autocast_inference(plan: Plan | TrainPlan) -> bool:
-    return isinstance(plan, Plan) and bool(plan.options.get("autocast"))

@@ -72,7 +72,7 @@ class OwnStep:
             precision = "tf32"
         if isinstance(plan, Plan):
             return plan.with_(precision=precision)
-        kernels = [_kernel(optimizer, plan.kind) for optimizer in self.optimizers[:1]]
+        kernels = [update_kernel(optimizer, plan.kind) for optimizer in self.optimizers[:1]]
         narrow = any(p.dtype is torch.bfloat16 and p.dim() > 1 for p in self.parameters())
         return plan.with_(
             precision=precision,
@@ -81,8 +81,13 @@ class OwnStep:
         )
 
 
-def _kernel(optimizer: Optimizer, kind: str) -> str:
-    """How an optimiser of torch's goes through its tensors: its own default differs by device."""
+def update_kernel(optimizer: Optimizer, kind: str) -> str:
+    """How an optimiser of torch's goes through its tensors: its own default differs by device.
+
+    Args:
+        optimizer: One of `torch.optim`.
+        kind: "cpu" or "cuda".
+    """
     if optimizer.defaults.get("fused"):
         return "fused"
     foreach = optimizer.defaults.get("foreach")

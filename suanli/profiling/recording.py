@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,34 +105,45 @@ def record_steps(
         max_seconds: Time for them.
         go_on: Told whether this process would run another step; says whether all do.
     """
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
     end = time.perf_counter() + max_seconds
-    profile = torch.profiler.profile(activities=activities)
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the profiler, about what it could record besides
-        with without_stderr():
-            profile.start()
-        try:
+        with recorder(device) as profile:
             for _ in range(steps):
                 _note(_STEP)
                 _note(_MARK + first)
-                step(_mark)
+                step(note_part)
                 if sync is not None:
                     sync()
                 _note(_END)
                 if not go_on(time.perf_counter() <= end):
                     break
-        finally:
-            with without_stderr():
-                profile.stop()
         events: Any = profile.events()  # type: ignore[no-untyped-call]
         return _recordings(events, on_device=device == "cuda")
 
 
-def _mark(part: Part) -> None:
+@contextmanager
+def recorder(device: str) -> Iterator[torch.profiler.profile]:
+    """Torch's profiler as steps are recorded with it; its events are there afterwards.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    profile = torch.profiler.profile(activities=activities)
+    with without_stderr():
+        profile.start()
+    try:
+        yield profile
+    finally:
+        with without_stderr():
+            profile.stop()
+
+
+def note_part(part: Part) -> None:
+    """Tell the recorder that a part of the step begins."""
     _note(_MARK + part)
 
 

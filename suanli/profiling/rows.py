@@ -74,8 +74,11 @@ def _table(step: Sequence[Joined]) -> dict[_Key, Row]:
         row.count += 1
         row.ms += joined.ms
         if op is not None:
-            row.operators.append(op)
-            row.indices.append(joined.index)
+            every = sorted([(joined.index, op), *joined.beside], key=lambda item: item[0])
+            row.operators += [operator for _, operator in every]
+            row.indices += [index for index, _ in every]
+            if joined.beside:
+                row.fused = tuple(dict.fromkeys(operator.name for _, operator in every))
     return table
 
 

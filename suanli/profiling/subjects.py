@@ -172,7 +172,11 @@ def _in_process(workload: Workload, plan: Plan, batch: int) -> Subject:
         example=_example(inputs if wide else workload.make_inputs(batch)),
         watched=(model,),
         compiled=compiled,
-        input_bytes=sum(t.nbytes for t in pytree.tree_leaves(inputs.args) if _is_tensor(t)),
+        input_bytes=sum(
+            t.nbytes
+            for t in pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
+            if _is_tensor(t)
+        ),
         conditions=lambda: _inference_conditions(plan),
     )
 

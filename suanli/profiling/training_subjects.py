@@ -87,12 +87,13 @@ def _stepping(
     next_batch()
     first_ms = 1e3 * (time.perf_counter() - started)
     started = time.perf_counter()
-    next_batch()
+    seen, _ = next_batch()
     usual_ms = 1e3 * (time.perf_counter() - started)
     few = train.head(size)
     assert few.labels is not None
     mine = range(size)[replicas.share(size)]  # what this process computes of a batch
-    example = tuple(part[: len(mine)] for part in few.inputs), few.labels[: len(mine)]
+    laid = (_laid_out_as(part, batch) for part, batch in zip(few.inputs, seen, strict=True))
+    example = tuple(part[: len(mine)] for part in laid), few.labels[: len(mine)]
     found = _trained(recipe, stepper, plan, next_batch)
     found.model = plain
     found.batch = size
@@ -112,6 +113,14 @@ def _stepping(
             f"{once / batches.per_epoch:.3g} ms a step and not in the figures"
         )
     return found
+
+
+def _laid_out_as(part: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """Samples with the strides of a batch: of one channel, these decide what layers lie like."""
+    alike = part.shape == batch.shape and part.stride() != batch.stride()
+    if not alike or 0 in batch.stride():  # what is expanded cannot be written to
+        return part
+    return torch.empty_strided(part.shape, batch.stride(), dtype=part.dtype).copy_(part)
 
 
 def _trained(
@@ -256,7 +265,7 @@ def of_loader(
     )
     recipe = Recipe(
         workload=workload,
-        settings=TrainingSettings(batch=size, lr=_RATE, momentum=0.9),
+        settings=_settings_of(optimizer, size),
         optimizer=None if optimizer is None else lambda *_: optimizer,
     )
     plain = copy.deepcopy(model)
@@ -286,6 +295,21 @@ def of_loader(
 
     found.close = put_back
     return found
+
+
+def _settings_of(optimizer: torch.optim.Optimizer | None, batch: int) -> TrainingSettings:
+    """What is counted of an update: that of a person's own optimiser where there is a formula."""
+    plain = TrainingSettings(batch=batch, lr=_RATE, momentum=0.9)
+    name = type(optimizer).__name__.lower()
+    if optimizer is None or name not in _COUNTED:
+        return plain
+    given = optimizer.defaults
+    return replace(
+        plain,
+        optimizer=_COUNTED[name],
+        momentum=float(given.get("momentum", 0.0)),
+        weight_decay=float(given.get("weight_decay", 0.0)),
+    )
 
 
 def _unused(batch: int) -> Any:

@@ -23,7 +23,7 @@ from suanli.devices import device as find_device
 from suanli.measure.environment import environment
 from suanli.profiling import rows, trace
 from suanli.profiling.advice import Case, advise
-from suanli.profiling.checking import Checker, Remake
+from suanli.profiling.checking import RACE_SECONDS, Checker, Remake
 from suanli.profiling.expected import Basis
 from suanli.profiling.measuring import Measured, measure_subject
 from suanli.profiling.memory import memory_profile
@@ -42,6 +42,7 @@ class Profiler:
     Attributes:
         steps: Undisturbed steps to time.
         checks: How many pieces of advice to try.
+        check_seconds: Time for each of them.
         ceilings: Of the device; None where they are not known.
         compiler: Whether torch.compile can be used here.
         remake: Makes the same step under another plan; None where it cannot be made again.
@@ -54,6 +55,7 @@ class Profiler:
     compiler: bool
     remake: Remake | None
     listener: Listener
+    check_seconds: float = RACE_SECONDS
 
     def run(self, subject: Subject) -> ProfileResult:
         """Profile a subject; the caller closes it."""
@@ -66,7 +68,13 @@ class Profiler:
         advice: Sequence[Advice] = advise(case) if case is not None else ()
         interrupted = False
         if self.checks and self.remake is not None:
-            checker = Checker(subject=subject, remake=self.remake, most=self.checks, say=self._say)
+            checker = Checker(
+                subject=subject,
+                remake=self.remake,
+                most=self.checks,
+                say=self._say,
+                seconds=self.check_seconds,
+            )
             advice, interrupted = checker.checked(advice)
         tried = any(item.measured_speedup or item.failed for item in advice)
         if self.checks and not tried and not interrupted:

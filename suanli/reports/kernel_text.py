@@ -25,6 +25,7 @@ __all__ = ["Live", "check", "explain", "tune"]
 
 _WIDEST = 110
 _MOST_TRIALS = 12
+_MOST_PRINTED = 12
 _BAR = 40  # columns of a timeline
 _MARKS = {"host_to_device": ">", "kernel": "#", "device_to_host": "<"}
 
@@ -179,10 +180,20 @@ def check(result: KernelCheckResult, console: Console | None = None) -> None:
     for reason in dict.fromkeys(case.reason for case in result.cases if case.reason):
         _say(out, "", reason, "red")
     _print_findings(out, _distinct(result.cases))
+    _print_printed(out, result.cases)
     verdict = "is right in every case that could be judged" if result.ok else "is not verified"
     style = "bold green" if result.ok else "bold red"
     out.print(Text(f"{result.kernel} ({result.language}) {verdict}", style))
     _print_notes(out, result.notes)
+
+
+def _print_printed(out: Console, cases: Iterable[KernelCase]) -> None:
+    """What the first case printed that printed anything."""
+    lines = next((case.printed.splitlines() for case in cases if case.printed), [])
+    for line in lines[:_MOST_PRINTED]:
+        _say(out, "printed", line)
+    if len(lines) > _MOST_PRINTED:
+        _say(out, "", f"and {len(lines) - _MOST_PRINTED} more lines (--json has them)", "dim")
 
 
 def _distinct(cases: Iterable[KernelCase]) -> list[KernelFinding]:
@@ -219,9 +230,10 @@ def tune(result: KernelTuneResult, console: Console | None = None) -> None:
     if len(result.trials) > len(shown):
         out.print(Text(f" and {len(result.trials) - len(shown)} more (--json has all)", "dim"))
     if result.config is not None:
-        what = "first of the ranking" if result.ranking else "winner"
+        what = "first" if result.ranking else "winner"
+        rank = "of the ranking: " if result.ranking else ""
         state = "its answer was verified" if result.verified else "its answer was not verified"
-        _say(out, what, f"{_named(result.config)}; {state}")
+        _say(out, what, f"{rank}{_named(result.config)}; {state}")
     for rival in result.rivals:
         speedup = f"{rival.speedup.p50:.2f}x ({rival.speedup.lo95:.2f} to {rival.speedup.hi95:.2f})"
         _say(out, "against", f"{rival.name}: {speedup}")

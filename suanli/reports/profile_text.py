@@ -124,7 +124,7 @@ def _steady(found: Stability) -> str:
 
 def _operators(result: ProfileResult, width: int) -> Table:
     made = table(width)
-    made.add_column("operator", ratio=4, overflow="fold")
+    made.add_column("operator", ratio=5, overflow="fold")
     made.add_column("where", ratio=5, overflow="fold")
     made.add_column("time", justify="right", no_wrap=True)
     made.add_column("step", justify="right", no_wrap=True)

@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.training.activations import fused_activation
 from suanli.training.chance import ATTENTION
-from suanli.training.fused import FusedActivation
 from suanli.training.native.library import library
-from suanli.training.twin import twin_of
+from suanli.training.twin import replace_children, twin_of
 from suanli.workloads.record import Workload
 
 _NAME = "scaled_dot_product_attention"
@@ -42,10 +42,7 @@ def own_attention(model: nn.Module, plan: TrainPlan) -> nn.Module:
     library()
     twin = twin_of(model)
     for module in list(twin.modules()):
-        for name, layer in list(module.named_children()):
-            gelu = type(layer) is nn.GELU and layer.approximate == "none"
-            if gelu or type(layer) is nn.SiLU:
-                setattr(module, name, FusedActivation(layer))
+        replace_children(module, fused_activation)
     return Attending(twin)
 
 
@@ -117,6 +114,7 @@ def _attended(
 
 
 def _calls_attention(kind: type[nn.Module]) -> bool:
-    functions = [value for one in kind.__mro__ for value in vars(one).values()]
-    codes = (getattr(function, "__code__", None) for function in functions)
+    """Whether a method of a class, or of those that it derives from, names torch's attention."""
+    methods = (value for one in kind.__mro__ for value in vars(one).values())
+    codes = (getattr(method, "__code__", None) for method in methods)
     return any(code is not None and _NAME in code.co_names for code in codes)

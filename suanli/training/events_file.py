@@ -10,7 +10,6 @@ import struct
 import time
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
@@ -46,12 +45,7 @@ class EventsFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, event: bytes) -> None:

@@ -52,7 +52,7 @@ class Forward:
         inner, self.loss = put_in_place(inner, loss, plan)
         if plan.precision == "fp8" and EMULATED_FP8 not in plan.kernels:
             inner = fp8_products(inner)
-        self._undo = _recompute_blocks(inner) if plan.checkpointing else _nothing
+        self._undo = recompute_blocks(inner) if plan.checkpointing else _nothing
         self.call: Callable[..., Any] = inner
         # buffers of a twin that a forward may replace by new ones, which the model would not see
         self._twin = None if inner is model else inner
@@ -287,7 +287,7 @@ def _low_weights(model: nn.Module, copies: list[tuple[nn.Parameter, nn.Parameter
     return copy.deepcopy(model, memo)
 
 
-def _recompute_blocks(model: nn.Module) -> Callable[[], None]:
+def recompute_blocks(model: nn.Module) -> Callable[[], None]:
     """Recompute the activations of each block; gives what takes that back.
 
     Blocks are the members of the model's module lists, or else of its outermost sequence, that have

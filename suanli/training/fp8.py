@@ -70,8 +70,8 @@ def _with_layers(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn
     return twin
 
 
-class Fp8Linear(nn.Module):
-    """A linear layer whose three products run in fp8.
+class _LowLinear(nn.Module):
+    """A linear layer whose products are made in another way, in bf16.
 
     Args:
         layer: Whose weight and bias are used.
@@ -86,10 +86,22 @@ class Fp8Linear(nn.Module):
         rows = x.flatten(0, -2)
         if len(rows) % _MULTIPLE:
             return self.layer(x)  # type: ignore[no-any-return]
-        made: Tensor = _Products.apply(rows, self.layer.weight)  # type: ignore[no-untyped-call]
+        made = self._product(rows)
         if self.layer.bias is not None:
             made = made + self.layer.bias.to(made.dtype)
         return made.reshape(*x.shape[:-1], made.shape[-1])
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """[rows, in] -> bf16 [rows, out]."""
+        raise NotImplementedError
+
+
+class Fp8Linear(_LowLinear):
+    """A linear layer whose three products run in fp8."""
+
+    def _product(self, rows: Tensor) -> Tensor:
+        made: Tensor = _Products.apply(rows, self.layer.weight)  # type: ignore[no-untyped-call]
+        return made
 
 
 class _Products(torch.autograd.Function):
@@ -135,28 +147,16 @@ def _multiply(one: Tensor, other: Tensor, scale: Tensor, other_scale: Tensor) ->
     return made
 
 
-class EmulatedLinear(nn.Module):
-    """What `Fp8Linear` should compute, by rounding to fp8 and back in plain operators.
+class EmulatedLinear(_LowLinear):
+    """What `Fp8Linear` should compute, by rounding to fp8 and back in plain operators."""
 
-    Args:
-        layer: Whose weight and bias are used.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[…, in] -> bf16 […, out]."""
-        if x.shape[:-1].numel() % _MULTIPLE:
-            return self.layer(x)  # type: ignore[no-any-return]
-        with torch.autocast(x.device.type, enabled=False):
-            rounded = _Round.apply(x.float(), _FORWARD)  # type: ignore[no-untyped-call]
+    def _product(self, rows: Tensor) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):
+            rounded = _Round.apply(rows.float(), _FORWARD)  # type: ignore[no-untyped-call]
             weight = _Round.apply(self.layer.weight, _FORWARD)  # type: ignore[no-untyped-call]
             made = functional.linear(rounded, weight)
             result: Tensor = _RoundGradient.apply(made).bfloat16()  # type: ignore[no-untyped-call]
-            bias = self.layer.bias
-            return result if bias is None else result + bias.bfloat16()
+            return result
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
+from suanli.training.activations import activation_kind, fused_activation
 from suanli.training.fused_blocks import join_blocks
 from suanli.training.native.library import BLOCK, KINDS, library
-from suanli.training.twin import twin_of
+from suanli.training.twin import replace_children, twin_of
 from suanli.workloads.record import Workload
 
 _MONOTONE = ("identity", "relu")  # a largest value stays the largest
@@ -43,9 +44,10 @@ def fused_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
         )
     library()
     twin = twin_of(model)
-    count = 0
-    for module in list(twin.modules()):
-        count += _fuse(module) if isinstance(module, nn.Sequential) else _fuse_children(module)
+    count = sum(
+        _fuse(module) if isinstance(module, nn.Sequential) else replace_children(module, _fused)
+        for module in list(twin.modules())
+    )
     twin = join_blocks(twin)
     if not count:
         raise BadInputError("fused-cnn finds no layer in this model that it could compute")
@@ -79,9 +81,13 @@ class FusedConv2d(nn.Module):
         """Take in a pool or an activation; a pool behind a ReLU is one before it."""
         if self.layer.out_channels % BLOCK:
             return False
-        if _pools_by_two(layer) and self.pool is None and _kind(self.activation) in _MONOTONE:
+        if (
+            _pools_by_two(layer)
+            and self.pool is None
+            and activation_kind(self.activation) in _MONOTONE
+        ):
             self.pool = layer
-        elif _kind(layer) not in ("", "identity") and self.activation is None:
+        elif activation_kind(layer) not in ("", "identity") and self.activation is None:
             self.activation = layer
         else:
             return False
@@ -99,7 +105,7 @@ class FusedConv2d(nn.Module):
         result = conv2d(images, layer.weight, None, padding)
         if pooled and min(result.shape[2:]) < 2:
             raise ValueError(f"a 2x2 max-pool of images of {tuple(result.shape[2:])}")
-        kind = KINDS[_kind(self.activation)]
+        kind = KINDS[activation_kind(self.activation)]
         return cast(Tensor, bias_act(result, layer.bias, pooled, kind)[0])
 
 
@@ -120,13 +126,13 @@ class FusedNorm(nn.Module):
         super().__init__()
         self.pool, self.norm, self.activation = pool, norm, activation
         self.takes_shortcut = pool is None and activation is None
-        self._kind = KINDS[_kind(activation)]
+        self._kind = KINDS[activation_kind(activation)]
 
     def joins(self, layer: nn.Module) -> bool:
         """Take in an activation, if there is none so far."""
-        if self.activation is not None or _kind(layer) in ("", "identity"):
+        if self.activation is not None or activation_kind(layer) in ("", "identity"):
             return False
-        self.activation, self._kind = layer, KINDS[_kind(layer)]
+        self.activation, self._kind = layer, KINDS[activation_kind(layer)]
         return True
 
     def forward(self, images: Tensor, added: Tensor | None = None) -> Tensor:
@@ -174,27 +180,6 @@ class FusedNorm(nn.Module):
         norm.running_var.lerp_(variance * (count / max(1, count - 1)), share)
 
 
-class FusedActivation(nn.Module):
-    """An activation of bf16 tensors; others go to the layer itself.
-
-    Args:
-        layer: What it takes the place of.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        self._kind = KINDS[_kind(layer)]
-
-    def forward(self, values: Tensor) -> Tensor:
-        """The same shape."""
-        from suanli.training.native.operators import act, in_blocks
-
-        if values.dtype is not torch.bfloat16 or not in_blocks(values):
-            return cast(Tensor, self.layer(values))
-        return cast(Tensor, act(values, self._kind))
-
-
 def _fuse(sequence: nn.Sequential) -> int:
     """Put the kernels into a sequence; gives how many layers were fused."""
     layers = list(sequence)
@@ -221,9 +206,7 @@ def _fuse(sequence: nn.Sequential) -> int:
                     break
                 position += 1
             count += 1
-        elif _kind(layer) in ("gelu", "silu"):
-            layer = FusedActivation(layer)
-        made.append(layer)
+        made.append(fused_activation(layer) or layer)
     if [id(layer) for layer in made] != [id(layer) for layer in layers]:
         for name in list(sequence._modules):  # a layer that is used twice has two names
             delattr(sequence, name)
@@ -232,26 +215,11 @@ def _fuse(sequence: nn.Sequential) -> int:
     return count
 
 
-def _fuse_children(module: nn.Module) -> int:
-    """Put kernels in the place of single layers; gives how many there were."""
-    count = 0
-    for name, layer in list(module.named_children()):
-        if _is_plain(layer):
-            setattr(module, name, FusedConv2d(layer))
-            count += 1
-        elif _normalises(layer):
-            setattr(module, name, FusedNorm(None, cast(nn.BatchNorm2d, layer), None))
-            count += 1
-    return count
-
-
-def _kind(layer: nn.Module | None) -> str:
-    """The name of an activation in `KINDS`, or "" for one that is not there."""
-    if layer is None:
-        return "identity"
-    if isinstance(layer, nn.GELU):
-        return "gelu" if layer.approximate == "none" else ""
-    return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(layer), "")
+def _fused(layer: nn.Module) -> nn.Module | None:
+    """What takes the place of a layer on its own, if anything does."""
+    if _is_plain(layer):
+        return FusedConv2d(layer)
+    return FusedNorm(None, cast(nn.BatchNorm2d, layer), None) if _normalises(layer) else None
 
 
 def _pools_by_two(layer: nn.Module) -> bool:

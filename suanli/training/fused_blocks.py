@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from suanli.training.activations import activation_kind
 from suanli.training.chance import chance_watched
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -136,8 +137,7 @@ def _activation(node: fx.Node, block: nn.Module) -> nn.Module | None:
     """A layer that does what the node does, where it is an activation that the kernels have."""
     if node.op == "call_module":
         found = block.get_submodule(str(node.target))
-        gelu = isinstance(found, nn.GELU) and found.approximate == "none"
-        return found if type(found) in (nn.ReLU, nn.SiLU) or gelu else None
+        return found if activation_kind(found) else None
     kind = _ACTIVATIONS.get((node.op, node.target))
     plain = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
     return kind() if kind is not None and plain else None

@@ -113,9 +113,9 @@ class JointGraph:
                 "the model's forward is not the same twice: it cannot be one graph",
                 next_step=_BY_MODEL,
             )
-        given = [t.detach() for t in self._state().values()]
         if self._graphs and len(labels) < max(key[-1][0][0] for key in self._graphs):
             return first
+        given = [t.detach() for t in self._state().values()]
         made: Callable[..., Any] = torch._inductor.compile(first, [*given, *inputs, labels])
         return made
 

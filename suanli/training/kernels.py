@@ -29,17 +29,17 @@ class Row:
 
     Attributes:
         make: "module:function" that puts the kernels in place.
-        suits: "module:function" that looks at a model and what it is trained for.
-        kind: Of the device that they are for; "" where no search offers them.
         needs: Fields of a plan.
+        kind: Of the device that they are for; "" where no search offers them.
+        suits: "module:function" that looks at a model and what it is trained for; "" without kind.
         loss: Whether `make` takes and gives the loss too. One such row fits into a plan.
         compiled: Whether a C compiler has to make it.
     """
 
     make: str
-    suits: str
-    kind: str
     needs: Mapping[str, Any]
+    kind: str = ""
+    suits: str = ""
     loss: bool = False
     compiled: bool = False
 
@@ -64,8 +64,6 @@ KERNELS: dict[str, Row] = {
     ),
     EMULATED_FP8: Row(
         make="suanli.training.fp8:emulated_products",
-        suits="suanli.training.fused:suits_fused_cnn",
-        kind="",
         needs={"precision": "fp8"},
     ),
     "fused-norm": Row(
@@ -158,6 +156,8 @@ def _found(place: str) -> Any:
 
 def usable(plan: TrainPlan) -> TrainPlan:
     """The plan, without kernels that its device or this machine cannot run."""
+    if plan.optimizer_kernel == "native" and not (plan.kind == "cpu" and present()):
+        plan = plan.with_(optimizer_kernel="fused")
     rows = [KERNELS[name] for name in plan.kernels if name in KERNELS]
     if all(row.kind == plan.kind and (present() or not row.compiled) for row in rows):
         return plan

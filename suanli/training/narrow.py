@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.native.library import library
-from suanli.training.twin import twin_of
+from suanli.training.twin import replace_children, twin_of
 from suanli.workloads.record import Workload
 
 _FEW = 16  # output channels, from where a library's blocks are full
@@ -30,13 +30,7 @@ def narrow_cnn(model: nn.Module, plan: TrainPlan) -> nn.Module:
         raise BadInputError("narrow-cnn computes on the CPU in fp32, contiguous")
     library()
     twin = twin_of(model)
-    count = 0
-    for module in list(twin.modules()):
-        for name, layer in list(module.named_children()):
-            if _is_narrow(layer):
-                setattr(module, name, NarrowConv2d(layer))
-                count += 1
-    if not count:
+    if not sum(replace_children(module, _narrow) for module in list(twin.modules())):
         raise BadInputError("narrow-cnn finds no convolution of few channels in this model")
     return twin
 
@@ -67,6 +61,10 @@ class NarrowConv2d(nn.Module):
         if images.dtype is not torch.float32 or images.dim() != 4 or small or not len(images):
             return cast(Tensor, layer(images))
         return cast(Tensor, narrow_conv2d(images, layer.weight, layer.bias, padding))
+
+
+def _narrow(layer: nn.Module) -> NarrowConv2d | None:
+    return NarrowConv2d(layer) if _is_narrow(layer) else None
 
 
 def _is_narrow(layer: nn.Module) -> TypeGuard[nn.Conv2d]:

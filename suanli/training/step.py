@@ -10,6 +10,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.parallel.replicas import Agreed, Replicas
 from suanli.parallel.sharded import gathered, shard
 from suanli.training.forward import Forward
+from suanli.training.native import update
 from suanli.training.recipe import Averaging, Recipe, Tensors
 from suanli.training.schedules import apart, rate
 from suanli.workloads.record import TrainingSettings
@@ -65,6 +66,8 @@ class Stepper:
             group.setdefault("initial_lr", float(group["lr"]))
         # the generic update is called through this, so that it can be compiled
         self._apply: Any = self.optimizer.step
+        if isinstance(self.optimizer, update.OnePass):
+            self._apply = self.optimizer.update
         if plan.compile_scope == "step":
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(float(group["lr"]), device=plan.device)
@@ -216,12 +219,14 @@ def standard_optimizer(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise BadInputError("no parameter of the model is trained")
-    kernel = {"fused": plan.optimizer_kernel == "fused"}
-    if plan.optimizer_kernel != "fused":
+    native = plan.optimizer_kernel == "native"
+    kernel = {"fused": True}  # also for what the native update does not take
+    if plan.optimizer_kernel in ("loop", "foreach"):
         kernel = {"foreach": plan.optimizer_kernel == "foreach"}
     decay = settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
+        sgd = update.SGD if native else torch.optim.SGD
+        return sgd(
             parameters,
             lr=settings.lr,
             momentum=settings.momentum,
@@ -229,11 +234,14 @@ def standard_optimizer(
             weight_decay=decay,
             **kernel,
         )
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(settings.optimizer)
-    if adam is None:
+    if settings.optimizer not in ("adam", "adamw"):
         raise BadInputError(
             f"unknown optimizer {settings.optimizer!r}", next_step="sgd, adam, adamw"
         )
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    if native:
+        adam = update.Adam
+        kernel["decoupled_weight_decay"] = settings.optimizer == "adamw"
     made: torch.optim.Optimizer = adam(
         parameters, lr=settings.lr, betas=settings.betas, weight_decay=decay, **kernel
     )

@@ -341,6 +341,7 @@ def situation_of(
     """
     from suanli.training.fp8 import fp8_layers
     from suanli.training.kernels import rows_for, usable
+    from suanli.training.native.library import present
 
     why_not_compiled = ""
     if not recipe.ref:
@@ -362,6 +363,7 @@ def situation_of(
         why_not_compiled=why_not_compiled,
         fits=train is None or stays(train, device),
         reads=train.workers or 0 if isinstance(train, Stream) else None,
+        native_update=device == "cpu" and recipe.optimizer is None and present(),
         fp8=bool(fp8_layers(model)),
         kernels=rows_for(model, device, recipe.workload),
         flops=flops,

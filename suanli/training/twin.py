@@ -1,6 +1,7 @@
 """Copies of a model that compute in another way and train the model's own tensors."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
@@ -52,3 +53,17 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of the one of that dotted name, which is not ""."""
     place, _, own = name.rpartition(".")
     setattr(model.get_submodule(place), own, module)
+
+
+def replace_children(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> int:
+    """Put others in the place of a module's children; gives how many.
+
+    Args:
+        module: It is changed; what is in its children is not.
+        make: Gives what takes a child's place, or None to leave it there.
+    """
+    made = {name: make(child) for name, child in module.named_children()}
+    found = {name: other for name, other in made.items() if other is not None}
+    for name, other in found.items():
+        setattr(module, name, other)
+    return len(found)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from suanli.base.errors import MissingBackendError, SuanliError
 from suanli.base.files import cache_dir
 from suanli.base.lazy import present
-from suanli.base.plan import Plan
+from suanli.base.plan import BackendSpec, Plan, Precision
 from suanli.base.signature import Signature
 from suanli.devices.cpu_facts import usable_cores
 from suanli.engines.backend import LayerTime
@@ -29,6 +29,31 @@ FlatCall = Callable[..., Sequence[torch.Tensor]]
 
 COMPILER_INSTALL = "apt-get install g++"
 _PROFILED_CALLS = 3
+
+
+def source_baseline(
+    backend: str, precision: Precision, device: str = "cpu", **options: bool | str
+) -> Plan:
+    """A plan that runs the person's own module, as they would without Suanli."""
+    return Plan(
+        backend=backend, precision=precision, device=device, options={"source": True, **options}
+    )
+
+
+def need_offered(spec: BackendSpec, plan: Plan, *, also: Sequence[str] = ()) -> None:
+    """Refuse a plan that quantises, or computes in a precision that a backend does not offer.
+
+    Args:
+        spec: The backend's.
+        plan: The plan.
+        also: Precisions that no search offers, and a plan may ask for.
+
+    Raises:
+        SuanliError: It is not offered.
+    """
+    kind = plan.device.partition(":")[0]
+    if plan.quantized or plan.precision not in (*spec.precisions[kind], *also):
+        raise SuanliError(f"{spec.name} does not offer {plan.title}")
 
 
 class TorchRunner:

@@ -28,6 +28,7 @@ from suanli.engines.backends._torch import (
     conditions,
     fixed_batch,
     need_compiler,
+    need_offered,
     prepared_graph,
     threads_of,
     use_inductor_cache,
@@ -66,9 +67,7 @@ class AotInductorBackend:
         calibration: Sequence[tuple[torch.Tensor, ...]] | None = None,
     ) -> BuildNote:
         """Compile into the folder, see `suanli.engines.backend.Backend`."""
-        kind = plan.device.partition(":")[0]
-        if plan.quantized or plan.precision not in self.spec.precisions[kind]:
-            raise SuanliError(f"aotinductor does not offer {plan.title}")
+        need_offered(self.spec, plan)
         need_compiler(plan)
         use_inductor_cache()
         module, ready = prepared_graph(program, plan)

@@ -15,22 +15,20 @@ import torch
 from suanli.base.errors import SuanliError
 from suanli.base.plan import BackendSpec, Plan
 from suanli.engines.backend import BuildNote, Runner
-from suanli.engines.backends._torch import FlatCall, Prepared, prepared_graph, prepared_source
+from suanli.engines.backends._torch import (
+    FlatCall,
+    Prepared,
+    need_offered,
+    prepared_graph,
+    prepared_source,
+    source_baseline,
+)
 from suanli.engines.program import Program
 
 _GRAPHS = 8  # recorded batch sizes that are kept; each holds its own buffers
 _WARM_UP_CALLS = (
     3  # torch's documentation asks for a few, so that libraries choose before recording
 )
-
-
-def _baseline(precision: str, device: str = "cpu", **options: bool) -> Plan:
-    return Plan(
-        backend="eager",
-        precision=precision,  # type: ignore[arg-type]
-        device=device,
-        options={"source": True, **options},
-    )
 
 
 class EagerBackend:
@@ -56,14 +54,14 @@ class EagerBackend:
         },
         needs_export=False,
         baselines=(
-            _baseline("fp32"),
-            _baseline("bf16"),
-            _baseline("bf16", autocast=True),
-            _baseline("fp32", "cuda"),
-            _baseline("tf32", "cuda"),
-            _baseline("bf16", "cuda"),
-            _baseline("fp16", "cuda"),
-            _baseline("bf16", "cuda", autocast=True),
+            source_baseline("eager", "fp32"),
+            source_baseline("eager", "bf16"),
+            source_baseline("eager", "bf16", autocast=True),
+            source_baseline("eager", "fp32", "cuda"),
+            source_baseline("eager", "tf32", "cuda"),
+            source_baseline("eager", "bf16", "cuda"),
+            source_baseline("eager", "fp16", "cuda"),
+            source_baseline("eager", "bf16", "cuda", autocast=True),
         ),
     )
 
@@ -78,7 +76,7 @@ class EagerBackend:
 
         Where the model cannot be recorded as a CUDA graph, the plan that comes back goes without.
         """
-        _check(plan)
+        need_offered(self.spec, plan, also=("fp16",))
         ready = _prepared(program, plan)
         if not _records(plan):
             return BuildNote(plan=plan)
@@ -92,7 +90,7 @@ class EagerBackend:
 
     def load(self, program: Program, plan: Plan, folder: Path) -> Runner:
         """Prepare the module anew, see `suanli.engines.backend.Backend`."""
-        _check(plan)
+        need_offered(self.spec, plan, also=("fp16",))
         ready = _prepared(program, plan)
         if _records(plan):
             return ready.runner(program.signature, plan, CudaGraphs(ready.call))
@@ -154,12 +152,6 @@ def _prepared(program: Program, plan: Plan) -> Prepared:
     if plan.options.get("source"):
         return prepared_source(program, plan)
     return prepared_graph(program, plan)[1]
-
-
-def _check(plan: Plan) -> None:
-    kind = plan.device.partition(":")[0]
-    if plan.quantized or plan.precision not in (*EagerBackend.spec.precisions[kind], "fp16"):
-        raise SuanliError(f"eager does not offer {plan.title}")
 
 
 BACKEND = EagerBackend()

@@ -22,27 +22,19 @@ from typing import Any
 
 import torch
 
-from suanli.base.errors import SuanliError
 from suanli.base.plan import BackendSpec, Plan
 from suanli.engines.backend import BuildNote, Runner
 from suanli.engines.backends._compiled import PerBatch, overwrites
 from suanli.engines.backends._torch import (
     COMPILER_INSTALL,
     need_compiler,
+    need_offered,
     prepared_graph,
     prepared_source,
+    source_baseline,
     use_inductor_cache,
 )
 from suanli.engines.program import Program
-
-
-def _baseline(precision: str, device: str = "cpu", **options: bool | str) -> Plan:
-    return Plan(
-        backend="inductor",
-        precision=precision,  # type: ignore[arg-type]
-        device=device,
-        options={"source": True, **options},
-    )
 
 
 class InductorBackend:
@@ -70,12 +62,12 @@ class InductorBackend:
         },
         ships=False,
         baselines=(
-            _baseline("bf16"),
-            _baseline("fp32"),
-            _baseline("bf16", "cuda"),
-            _baseline("bf16", "cuda", mode="reduce-overhead"),
-            _baseline("bf16", "cuda", mode="max-autotune"),
-            _baseline("tf32", "cuda"),
+            source_baseline("inductor", "bf16"),
+            source_baseline("inductor", "fp32"),
+            source_baseline("inductor", "bf16", "cuda"),
+            source_baseline("inductor", "bf16", "cuda", mode="reduce-overhead"),
+            source_baseline("inductor", "bf16", "cuda", mode="max-autotune"),
+            source_baseline("inductor", "tf32", "cuda"),
         ),
     )
 
@@ -87,9 +79,7 @@ class InductorBackend:
         calibration: Sequence[tuple[torch.Tensor, ...]] | None = None,
     ) -> BuildNote:
         """Make sure that it can be compiled, see `suanli.engines.backend.Backend`."""
-        kind = plan.device.partition(":")[0]
-        if plan.quantized or plan.precision not in self.spec.precisions[kind]:
-            raise SuanliError(f"inductor does not offer {plan.title}")
+        need_offered(self.spec, plan)
         need_compiler(plan)
         return BuildNote(plan=plan, details={"load": "compiles again"})
 

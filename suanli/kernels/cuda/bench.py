@@ -60,10 +60,11 @@ class CudaStaticBench:
         sizes: The shape.
         dtype: Of the main input.
         gpu: The card that it is judged for.
-        timeout_s: Limit of one compilation.
+        timeout_s: Limit of one compilation, and of one launch on the CPU.
     """
 
     can_time = False
+    fingerprint = ""  # of a device that runs it
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class CudaStaticBench:
     def verify(self, config: Config) -> str:
         """By execution on the CPU at the check shapes."""
         try:
-            cases = check_config(self._kernel, config, self._dtype)
+            cases = check_config(self._kernel, config, self._dtype, timeout_s=self._timeout_s)
         except SuanliError as failure:
             return str(failure)
         return next((case.reason for case in cases if case.status != "verified"), "")
@@ -123,6 +124,7 @@ class CudaGpuBench(GpuBench):
         dtype: Of the main input.
         gpu: The card's sheet.
         device: Such as "cuda:0".
+        timeout_s: Limit of one compilation, as for `GpuBench`.
     """
 
     def __init__(
@@ -134,10 +136,12 @@ class CudaGpuBench(GpuBench):
         gpu: GpuSheet,
         *,
         device: str,
+        timeout_s: float = 60.0,
     ) -> None:
-        super().__init__(ref, declaration(kernel), sizes, dtype, gpu, device=device)
+        stated = declaration(kernel)
+        super().__init__(ref, stated, sizes, dtype, gpu, device=device, timeout_s=timeout_s)
         self._cuda = kernel
 
     def compile(self, config: Config) -> Static:
         """Compile and judge."""
-        return judged(self._cuda, self._sizes, self._dtype, self._gpu, config, 60.0)
+        return judged(self._cuda, self._sizes, self._dtype, self._gpu, config, self._timeout_s)

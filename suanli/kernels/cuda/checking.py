@@ -88,8 +88,11 @@ def _case(
     seed, timeout_s = options
     file = kernel.source_path().name
 
-    def made(status: str, reason: str, found: Sequence[KernelFinding] = ()) -> KernelCase:
+    def made(
+        status: str, reason: str, found: Sequence[KernelFinding] = (), printed: str = ""
+    ) -> KernelCase:
         return KernelCase(
+            printed=printed,
             sizes=dict(sizes),
             dtype=dtype,
             config=dict(config),
@@ -124,8 +127,8 @@ def _case(
     refused = [finding for finding in found if finding.kind == "refused"]
     wrong = [f for f in found if f.severity == "error" and f.kind not in ("refused", "unwritten")]
     if refused and not wrong:
-        return made("refused", _words(refused[0]), found)
-    return _judged(kernel, inputs, runs, made("verified", "", found))
+        return made("refused", _words(refused[0]), found, runs[0].printed)
+    return _judged(kernel, inputs, runs, made("verified", "", found, runs[0].printed))
 
 
 def _judged(

@@ -22,7 +22,9 @@ def errors(kernel: CudaKernel, runs: Sequence[HostRun]) -> list[KernelFinding]:
             continue
         key = (made.kind, made.where, finding.buffer)
         known = found.get(key)
-        if known is None or (known.severity == "warning" and made.severity == "error"):
+        seen = finding.kind == "array-index" and any(key[:2] == other[:2] for other in found)
+        worse = known is None or (known.severity == "warning" and made.severity == "error")
+        if worse and not seen:
             found[key] = made
     for r in runs[:1]:
         for name, (count, first) in r.unwritten.items():
@@ -40,28 +42,34 @@ def _error(kernel: CudaKernel, f: RawFinding) -> KernelFinding:
         kind=_kind(f.kind),
         severity="warning" if harmless else "error",
         where=_where(kernel, f.line),
-        text=_text(f) + (", the same value in this run" if harmless else ""),
+        text=_called(f) + _text(f) + (", the same value in this run" if harmless else ""),
     )
 
 
-def _index(kernel: CudaKernel, f: RawFinding) -> KernelFinding | None:
-    """An index beyond an array's declared extent; None for shared memory.
+def _called(f: RawFinding) -> str:
+    """For a function of the person's own: from where it was called."""
+    return f"called at line {f.caller_line}, " if f.caller_line not in (0, f.line) else ""
 
-    Of shared memory the runtime knows where each variable ends. Elsewhere one index of several
-    may run into the next row on purpose, which is a warning; by itself it leaves the array.
+
+def _index(kernel: CudaKernel, f: RawFinding) -> KernelFinding | None:
+    """An index beyond an array's declared extent.
+
+    One index of several may run into the next row on purpose, which is a warning, and none for
+    shared memory, where the runtime knows the variable's end. By itself it leaves the array.
     """
     lines = kernel.text().splitlines()
     place = f.line - kernel.first_line()
     line = lines[place] if 0 <= place < len(lines) else ""
     name, several = _indexed(line, f.other_thread)
-    if name and re.search(rf"__shared__[^;]*\b{name}\s*[\[,;]", kernel.text()):
+    if several and name and re.search(rf"__shared__[^;]*\b{name}\s*[\[,;]", kernel.text()):
         return None
     declared = f.text.strip("'")
     return KernelFinding(
         kind="out-of-bounds",
         severity="warning" if several else "error",
         where=_where(kernel, f.line),
-        text=(
+        text=_called(f)
+        + (
             f"thread {f.thread} of block {f.block} takes index {f.element} of "
             f"{name or 'an array'}, declared as {declared}"
         ),
@@ -178,6 +186,7 @@ _ORDER = (
     "wild-read",
     "out-of-bounds-write",
     "out-of-bounds-read",
+    "foreign-local",
     "misaligned",
     "waits-in-loop",
     "deadlock",
@@ -211,7 +220,7 @@ def _text(f: RawFinding) -> str:
     other = f"thread {f.other_thread}" if f.other_thread >= 0 else "no other"
     if f.other_block not in (-1, f.block):
         other += f" of block {f.other_block}"
-    at = f" (line {f.other_line})" if f.other_line and f.other_line != f.line else ""
+    at = _at(f)
     what = f"{f.buffer}[{f.element}]"
     between = _between(f)
     texts = {
@@ -224,6 +233,10 @@ def _text(f: RawFinding) -> str:
         "out-of-bounds-read": f"{who} reads {what}, outside of {f.buffer}",
         "wild-write": f"{who} writes memory of no argument; the launch was ended there",
         "wild-read": f"{who} reads memory of no argument; the launch was ended there",
+        "foreign-local": (
+            f"{who} goes through a pointer to a local variable of {other}; local memory is each "
+            "thread's own"
+        ),
         "misaligned": f"{who} accesses {f.buffer} at an address that is not a multiple of its size",
         "input-written": f"{who} writes {f.buffer}, an input that is not among `writes`",
         "divergent-barrier": f"{who} waits at this __syncthreads() and {other} at another one{at}",
@@ -240,6 +253,15 @@ def _text(f: RawFinding) -> str:
         "too-long": "the launch makes more accesses than a check can follow; take smaller sizes",
     }
     return texts.get(f.kind) or f.text or f.kind
+
+
+def _at(f: RawFinding) -> str:
+    """Where the other access or barrier stands, if not at the same place."""
+    places = (f.other_line, f.other_caller_line)
+    if not f.other_line or places == (f.line, f.caller_line):
+        return ""
+    called = f.other_caller_line not in (0, f.other_line, f.caller_line)
+    return f" (line {f.other_line}{f', called at line {f.other_caller_line}' * called})"
 
 
 def _between(f: RawFinding) -> str:

@@ -12,7 +12,7 @@ from suanli.base.compiler import Compiler, CompilerError, find_compiler
 from suanli.base.errors import BadInputError, MissingBackendError, SuanliError
 from suanli.base.files import cache_dir, write_atomic
 from suanli.kernels.cuda.compile import compile_cuda
-from suanli.kernels.cuda.source import Refusal, for_host
+from suanli.kernels.cuda.source import Refusal, blanked, for_host
 from suanli.kernels.declaration import Config, Sizes
 from suanli.kernels.spec import CudaKernel
 
@@ -24,15 +24,24 @@ _KERNEL_FLAGS = (
     *("-fsanitize=thread", "-fsanitize=bounds"),
     *("-fno-exceptions", "-fno-threadsafe-statics", "-ffp-contract=off"),
 )
+# What nobody wrote in a local variable must not be 0 by chance.
+_PATTERN = "-ftrivial-auto-var-init=pattern"
 _OWN_FLAGS = {
-    "gcc": ("-fmax-errors=3",),
-    "clang": ("-ferror-limit=3", "-mllvm", "-tsan-distinguish-volatile=1"),
-    "zig": ("-ferror-limit=3", "-fno-sanitize=undefined"),
+    # its instrumentation does not see what a call returns into memory; this makes it a copy
+    "gcc": ("-fmax-errors=3", "-fno-elide-constructors"),
+    "clang": (_PATTERN, "-ferror-limit=3", "-mllvm", "-tsan-distinguish-volatile=1"),
+    "zig": (_PATTERN, "-ferror-limit=3", "-fno-sanitize=undefined"),
 }
 _RUNTIME_FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-lstdc++", "-lm")
 _ERROR = re.compile(
     r"^(?P<file>[^\s:][^:]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$"
 )
+
+
+# What compilers say where the entry point has a mangled name, or is a template.
+_NO_ENTRY = ("aliased to undefined symbol", "must point to a defined", "no matches converting")
+_OVER_BOUNDS = "more than __launch_bounds__ allows"
+_INCLUDED = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +86,7 @@ def build(
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache_dir() / "native" / "cuda" / f"{kernel.function}-{digest}.cpp"
     write_atomic(path, text)
-    include = f"-I{_HOST / 'include'}"
+    include = (f"-I{_HOST / 'include'}", f"-I{kernel.source_path().resolve().parent}")
     stamp = f"-DSUANLI_HEADERS={_headers()}"
     try:
         runtime = compiler.build_shared(
@@ -88,15 +97,20 @@ def build(
             f"a C++ compiler that works ({error})", INSTALL_COMPILER
         ) from None
     try:
-        own = (*_OWN_FLAGS[compiler.kind], *_volatile(compiler))
-        flags = (*_KERNEL_FLAGS, *own, include, stamp, "-lm", "-lc")
+        own = (*_OWN_FLAGS[compiler.kind], *_of_version(compiler))
+        flags = (*_KERNEL_FLAGS, *own, *include, stamp, *_beside(kernel), "-lm", "-lc")
         library = compiler.build_shared(path, flags, timeout_s=min(_BUILD_S, timeout_s))
     except CompilerError as error:
         said = first_error(error.output, kernel)
         if not said:  # it took too long, or broke
             raise BadInputError(f"{kernel.name}: {error}") from None
-        # that the arguments differ in number is seen by this build only
-        differ = f"{kernel.function} does not take the" in said
+        if any(sign in error.output for sign in _NO_ENTRY):
+            raise BadInputError(
+                f'{kernel.name}: {kernel.function} is no extern "C" __global__ function',
+                next_step="a template is called from one that is",
+            ) from None
+        # that arguments or threads differ in number from what is declared is seen here only
+        differ = f"{kernel.function} does not take the" in said or _OVER_BOUNDS in said
         if differ or not _compiles_for_a_gpu(kernel, sizes, config, dtype):
             raise BadInputError(said) from None
         place = re.match(r"[^:]*:(\d+): ", said)
@@ -106,11 +120,29 @@ def build(
     return HostBuild(kernel=library, runtime=runtime, compiler=str(compiler))
 
 
-def _volatile(compiler: Compiler) -> tuple[str, ...]:
-    """What makes gcc tell volatile accesses apart; it knows it from version 11 on."""
+def _of_version(compiler: Compiler) -> tuple[str, ...]:
+    """What gcc knows from version 11 (volatile accesses told apart) and 12 (patterns) on."""
     version = re.search(r" (\d+)\.\d+\.\d+", compiler.version)
-    known = compiler.kind == "gcc" and version is not None and int(version[1]) >= 11
-    return ("--param", "tsan-distinguish-volatile=1") if known else ()
+    if compiler.kind != "gcc" or version is None:
+        return ()
+    volatile = ("--param", "tsan-distinguish-volatile=1") if int(version[1]) >= 11 else ()
+    return (*volatile, *((_PATTERN,) if int(version[1]) >= 12 else ()))
+
+
+def _beside(kernel: CudaKernel) -> tuple[str, ...]:
+    """A stamp of the headers beside the source that it includes, so that a change builds anew."""
+    folder, digest = kernel.source_path().resolve().parent, hashlib.sha256()
+    wanted, known = _INCLUDED.findall(kernel.text()), set[str]()
+    while wanted:
+        name = wanted.pop()
+        path = folder / name
+        if name in known or not path.is_file():
+            continue
+        known.add(name)
+        content = path.read_bytes()
+        digest.update(content)
+        wanted += _INCLUDED.findall(content.decode("utf-8", "replace"))
+    return (f"-DSUANLI_BESIDE=h{digest.hexdigest()[:16]}",) if known else ()
 
 
 def _compiles_for_a_gpu(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> bool:
@@ -141,7 +173,9 @@ def program(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> str
             *macros,
             f'#line {kernel.first_line()} "{kernel.source_path().name}"',
             body,
+            *_bounds(kernel, body, sizes, config),
             '#line 1 "suanli_entry.cpp"',
+            f'extern "C" void SUANLI_LINKED() __attribute__((alias("{kernel.function}")));',
             "#include <suanli_entry.h>",
             f"static_assert(suanli_arity(&{kernel.function}) == {count}, "
             f'"{kernel.function} does not take the {count} arguments that the kernel file names");',
@@ -150,6 +184,30 @@ def program(kernel: CudaKernel, sizes: Sizes, config: Config, dtype: str) -> str
             "",
         ]
     )
+
+
+def _bounds(kernel: CudaKernel, body: str, sizes: Sizes, config: Config) -> list[str]:
+    """The check of a launch against the kernel's own `__launch_bounds__`, which a GPU refuses."""
+    bare = blanked(body)
+    entry = re.search(rf"\b{kernel.function}\s*\(", bare)
+    begin = max(bare.rfind(end, 0, entry.start()) for end in ";}") if entry else 0
+    found = re.search(r"\b__launch_bounds__\s*\(", bare[begin + 1 : entry.start()] if entry else "")
+    if not found:
+        return []
+    opening = begin + found.end()
+    depth, most = 0, ""
+    for letter in bare[opening:]:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth == 0 or (depth == 1 and letter == ","):
+            break
+        most += letter
+    threads = kernel.launch_at(sizes, config).threads
+    line = kernel.first_line() + bare.count("\n", 0, opening)
+    return [
+        f'#line {line} "{kernel.source_path().name}"',
+        f"static_assert({threads} <= ({most[1:].strip()}), "
+        f'"a block of the launch has {threads} threads, {_OVER_BOUNDS}");',
+    ]
 
 
 def _needed(body: str) -> list[str]:

@@ -36,12 +36,17 @@ def main(folder: Path) -> None:
     begin, end = _extent(job["kernel"])
     _module(runtime, kernel, job, (begin, end))
     slots = (_Slot * max(1, len(job["arguments"])))()
+    structures: list[Any] = []
     for slot, argument in zip(slots, job["arguments"], strict=False):
         slot.kind = argument["kind"]
         if slot.kind == 0:
             slot.pointer = addresses[argument["value"]]
         elif slot.kind == 1:
             slot.whole = argument["value"]
+        elif slot.kind == 3:
+            structures.append(ctypes.create_string_buffer(bytes.fromhex(argument["value"])))
+            slot.whole = len(structures[-1]) - 1  # the buffer ends with a zero of its own
+            slot.pointer = ctypes.addressof(structures[-1])
         else:
             slot.real = argument["value"]
     three = ctypes.c_uint * 3
@@ -101,6 +106,8 @@ def _module(runtime: Any, kernel: Any, job: dict[str, Any], extent: tuple[int, i
     """Tell the runtime where the kernel's own data and its shared variables lie."""
     for name, begin, size in job["shared"]:
         runtime.suanli_variable(name.encode(), _LONG(begin), _LONG(size))
+    for begin, size, kind in job["functions"]:
+        runtime.suanli_function(ctypes.c_void_p(extent[0] + begin), _LONG(size), kind)
     kernel.suanli_anchor_address.restype = ctypes.c_void_p
     shared = (kernel.suanli_anchor_address() or 0) - job["anchor"]
     pointers = map(ctypes.c_void_p, (*extent, shared))

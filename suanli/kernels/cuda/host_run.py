@@ -17,7 +17,7 @@ from suanli.base.compiler import run_limited
 from suanli.base.errors import BadInputError, TrialFailedError
 from suanli.kernels.cuda.host_build import HostBuild
 from suanli.kernels.cuda.lines import source_lines
-from suanli.kernels.cuda.shared_variables import shared_variables
+from suanli.kernels.cuda.shared_variables import shared_variables, special_functions
 from suanli.kernels.declaration import Config, Inputs, Outputs, Sizes
 from suanli.kernels.spec import CudaKernel, Launch, scalar
 
@@ -26,6 +26,12 @@ _GUARD_BYTES = 65536
 _SIGNALS = {
     signal.SIGFPE: "a whole number was divided by zero",
     signal.SIGSEGV: "a thread needs more stack than the 256 KB it has here",
+}
+_SITES = {
+    "site": "line",
+    "other_site": "other_line",
+    "caller": "caller_line",
+    "other_caller": "other_caller_line",
 }
 _DYNAMIC_MOST = 2**18
 _ACCESSES = 300_000_000
@@ -39,6 +45,8 @@ class RawFinding:
         kind: Such as "race-read-after-write" or "out-of-bounds-write".
         line: Line in the kernel's source; 0 where unknown.
         other_line: Line of the other access of a race, or of the other barrier.
+        caller_line: Line that called the function which `line` is in; 0 in the kernel itself.
+        other_caller_line: The same for `other_line`.
         element: Index in the buffer; in shared memory in units of the access; -1 where there is
             none.
         differs: For two stores with no order between, whether they stored different values.
@@ -47,6 +55,8 @@ class RawFinding:
     kind: str
     line: int
     other_line: int
+    caller_line: int
+    other_caller_line: int
     buffer: str
     count: int
     element: int
@@ -103,6 +113,7 @@ class HostRun:
         unwritten: Output -> how many elements nobody wrote, and the first of them.
         blocks: How many blocks ran.
         barriers: How often a block passed a barrier.
+        printed: What the threads printed, the first 16 KB of it.
     """
 
     outputs: Outputs
@@ -111,6 +122,7 @@ class HostRun:
     unwritten: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     blocks: int = 0
     barriers: int = 0
+    printed: str = ""
 
 
 def run(
@@ -158,6 +170,7 @@ def run(
             "dynamic_shared": launch.shared_bytes,
             "shared": [(v.name, v.begin, v.size) for v in variables],
             "anchor": anchor,
+            "functions": special_functions(built.kernel),
             "reversed": backwards,
             "traced_blocks": only_blocks or 4,
             "only_traced": only_blocks > 0,
@@ -227,6 +240,8 @@ def _argument(name: str, buffers: list[dict[str, Any]], inputs: Inputs) -> dict[
         if buffer["name"] == name:
             return {"kind": 0, "value": index}
     value = scalar(inputs[name] if name in inputs else inputs["sizes"][name])
+    if isinstance(value, ctypes.Structure | ctypes.Union):
+        return {"kind": 3, "value": bytes(value).hex()}
     real = isinstance(value, ctypes.c_float | ctypes.c_double)
     return {"kind": 2 if real else 1, "value": value.value}
 
@@ -240,7 +255,7 @@ def _result(
     folder: Path,
 ) -> HostRun:
     base = report["base"]
-    sites = [f[key] for f in report["findings"] for key in ("site", "other_site")]
+    sites = [f[key] for f in report["findings"] for key in _SITES]
     sites += [p["site"] for p in report["places"]]
     found = source_lines(built.kernel, (s - base for s in sites if s), kernel.source_path().name)
     lines = {offset + base: line for offset, line in found.items()}
@@ -261,6 +276,7 @@ def _result(
         unwritten={name: (count, first) for name, count, first in unwritten if count},
         blocks=report["blocks"],
         barriers=report["barriers"],
+        printed=report["printed"],
     )
 
 
@@ -272,10 +288,9 @@ def _filled(tensor: torch.Tensor, content: bytearray) -> torch.Tensor:
 
 
 def _finding(entry: dict[str, Any], lines: Mapping[int, int]) -> RawFinding:
-    kept = {k: v for k, v in entry.items() if k not in ("site", "other_site")}
-    return RawFinding(
-        line=lines.get(entry["site"], 0), other_line=lines.get(entry["other_site"], 0), **kept
-    )
+    kept = {k: v for k, v in entry.items() if k not in _SITES}
+    kept |= {name: lines.get(entry[site], 0) for site, name in _SITES.items()}
+    return RawFinding(**kept)
 
 
 def _place(entry: dict[str, Any], lines: Mapping[int, int], buffers: list[dict[str, Any]]) -> Place:

@@ -1,4 +1,4 @@
-"""Which variables a built kernel keeps in shared memory, from the symbols of its library.
+"""What the symbols of a built kernel's library tell: its variables in shared memory, its copies.
 
 The host headers make `__shared__` thread-local storage: the compiler then lays all of it out in one
 place, that of templates and inline functions too, and names each variable with its extent.
@@ -14,7 +14,10 @@ from suanli.base.errors import SuanliError
 _ANCHOR = "suanli_anchor"
 _BAND = "suanli_band_"
 _SYMBOL_TABLE = 2  # SHT_SYMTAB
+_FUNCTION = 2  # STT_FUNC
 _THREAD_LOCAL = 6  # STT_TLS
+# Constructors and assignments from another one of the same class (Itanium C++ ABI, 5.1.4 and 5.1.9)
+_COPIES = re.compile(r"(?:C[12]|aS)E(?:RK|O|R)S[0-9A-Z]*_$")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _NUMBER = re.compile(r"\d+")
@@ -47,7 +50,7 @@ def shared_variables(library: Path) -> tuple[int, tuple[SharedVariable, ...]]:
     """
     anchor = -1
     found: dict[int, SharedVariable] = {}
-    for mangled, begin, size in _thread_local(library.read_bytes()):
+    for mangled, begin, size in _symbols(library.read_bytes(), _THREAD_LOCAL):
         if _ANCHOR in mangled:
             anchor = begin
         if _BAND not in mangled and size > 0:
@@ -56,6 +59,19 @@ def shared_variables(library: Path) -> tuple[int, tuple[SharedVariable, ...]]:
     if anchor < 0:
         raise SuanliError(f"{library.name} was not built to be executed on the CPU")
     return anchor, tuple(found[begin] for begin in sorted(found))
+
+
+def special_functions(library: Path) -> tuple[tuple[int, int, int], ...]:
+    """(begin, size, kind) of functions that copy a structure (1) and of the headers' own (2).
+
+    Raises:
+        SuanliError: It is no ELF library of 64 bits.
+    """
+    found = _symbols(library.read_bytes(), _FUNCTION)
+    kinds = [2 if "suanli_" in name else 1 if _COPIES.search(name) else 0 for name, _, _ in found]
+    return tuple(
+        (begin, size, kind) for (_, begin, size), kind in zip(found, kinds, strict=True) if kind
+    )
 
 
 def plain_name(mangled: str) -> str:
@@ -71,8 +87,8 @@ def plain_name(mangled: str) -> str:
     return ""
 
 
-def _thread_local(image: bytes) -> list[tuple[str, int, int]]:
-    """(mangled name, place, size) of each thread-local symbol of an ELF image."""
+def _symbols(image: bytes, kind: int) -> list[tuple[str, int, int]]:
+    """(mangled name, place, size) of each symbol of a kind in an ELF image."""
     if image[:5] != b"\x7fELF\x02":
         raise SuanliError("the compiler made no ELF library of 64 bits")
     (table,) = struct.unpack_from("<Q", image, 0x28)
@@ -85,7 +101,7 @@ def _thread_local(image: bytes) -> list[tuple[str, int, int]]:
         names = sections[section[6]][4]
         for place in range(section[4], section[4] + section[5], _SYMBOL.size):
             name, info, _, _, value, size = _SYMBOL.unpack_from(image, place)
-            if info & 15 == _THREAD_LOCAL:
+            if info & 15 == kind:
                 end = image.index(b"\0", names + name)
                 found.append((image[names + name : end].decode(), value, size))
     return found

@@ -74,6 +74,13 @@ def nvrtc_name(library: Path) -> str:
     return f"NVRTC {major}"
 
 
+def compilers() -> tuple[str, ...]:
+    """All of them, for the key of what depends on them."""
+    tool = nvcc()
+    own = () if tool is None else (f"{tool.resolve()} of {tool.stat().st_mtime_ns}",)
+    return (*own, *map(nvrtc_name, nvrtc_libraries()))
+
+
 def _packages() -> list[Path]:
     """Folders of the `nvidia` namespace that pip's packages share."""
     spec = importlib.util.find_spec("nvidia")

@@ -63,13 +63,14 @@ static void made_good(const unsigned char *p) {
     }
 }
 
-void suanli_atomic(void *address, int bytes, int settles, void *site) {
-    if (settles) made_good((unsigned char *)address);
-    access({(unsigned char *)address, (size_t)bytes, true, ATOMIC, site});
+void suanli_atomic(void *address, int bytes, int kind, void *site) {
+    if (kind == SUANLI_SETTLES) made_good((unsigned char *)address);
+    bool reads = kind != SUANLI_REPLACES;
+    access({(unsigned char *)address, (size_t)bytes, true, ATOMIC, site, reads});
 }
 
 void suanli_touch(const void *address, int bytes, int is_write, void *site) {
-    access({(unsigned char *)address, (size_t)bytes, is_write != 0, PLAIN, site});
+    access({(unsigned char *)address, (size_t)bytes, is_write != 0, PLAIN, site, is_write == 0});
 }
 
 void suanli_complain(const char *text, void *site) {
@@ -89,12 +90,38 @@ void suanli_refuse(const char *text, void *site) {
     stop_all();
 }
 
+int suanli_print(const char *format, ...) {
+    char text[1024];
+    va_list given;
+    va_start(given, format);
+    int length = vsnprintf(text, sizeof text, format, given);
+    va_end(given);
+    size_t room = PRINTED - std::min(PRINTED, run->printed.size());
+    if (length > 0) run->printed.append(text, std::min(room, strlen(text)));
+    return length;
+}
+
 long long suanli_ticks(void) { return (long long)run->step; }
 
 // -- hooks of -fsanitize=thread ------------------------------------------------------------------
 
 static void touched(const void *p, size_t bytes, bool write, Kind kind, void *site) {
-    if (bytes) access({(unsigned char *)p, bytes, write, kind, site});
+    if (!bytes || !run || !run->fibres.current) return;
+    const std::vector<Call> &calls = run->fibres.current->calls;
+    for (size_t k = calls.size(); k && calls[k - 1].function != PERSONS; k--) {
+        if (calls[k - 1].function == OWN) return;
+        site = calls[k - 1].from;
+    }
+    access({(unsigned char *)p, bytes, write, kind, site, !write});
+}
+
+static Function function_at(void *code) {
+    auto known = run->known_functions.find(code);
+    if (known != run->known_functions.end()) return known->second;
+    Function found = PERSONS;
+    for (const Extent &e : run->functions)
+        if (code >= e.begin && code < e.end) found = e.function;
+    return run->known_functions[code] = found;
 }
 
 #define HOOKS(n)                                                                                  \
@@ -114,8 +141,17 @@ HOOKS(16)
 
 void __tsan_read_range(void *p, unsigned long n) { touched(p, n, false, PIECES, SITE); }
 void __tsan_write_range(void *p, unsigned long n) { touched(p, n, true, PIECES, SITE); }
-void __tsan_func_entry(void *) {}
-void __tsan_func_exit(void) {}
+void __tsan_func_entry(void *from) {
+    if (!run || !run->fibres.current) return;
+    Function function = function_at(SITE);
+    if (function == COPIES && function_at(from) == OWN) function = OWN;
+    run->fibres.current->calls.push_back({from, function});
+}
+void __tsan_func_exit(void) {
+    if (!run || !run->fibres.current) return;
+    std::vector<Call> &calls = run->fibres.current->calls;
+    if (!calls.empty()) calls.pop_back();
+}
 void __tsan_init(void) {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
@@ -172,10 +208,18 @@ void *suanli_buffer(const char *name, unsigned long bytes, unsigned long element
     Buffer buffer;
     buffer.name = name, buffer.bytes = bytes, buffer.element = element, buffer.guard = guard;
     buffer.writable = writable, buffer.output = output;
-    void *memory = nullptr;
-    if (posix_memalign(&memory, 4096, bytes + 2 * guard)) return nullptr;
-    memset(memory, 0xFF, bytes + 2 * guard);
-    buffer.base = (unsigned char *)memory;
+    size_t own = (bytes + 2 * guard + PAGE - 1) / PAGE * PAGE;
+    void *memory = MAP_FAILED;
+    for (size_t reserved : {RESERVED, PAGE}) {
+        if (memory != MAP_FAILED) break;
+        buffer.reserved = reserved;
+        memory = mmap(nullptr, own + 2 * reserved, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    }
+    if (memory == MAP_FAILED) return nullptr;
+    buffer.base = (unsigned char *)memory + buffer.reserved;
+    if (mprotect(buffer.base, own, PROT_READ | PROT_WRITE)) return nullptr;
+    memset(buffer.base, 0xFF, own);
     if (watched) buffer.cells.resize(bytes / element + 1);
     run->buffers.push_back(std::move(buffer));
     return run->buffers.back().data();
@@ -197,6 +241,11 @@ long long suanli_unwritten(int index, long long *first) {
 void suanli_variable(const char *name, unsigned long begin, unsigned long bytes) {
     run->variables.push_back({name, begin, bytes});
     run->static_bytes = std::max(run->static_bytes, (size_t)(begin + bytes));
+}
+
+// A function that copies a structure (1) or a part of the runtime (2).
+void suanli_function(void *begin, unsigned long bytes, int kind) {
+    run->functions.push_back({(unsigned char *)begin, (unsigned char *)begin + bytes, (Function)kind});
 }
 
 void suanli_module(void *begin, void *end, void *shared, unsigned long dynamic_bytes) {
@@ -239,7 +288,7 @@ static void quoted(std::string &out, const std::string &text) {
         if (c == '"' || c == '\\')
             out += '\\', out += c;
         else
-            out += c < 32 ? ' ' : c;
+            c == '\n' ? out += "\\n" : out += (unsigned char)c < 32 ? ' ' : c;
     out += '"';
 }
 
@@ -264,6 +313,8 @@ const char *suanli_report(void) {
         quoted(out, f.buffer);
         field(out, "site", (long long)(uintptr_t)f.site);
         field(out, "other_site", (long long)(uintptr_t)f.other);
+        field(out, "caller", (long long)(uintptr_t)f.caller);
+        field(out, "other_caller", (long long)(uintptr_t)f.other_caller);
         field(out, "count", f.count);
         field(out, "element", f.element);
         field(out, "block", f.block);
@@ -296,7 +347,8 @@ const char *suanli_report(void) {
         field(out, "stride", p.strided ? p.stride : 0);
         out += "}";
     }
-    out += "]";
+    out += "],\"printed\":";
+    quoted(out, run->printed);
     field(out, "blocks", run->executed);
     field(out, "barriers", run->barriers);
     field(out, "meetings", run->meetings);

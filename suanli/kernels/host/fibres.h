@@ -18,7 +18,16 @@ namespace suanli {
 
 enum State { READY, AT_BARRIER, AT_MEETING, AT_ACTIVE, DONE };
 
-const size_t STACK = 256 * 1024;
+const size_t STACK = 256 * 1024, PAGE = 4096;
+
+// Functions that copy a structure: what they access counts for whoever called them, and not at all
+// where that was a part of the runtime.
+enum Function { PERSONS, COPIES, OWN };
+
+struct Call {
+    void *from;
+    Function function;
+};
 
 struct Fibre {
     ucontext_t context;
@@ -45,6 +54,7 @@ struct Fibre {
     uint64_t watched_value = 0;
     int looks = 0;
     bool spun = false;
+    std::vector<Call> calls;  // the functions that it is in
 
     bool owns(const void *p) const {
         auto address = (const unsigned char *)p;
@@ -61,10 +71,11 @@ public:
     void prepare(int threads) {
         while ((int)all.size() < threads) {
             Fibre fibre;
-            void *memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+            // below the stack lies a page that nobody may touch, which ends a recursion
+            void *memory = mmap(nullptr, PAGE + STACK, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (memory == MAP_FAILED) abort();
-            fibre.stack = (unsigned char *)memory;
+            if (memory == MAP_FAILED || mprotect(memory, PAGE, PROT_NONE)) abort();
+            fibre.stack = (unsigned char *)memory + PAGE;
             all.push_back(fibre);
         }
         all.resize(threads);
@@ -74,7 +85,7 @@ public:
             f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
             f.clock = 0, f.site = nullptr, f.present = 0;
             f.fenced = f.spun = false, f.released = f.acquired = 0;
-            f.watched = nullptr, f.looks = 0;
+            f.watched = nullptr, f.looks = 0, f.calls.clear();
             for (auto &k : f.known) k = 0;
         }
     }

@@ -18,7 +18,8 @@ struct dim3 {
 
 extern dim3 blockDim, gridDim;
 
-// An argument of the kernel: `kind` is 0 for a pointer, 1 for a whole number, 2 for a real one.
+// An argument of the kernel: `kind` is 0 for a pointer, 1 for a whole number, 2 for a real one, 3
+// for a structure of `whole` bytes at `pointer`.
 struct suanli_slot {
     int kind;
     long long whole;
@@ -26,12 +27,22 @@ struct suanli_slot {
     void *pointer;
 };
 
+// Lanes meet where they do the same of these; __shfl_up_sync and __shfl_xor_sync never meet.
 enum suanli_warp_operation {
     SUANLI_SHUFFLE,
+    SUANLI_SHUFFLE_UP,
+    SUANLI_SHUFFLE_DOWN,
+    SUANLI_SHUFFLE_XOR,
     SUANLI_VOTE,
+    SUANLI_MATCH,
+    SUANLI_REDUCTION,
     SUANLI_SYNC,
     SUANLI_MATRIX,
 };
+
+// What an atomic operation makes of what was there. After SETTLES_ it comes out right whatever a
+// plain load saw before, as a compare-and-swap, a minimum or a maximum does.
+enum suanli_atomic_kind { SUANLI_ADDS, SUANLI_SETTLES, SUANLI_REPLACES };
 
 enum suanli_block_vote { SUANLI_NONE, SUANLI_COUNT, SUANLI_AND, SUANLI_OR };
 
@@ -49,9 +60,8 @@ int suanli_lane(void);
 unsigned suanli_active(void *site);
 // Of the block only, or of all.
 void suanli_fence(int of_block);
-// Says that an atomic operation of so many bytes is about to happen. `settles` says that it comes
-// out right whatever a plain load saw before, as a compare-and-swap, a minimum or a maximum does.
-void suanli_atomic(void *address, int bytes, int settles, void *site);
+// Says that an atomic operation of so many bytes is about to happen.
+void suanli_atomic(void *address, int bytes, int kind, void *site);
 // Says of a load or store that instrumentation does not see.
 void suanli_touch(const void *address, int bytes, int is_write, void *site);
 // Notes a mistake that only the intrinsic itself can see, and goes on.
@@ -60,5 +70,7 @@ void suanli_complain(const char *text, void *site);
 void suanli_trapped(const char *text, void *site);
 // Ends the launch: the kernel did what cannot be executed here.
 void suanli_refuse(const char *text, void *site);
+// What the kernel prints; the first of it is kept.
+int suanli_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 long long suanli_ticks(void);
 }

@@ -1,10 +1,12 @@
 // Executes a CUDA kernel on the CPU: blocks one after another, their threads as fibres, every load
 // and store of the kernel seen through the hooks that the compiler's thread sanitizer calls (its
 // own library is not linked). See interface.h for what the kernel's part calls.
+#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <set>
+#include <unordered_map>
 
 #include "fibres.h"
 #include "shadow.h"
@@ -26,6 +28,15 @@ typedef void (*Entry)(const suanli_slot *);
 const int LOOKS = 64, IDLE_TURNS = 200;
 // How far beside a shared variable an access still counts as one that misses it.
 const long BESIDE = 65536;
+// So much beside an argument belongs to nobody else, so that what misses it by far has its name.
+const size_t RESERVED = 256u << 20;
+// What is kept of that which the threads print.
+const size_t PRINTED = 16384;
+
+struct Extent {
+    unsigned char *begin, *end;
+    Function function;
+};
 
 struct Launch {
     Fibres fibres;
@@ -38,6 +49,8 @@ struct Launch {
     Findings findings;
     PendingStore pending;
     Trace trace;
+    std::vector<Extent> functions;  // other than PERSONS
+    std::unordered_map<void *, Function> known_functions;
     bool tracing = false, stopped = false, reversed = false;
     int block = 0, blocks = 0, threads = 0;
     uint32_t epoch = 0;
@@ -45,7 +58,7 @@ struct Launch {
     std::vector<uint64_t> released;  // step of a block's last atomic operation behind a fence
     bool acquired = false, fenced = false;
     long long barriers = 0, meetings = 0, executed = 0;
-    std::string refusal, report;
+    std::string printed, report;
 };
 
 static Launch *run = nullptr;
@@ -59,6 +72,7 @@ struct Access {
     bool write;
     Kind kind;
     void *site;
+    bool reads;  // what was there before matters
 
     const char *outside() const { return write ? "out-of-bounds-write" : "out-of-bounds-read"; }
     bool misaligned() const {
@@ -66,9 +80,17 @@ struct Access {
     }
 };
 
+// Where the function that a thread is in was called from; null in the kernel itself.
+static void *caller_of(const Fibre *f) {
+    size_t depth = f->calls.size();
+    while (depth && f->calls[depth - 1].function == COPIES) depth--;
+    return depth > 1 ? f->calls[depth - 1].from : nullptr;
+}
+
 static Stamp now(void *site, bool atomic) {
     Fibre *f = run->fibres.current;
     Stamp s;
+    s.caller = caller_of(f);
     s.block = run->block, s.thread = f->number, s.epoch = run->epoch, s.clock = f->clock;
     s.step = ++run->step, s.site = site, s.atomic = atomic;
     return s;
@@ -79,6 +101,7 @@ static Finding &complain(const char *kind, void *site, void *other, const std::s
     if (entry.count == 1) {
         entry.block = run->block;
         entry.thread = run->fibres.current ? run->fibres.current->number : -1;
+        if (run->fibres.current) entry.caller = caller_of(run->fibres.current);
     }
     return entry;
 }
@@ -100,7 +123,7 @@ static Finding &race(const char *kind, const Stamp &before, const Stamp &after,
     Finding &entry = complain(kind, after.site, before.site, where);
     if (entry.count == 1) {
         entry.other_block = before.block, entry.other_thread = before.thread;
-        entry.element = element;
+        entry.element = element, entry.other_caller = before.caller;
         if (before.atomic != after.atomic) entry.soft = before.atomic ? after.site : before.site;
     }
     return entry;
@@ -109,7 +132,7 @@ static Finding &race(const char *kind, const Stamp &before, const Stamp &after,
 static void touch_cell(Cell &cell, const Stamp &stamp, const Access &a, const std::string &where,
                        long long element) {
     bool both_atomic = stamp.atomic && cell.writer.atomic;
-    if (!both_atomic && !ordered(cell.writer, stamp)) {
+    if (!both_atomic && stamp.meets(cell.writer) && !ordered(cell.writer, stamp)) {
         const char *kind = a.write ? "race-write-write" : "race-read-after-write";
         Finding &entry = race(kind, cell.writer, stamp, where, element);
         if (a.write) run->pending.begin(entry, a.p, a.bytes);
@@ -117,7 +140,8 @@ static void touch_cell(Cell &cell, const Stamp &stamp, const Access &a, const st
     }
     if (a.write) {
         for (const Stamp *reader : {&cell.reader, &cell.other_reader})
-            if (!(reader->atomic && stamp.atomic) && !ordered(*reader, stamp))
+            if (!(reader->atomic && stamp.atomic) && stamp.meets(*reader) &&
+                !ordered(*reader, stamp))
                 race("race-write-after-read", *reader, stamp, where, element);
         cell.writer = stamp;
         return;
@@ -141,13 +165,18 @@ static void touch_shared(const Access &a, size_t at, size_t begin, const std::st
         Cell &cell = run->shared[i];
         if (cell.writer.block != stamp.block) cell.writer = Stamp();
         if (cell.reader.block != stamp.block) cell.reader = cell.other_reader = Stamp();
-        unwritten |= !a.write && cell.writer.block < 0;
+        unwritten |= a.reads && cell.writer.block < 0;
         touch_cell(cell, stamp, a, name, element);
     }
     if (unwritten) {
         Finding &entry = complain("uninitialised-shared", a.site, nullptr, name);
         if (entry.count == 1) entry.element = element;
     }
+}
+
+static void stop_all() {
+    run->stopped = true;
+    run->fibres.stop();
 }
 
 static void touch_buffer(Buffer &buffer, int index, const Access &a) {
@@ -163,23 +192,23 @@ static void touch_buffer(Buffer &buffer, int index, const Access &a) {
     if (offset < 0 || offset + (long long)a.bytes > (long long)buffer.bytes) {
         Finding &entry = complain(a.outside(), a.site, nullptr, buffer.name);
         if (entry.count == 1) entry.element = element;
+        if (buffer.ends(a.p, a.bytes)) stop_all();
         return;
     }
     if (a.misaligned()) complain("misaligned", a.site, nullptr, buffer.name);
     if (a.write && !buffer.writable) complain("input-written", a.site, nullptr, buffer.name);
     if (buffer.cells.empty()) return;  // only traced
     size_t last = (offset + a.bytes - 1) / buffer.element;
-    if (buffer.output && !a.write && buffer.cells[element].writer.block < 0) {
+    if (buffer.output && a.reads && buffer.cells[element].writer.block < 0) {
         Finding &entry = complain("uninitialised-output", a.site, nullptr, buffer.name);
         if (entry.count == 1) entry.element = element;
     }
-    for (size_t e = element; e <= last; e++)
+    size_t size = buffer.element, end = offset + a.bytes;
+    for (size_t e = element; e <= last; e++) {
+        stamp.begin = (uint8_t)(std::max((size_t)offset, e * size) - e * size);
+        stamp.end = (uint8_t)(std::min(end, (e + 1) * size) - e * size);
         touch_cell(buffer.cells[e], stamp, a, buffer.name, (long long)e);
-}
-
-static void stop_all() {
-    run->stopped = true;
-    run->fibres.stop();
+    }
 }
 
 // Whether an address lies in threadIdx and its kin, in __constant__ and __device__ data, or in what
@@ -193,8 +222,14 @@ static bool is_known(const unsigned char *p) {
         within(run->module_begin, (size_t)(run->module_end - run->module_begin)))
         return true;
     std::vector<Fibre> &all = run->fibres.all;
-    if (within(all.data(), all.size() * sizeof(Fibre))) return true;
-    return std::any_of(all.begin(), all.end(), [p](const Fibre &f) { return f.owns(p); });
+    return within(all.data(), all.size() * sizeof(Fibre));
+}
+
+// A thread whose local memory an address is in, other than the one that runs.
+static const Fibre *stranger(const unsigned char *p) {
+    for (const Fibre &f : run->fibres.all)
+        if (f.owns(p)) return &f;
+    return nullptr;
 }
 
 // The shared variable nearest to an offset, inside or beside it.
@@ -275,7 +310,11 @@ static void access(const Access &a) {
         dynamic_shared(a);
         reached = true;
     }
-    if (!reached && !is_known(p) && !is_shared(a)) {
+    const Fibre *other = reached || is_known(p) ? nullptr : stranger(p);
+    if (other) {
+        Finding &entry = complain("foreign-local", a.site, nullptr, "");
+        if (entry.count == 1) entry.other_thread = other->number;
+    } else if (!reached && !is_known(p) && !is_shared(a)) {
         complain(a.write ? "wild-write" : "wild-read", a.site, nullptr, "");
         stop_all();
     }

@@ -22,8 +22,11 @@ struct Stamp {
     uint32_t epoch = 0;   // barriers that the block had passed
     uint32_t clock = 0;   // synchronisations that the lane had passed
     uint64_t step = 0;    // accesses of the whole launch before this one
-    void *site = nullptr;
+    void *site = nullptr, *caller = nullptr;
     bool atomic = false;
+    uint8_t begin = 0, end = 1;  // bytes of the cell's element; those of earlier accesses are lost
+
+    bool meets(const Stamp &other) const { return begin < other.end && other.begin < end; }
 };
 
 struct Cell {
@@ -34,11 +37,17 @@ struct Buffer {
     std::string name;
     unsigned char *base = nullptr;  // first byte of the guard band below
     size_t guard = 0, bytes = 0, element = 1;
+    size_t reserved = 0;  // on either side of the guards; whoever comes here ends the launch
     bool writable = false, output = false;
     std::vector<Cell> cells;
 
     unsigned char *data() const { return base + guard; }
-    bool holds(const unsigned char *p) const { return p >= base && p < base + bytes + 2 * guard; }
+    bool holds(const unsigned char *p) const {
+        return p >= base - reserved && p < base + bytes + 2 * guard + reserved;
+    }
+    bool ends(const unsigned char *p, size_t n) const {
+        return p < base || p + n > base + bytes + 2 * guard;
+    }
 };
 
 // A variable in static shared memory; without a name it is the compiler's own.
@@ -53,6 +62,7 @@ struct Variable {
 struct Finding {
     std::string kind, text, buffer;
     void *site = nullptr, *other = nullptr;
+    void *caller = nullptr, *other_caller = nullptr;  // where their functions were called from
     void *soft = nullptr;  // the plain load of a race with an atomic operation
     bool differs = false;  // of two stores, whether they stored different values
     long long count = 0, element = -1;

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from suanli.base.memory import Block, MemoryKind
+from suanli.measure.capturing.inside import inside_call
 from suanli.measure.capturing.places import Places
 from suanli.measure.capturing.traffic import plain_tensors, tensors_in
 
@@ -32,12 +33,26 @@ def _in_blocks(channels: int) -> int:
     return -(-channels // _BLOCK) * _BLOCK
 
 
+def _blocked_gradients(gradient: torch.Tensor, inputs: torch.Tensor) -> int:
+    """Bytes of the blocked copies that the gradient of a convolution's weights is made from."""
+    if _channels_last(gradient) or _channels_last(inputs):
+        return 0
+    copied = inputs.element_size() < 4 or inputs.shape[1] >= _BLOCK
+    return int(gradient.nbytes + (inputs.nbytes if copied else 0))
+
+
+def _channels_last(tensor: torch.Tensor) -> bool:
+    if tensor.dim() != 4 or tensor.shape[1] == 1:
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes which operator call made a storage and after which it was gone.
 
     Storages of fake tensors live exactly as long as real ones would: Python's references and those
     that autograd holds for the backward pass decide. Views share their base's storage and cost
-    nothing. What a kernel allocates inside itself is not seen, but for convolutions on the CPU.
+    nothing. What a kernel allocates inside itself is not seen, but for what is known of the CPU's.
 
     Attributes:
         calls: Operator calls so far.
@@ -101,23 +116,36 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.last = str(func)
         out = func(*args, **(kwargs or {}))
         self.calls += 1
-        if self._cpu and func is torch.ops.aten.convolution.default:
-            self._blocked_convolution(args[0], args[1], out)
+        if self._cpu:
+            if func is torch.ops.aten.convolution.default:
+                self._blocked_convolution(args, out)
+            elif func is torch.ops.aten.convolution_backward.default:
+                self.scratch(_blocked_gradients(args[0], args[1]))
+            self.scratch(inside_call(func, args))
         for tensor in tensors_in(out):
             self._see(tensor, "activations", born=self.calls)
         return out
 
-    def _blocked_convolution(
-        self, inputs: torch.Tensor, weight: torch.Tensor, out: torch.Tensor
-    ) -> None:
+    def scratch(self, size: int) -> None:
+        """Note bytes that come and go now."""
+        if size:
+            self._scratch(size, until=self.calls)
+
+    def scratch_between(self, size: int) -> None:
+        """Note bytes that come and go before the next call, when the last one's waste is gone."""
+        self.calls += 1
+        self.scratch(size)
+
+    def _blocked_convolution(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
         """What oneDNN needs besides, where data does not lie channels last.
 
         It computes in blocks of sixteen channels: copies of input and weight come first and go
         again, the blocked output stays until the plain one is filled, in 16-bit types by way of
-        a second copy. Seen in the profiler's memory events of torch 2.13; fp32 inputs of few
-        channels are taken as they are.
+        a second copy, and so are those of transposed convolutions. Seen in the profiler's memory
+        events of torch 2.13; fp32 inputs of few channels are taken as they are.
         """
-        if inputs.is_contiguous(memory_format=torch.channels_last) and inputs.shape[1] > 1:
+        inputs, weight, transposed = args[0], args[1], bool(args[6])
+        if _channels_last(inputs):
             return
         narrow = inputs.element_size() < 4
         per_channel = out.numel() // max(1, out.shape[1])
@@ -127,7 +155,7 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._scratch(size, until=self.calls)
         self._scratch(blocked, until=self.calls + 1)
         self.calls += 1
-        if narrow:
+        if narrow or transposed:
             self._scratch(out.nbytes, until=self.calls)
 
     def _scratch(self, size: int, *, until: int) -> None:

@@ -8,15 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "loop.h"
 #include "vectors.h"
 
 #define MOST_KEYS 8192
-
-typedef void (*loop_over)(long, int, void (*)(void *, long), void *);
-
-static loop_over for_all;
-
-void suanli_use_loop(loop_over given) { for_all = given; }
 
 typedef struct {
     long matrices, queries, keys;

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suanli.base.compiler import CompilerError
-from suanli.training.native.library import address, built, library
+from suanli.training.native.library import address, kernels
 
 SOURCE = Path(__file__).with_name("attention.c")
 LANES, MOST_KEYS = 16, 8192  # as in attention.c
@@ -28,22 +27,8 @@ class Weighing(ctypes.Structure):
 
 
 @cache
-def attention_library() -> ctypes.CDLL:
-    """The kernels, built on the first call.
-
-    Raises:
-        MissingBackendError: There is no C compiler.
-        CompilerError: It cannot build them.
-    """
-    try:
-        made = ctypes.CDLL(str(built(SOURCE, ())))
-    except OSError as error:
-        raise CompilerError(f"what was built cannot be loaded: {error}") from None
-    made.suanli_use_loop.argtypes, made.suanli_use_loop.restype = [_POINTER], None
-    made.suanli_use_loop(library().loop)
-    for function in (made.suanli_weigh, made.suanli_weigh_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(Weighing)], None
-    return made
+def _library() -> ctypes.CDLL:
+    return kernels(SOURCE, {"suanli_weigh": (Weighing,), "suanli_weigh_backward": (Weighing,)})
 
 
 def _record(like: Tensor, scale: float, causal: bool, **addresses: Any) -> Weighing:
@@ -71,7 +56,7 @@ def attention_weights(scores: Tensor, scale: float, causal: bool) -> Tensor:
     scores = scores.contiguous()
     result = torch.empty_like(scores)
     record = _record(scores, scale, causal, scores=address(scores), weights=address(result))
-    attention_library().suanli_weigh(ctypes.byref(record))
+    _library().suanli_weigh(ctypes.byref(record))
     return result
 
 
@@ -93,7 +78,7 @@ def attention_weights_backward(
         weights=address(weights),
         by_scores=address(result),
     )
-    attention_library().suanli_weigh_backward(ctypes.byref(record))
+    _library().suanli_weigh_backward(ctypes.byref(record))
     return result
 
 

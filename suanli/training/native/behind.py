@@ -4,15 +4,41 @@
 """
 
 import ctypes
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suanli.training.native.library import BLOCK, CHUNKS, KINDS, Biased, address, bias_library
+from suanli.training.native.library import BLOCK, CHUNKS, KINDS, address, kernels
 from suanli.training.native.operators import empty_rows, pooled_sizes, rows, shape_fields
 
+SOURCE = Path(__file__).with_name("bias.c")
 _RELU = KINDS["relu"]
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+
+
+class Biased(ctypes.Structure):
+    """The argument of `suanli_bias_forward` and `suanli_bias_backward`."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("images", "height", "width", "channels")),
+        *((name, _INT) for name in ("pooled", "kind", "threads")),
+        *(
+            (name, _POINTER)
+            for name in (
+                *("bias", "input", "values", "output", "masks"),
+                *("kept", "output_gradient", "input_gradient", "bias_gradient"),
+                *("partial", "lines"),
+            )
+        ),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return kernels(SOURCE, {"suanli_bias_forward": (Biased,), "suanli_bias_backward": (Biased,)})
 
 
 @torch.library.custom_op("suanli::bias_act", mutates_args=(), device_types="cpu")
@@ -46,7 +72,7 @@ def bias_act(
         output=address(result),
         masks=address(masks),
     )
-    bias_library().forward(ctypes.byref(record))
+    _library().suanli_bias_forward(ctypes.byref(record))
     return result, values, masks
 
 
@@ -98,7 +124,7 @@ def bias_act_backward(
         partial=address(partial),
         lines=address(lines),
     )
-    bias_library().backward(ctypes.byref(record))
+    _library().suanli_bias_backward(ctypes.byref(record))
     return result, by_bias
 
 

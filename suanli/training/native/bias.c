@@ -11,16 +11,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "loop.h"
 #include "pools.h"
 #include "vectors.h"
 
 #define CHUNKS 64
-
-typedef void (*loop_over)(long, int, void (*)(void *, long), void *);
-
-static loop_over for_all;
-
-void suanli_use_loop(loop_over given) { for_all = given; }
 
 typedef struct {
     /* Shape: images, height and width before the pool, channels; pooled is 0 or 1. */
@@ -91,22 +86,14 @@ INLINE void backward_lines(const biased *a, long chunk, int kind) {
 #endif
 }
 
-#define FOR_KIND(call)                        \
-    switch (a->kind) {                        \
-    case RELU: call(a, chunk, RELU); break;   \
-    case GELU: call(a, chunk, GELU); break;   \
-    case SILU: call(a, chunk, SILU); break;   \
-    default: call(a, chunk, IDENTITY); break; \
-    }
-
 static void forward_chunk(void *context, long chunk) {
     const biased *a = context;
-    FOR_KIND(forward_lines)
+    FOR_KIND(forward_lines, a, chunk)
 }
 
 static void backward_chunk(void *context, long chunk) {
     const biased *a = context;
-    FOR_KIND(backward_lines)
+    FOR_KIND(backward_lines, a, chunk)
 }
 
 void suanli_bias_forward(const biased *a) {

@@ -5,16 +5,48 @@ ours where there are tile registers. It is never rounded to bf16 on its way to t
 """
 
 import ctypes
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suanli.training.native.library import Weights, address, tile_library
+from suanli.base.compiler import CompilerError
+from suanli.base.errors import MissingBackendError
+from suanli.training.native.library import address, kernels
 
+SOURCE = Path(__file__).with_name("weights.c")
 _CHUNK_PIXELS = 512  # packed at a time: what stays in a core's second-level cache with 256 channels
 _MOST_TAPS = 49
 _LEAST_INPUTS = 16  # of a tile; with fewer, what is packed is mostly zeros
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+
+
+class Weights(ctypes.Structure):
+    """The argument of `suanli_weights`."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("images", "height", "width", "inputs", "outputs")),
+        *((name, _INT) for name in ("kernel", "threads")),
+        ("inset", _LONG),
+        *(
+            (name, _POINTER)
+            for name in ("x", "g", "result", "pairs", "turned", "sums", "places", "zeros")
+        ),
+        *((name, _LONG) for name in ("chunk_images", "splits")),
+    )
+
+
+@cache
+def tile_library() -> ctypes.CDLL | None:
+    """The tile kernel, or None where processor, system or compiler have no tile registers."""
+    functions = {"suanli_weights": (Weights,), "suanli_weights_sizes": (Weights, _LONG)}
+    try:
+        tiles = kernels(SOURCE, functions)
+    except (MissingBackendError, CompilerError):
+        return None
+    return tiles if tiles.suanli_tiles() else None
 
 
 def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int) -> Tensor:
@@ -59,8 +91,8 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int)
         chunk_images=max(1, _CHUNK_PIXELS // per_image),
         splits=min(threads, batch),
     )
-    sizes = (ctypes.c_long * 4)()
-    tiles.sizes(ctypes.byref(record), sizes)
+    sizes = (_LONG * 4)()
+    tiles.suanli_weights_sizes(ctypes.byref(record), sizes)
     pairs, turned = (torch.empty(size, dtype=torch.bfloat16) for size in sizes[:2])
     sums, places = (
         torch.empty(sizes[2], dtype=torch.float32),
@@ -69,7 +101,7 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int)
     zeros = torch.zeros(max(inputs, outputs) + 16, dtype=torch.bfloat16)
     record.pairs, record.turned = address(pairs), address(turned)
     record.sums, record.places, record.zeros = address(sums), address(places), address(zeros)
-    tiles.weights(ctypes.byref(record))
+    tiles.suanli_weights(ctypes.byref(record))
     return result
 
 

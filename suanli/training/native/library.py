@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import platform
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -14,15 +15,14 @@ from suanli.base.errors import MissingBackendError
 from suanli.training.threads import parallel_region
 
 SOURCE = Path(__file__).with_name("norm.c")
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "pools.h"))
-BIAS_SOURCE = Path(__file__).with_name("bias.c")
-MOVES_SOURCE = Path(__file__).with_name("moves.c")
-WEIGHTS_SOURCE = Path(__file__).with_name("weights.c")
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "pools.h", "loop.h"))
 CHUNKS = 64  # as in norm.c
 BLOCK = 32  # channels must be a multiple of it
 KINDS = {"identity": 0, "relu": 1, "gelu": 2, "silu": 3}
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+Functions = Mapping[str, tuple[type, ...]]
+"""Functions of a C file, with what their arguments point to."""
 
 
 class Norm(ctypes.Structure):
@@ -44,23 +44,6 @@ class Norm(ctypes.Structure):
     )
 
 
-class Biased(ctypes.Structure):
-    """The argument of `suanli_bias_forward` and `suanli_bias_backward`."""
-
-    _fields_ = (
-        *((name, _LONG) for name in ("images", "height", "width", "channels")),
-        *((name, _INT) for name in ("pooled", "kind", "threads")),
-        *(
-            (name, _POINTER)
-            for name in (
-                *("bias", "input", "values", "output", "masks"),
-                *("kept", "output_gradient", "input_gradient", "bias_gradient"),
-                *("partial", "lines"),
-            )
-        ),
-    )
-
-
 class Activation(ctypes.Structure):
     """The argument of `suanli_activation`."""
 
@@ -71,97 +54,25 @@ class Activation(ctypes.Structure):
     )
 
 
-class Weights(ctypes.Structure):
-    """The argument of `suanli_weights`."""
-
-    _fields_ = (
-        *((name, _LONG) for name in ("images", "height", "width", "inputs", "outputs")),
-        *((name, _INT) for name in ("kernel", "threads")),
-        ("inset", _LONG),
-        *(
-            (name, _POINTER)
-            for name in ("x", "g", "result", "pairs", "turned", "sums", "places", "zeros")
-        ),
-        *((name, _LONG) for name in ("chunk_images", "splits")),
-    )
-
-
-class Moves(ctypes.Structure):
-    """The argument of `suanli_move`."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("images", "result", "down", "right", "mirror")),
-        *((name, _LONG) for name in ("count", "height", "width", "pixel_bytes")),
-        ("threads", _INT),
-    )
-
-
 class Library:
-    """The built kernels.
+    """The kernels of norm.c.
 
     Attributes:
-        path: The shared library.
         loop: The C function that shares a loop among the threads.
         shares_threads: Whether the kernels run in the thread pool that torch's operators run in.
             Two pools would spin against each other.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        library = ctypes.CDLL(str(path))
-        self.loop = ctypes.cast(library.suanli_for_all, _POINTER)
-        self.norm_forward = library.suanli_norm_forward
-        self.norm_backward = library.suanli_norm_backward
-        self.activation = library.suanli_activation
-        for function, record in (
-            (self.norm_forward, Norm),
-            (self.norm_backward, Norm),
-            (self.activation, Activation),
-        ):
-            function.argtypes, function.restype = [ctypes.POINTER(record)], None
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self.loop = ctypes.cast(loaded.suanli_for_all, _POINTER)
+        self.norm_forward = loaded.suanli_norm_forward
+        self.norm_backward = loaded.suanli_norm_backward
+        self.activation = loaded.suanli_activation
         region = parallel_region()
         self.shares_threads = region is not None
-        library.suanli_use_region.argtypes = [_POINTER]
-        library.suanli_use_region.restype = None
-        library.suanli_use_region(region)
-
-
-class BiasLibrary:
-    """The built kernels for bias and activation behind a convolution.
-
-    Args:
-        path: The shared library.
-        loop: `Library.loop`.
-    """
-
-    def __init__(self, path: Path, loop: ctypes.c_void_p) -> None:
-        library = ctypes.CDLL(str(path))
-        library.suanli_use_loop.argtypes = [_POINTER]
-        library.suanli_use_loop(loop)
-        self.forward, self.backward = library.suanli_bias_forward, library.suanli_bias_backward
-        for function in (self.forward, self.backward):
-            function.argtypes, function.restype = [ctypes.POINTER(Biased)], None
-
-
-class TileLibrary:
-    """The built kernel for the gradient of convolution weights, on AMX tile registers.
-
-    Args:
-        path: The shared library.
-        loop: `Library.loop`.
-    """
-
-    def __init__(self, path: Path, loop: ctypes.c_void_p) -> None:
-        library = ctypes.CDLL(str(path))
-        self.granted = bool(library.suanli_tiles())
-        if self.granted:
-            library.suanli_use_loop.argtypes = [_POINTER]
-            library.suanli_use_loop(loop)
-            self.sizes = library.suanli_weights_sizes
-            self.sizes.argtypes = [ctypes.POINTER(Weights), ctypes.POINTER(_LONG)]
-            self.weights = library.suanli_weights
-            self.weights.argtypes = [ctypes.POINTER(Weights)]
-            self.sizes.restype = self.weights.restype = None
+        loaded.suanli_use_region.argtypes = [_POINTER]
+        loaded.suanli_use_region.restype = None
+        loaded.suanli_use_region(region)
 
 
 def build(flags: tuple[str, ...] = ()) -> Library:
@@ -174,11 +85,12 @@ def build(flags: tuple[str, ...] = ()) -> Library:
         MissingBackendError: There is no C compiler.
         CompilerError: It cannot build them.
     """
-    path = built(SOURCE, flags)
-    try:
-        return Library(path)
-    except OSError as error:
-        raise CompilerError(f"what was built cannot be loaded: {error}") from None
+    functions: Functions = {
+        "suanli_norm_forward": (Norm,),
+        "suanli_norm_backward": (Norm,),
+        "suanli_activation": (Activation,),
+    }
+    return Library(_loaded(SOURCE, functions, flags))
 
 
 @cache
@@ -192,19 +104,17 @@ def library() -> Library:
     return build()
 
 
-@cache
-def bias_library() -> BiasLibrary:
-    """The kernels behind convolutions, built on the first call.
+def kernels(source: Path, functions: Functions) -> ctypes.CDLL:
+    """The kernels of a C file that includes loop.h; their loops run in the threads of `library`.
 
     Raises:
         MissingBackendError: There is no C compiler.
-        CompilerError: It cannot build them.
+        CompilerError: It cannot build them, or the file has no such function on this processor.
     """
-    path = built(BIAS_SOURCE, ())
-    try:
-        return BiasLibrary(path, library().loop)
-    except OSError as error:
-        raise CompilerError(f"what was built cannot be loaded: {error}") from None
+    made = _loaded(source, functions)
+    made.suanli_use_loop.argtypes, made.suanli_use_loop.restype = [_POINTER], None
+    made.suanli_use_loop(library().loop)
+    return made
 
 
 def present() -> bool:
@@ -216,17 +126,12 @@ def present() -> bool:
     return True
 
 
-@cache
-def tile_library() -> TileLibrary | None:
-    """The tile kernel, or None where processor, system or compiler have no tile registers."""
-    try:
-        tiles = TileLibrary(built(WEIGHTS_SOURCE, ()), library().loop)
-    except (MissingBackendError, CompilerError, OSError):
-        return None
-    return tiles if tiles.granted else None
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where a tensor's data starts; None stays None."""
+    return None if tensor is None else tensor.data_ptr()
 
 
-def built(source: Path, flags: tuple[str, ...]) -> Path:
+def _built(source: Path, flags: tuple[str, ...]) -> Path:
     """The shared library of one C file, for this processor.
 
     Raises:
@@ -245,6 +150,12 @@ def built(source: Path, flags: tuple[str, ...]) -> Path:
     return compiler.build_shared(source, [*every, *flags])
 
 
-def address(tensor: torch.Tensor | None) -> int | None:
-    """Where a tensor's data starts; None stays None."""
-    return None if tensor is None else tensor.data_ptr()
+def _loaded(source: Path, functions: Functions, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    try:
+        made = ctypes.CDLL(str(_built(source, flags)))
+        for name, kinds in functions.items():
+            function = getattr(made, name)
+            function.argtypes, function.restype = [ctypes.POINTER(kind) for kind in kinds], None
+    except (OSError, AttributeError) as error:
+        raise CompilerError(f"what was built cannot be loaded: {error}") from None
+    return made

@@ -4,10 +4,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "loop.h"
+
 #define CHUNKS 64
 #define MOST_WIDTH 4096
-
-typedef void (*loop_over)(long, int, void (*)(void *, long), void *);
 
 typedef struct {
     const uint8_t *images;
@@ -17,10 +17,6 @@ typedef struct {
     long count, height, width, pixel_bytes;
     int threads;
 } moves;
-
-static loop_over for_all;
-
-void suanli_moves_use_loop(loop_over given) { for_all = given; }
 
 static long reflected(long i, long size) {
     if (i < 0) i = -i;

@@ -2,15 +2,28 @@
 
 import ctypes
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from suanli.base.compiler import CompilerError
 from suanli.base.errors import MissingBackendError
-from suanli.training.native.library import MOVES_SOURCE, Moves, address, built, library
+from suanli.training.native.library import address, kernels
 
+SOURCE = Path(__file__).with_name("moves.c")
 _MOST_WIDTH = 4096  # as in moves.c
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+
+
+class Moves(ctypes.Structure):
+    """The argument of `suanli_move`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("images", "result", "down", "right", "mirror")),
+        *((name, _LONG) for name in ("count", "height", "width", "pixel_bytes")),
+        ("threads", _INT),
+    )
 
 
 def can_move(images: Tensor) -> bool:
@@ -61,11 +74,6 @@ def moved(images: Tensor, down: Tensor, right: Tensor, mirror: Tensor) -> Tensor
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        loop = library().loop
-        loaded = ctypes.CDLL(str(built(MOVES_SOURCE, ())))
-    except (MissingBackendError, CompilerError, OSError):
+        return kernels(SOURCE, {"suanli_move": (Moves,)})
+    except (MissingBackendError, CompilerError):
         return None
-    loaded.suanli_moves_use_loop.argtypes = [ctypes.c_void_p]
-    loaded.suanli_moves_use_loop(loop)
-    loaded.suanli_move.argtypes, loaded.suanli_move.restype = [ctypes.POINTER(Moves)], None
-    return loaded

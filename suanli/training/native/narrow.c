@@ -12,17 +12,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "loop.h"
 #include "vectors.h"
 
 #define OUT 8   /* output channels that are summed at a time in the forward pass */
 #define SOME 4  /* and for the weights, beside all columns of the kernel */
 #define MOST 7  /* columns of a kernel */
-
-typedef void (*loop_over)(long, int, void (*)(void *, long), void *);
-
-static loop_over for_all;
-
-void suanli_use_loop(loop_over given) { for_all = given; }
 
 typedef struct {
     long images, inputs, height, width, outputs; /* of what is convolved */

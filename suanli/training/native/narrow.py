@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suanli.base.compiler import CompilerError
-from suanli.training.native.library import address, built, library
+from suanli.training.native.library import Functions, address, kernels
 
 SOURCE = Path(__file__).with_name("narrow.c")
 MOST_COLUMNS = 7  # of a kernel, as in narrow.c
@@ -35,32 +34,17 @@ class Narrow(ctypes.Structure):
 
 
 @cache
-def narrow_library() -> ctypes.CDLL:
-    """The kernels, built on the first call.
-
-    Raises:
-        MissingBackendError: There is no C compiler.
-        CompilerError: It cannot build them.
-    """
-    try:
-        made = ctypes.CDLL(str(built(SOURCE, ())))
-    except OSError as error:
-        raise CompilerError(f"what was built cannot be loaded: {error}") from None
-    made.suanli_use_loop.argtypes, made.suanli_use_loop.restype = [_POINTER], None
-    made.suanli_use_loop(library().loop)
-    made.suanli_narrow_sizes.argtypes = [ctypes.POINTER(Narrow), ctypes.POINTER(_LONG)]
-    made.suanli_narrow_sizes.restype = None
-    for name in ("forward", "by_images", "by_weights"):
-        function = getattr(made, f"suanli_narrow_{name}")
-        function.argtypes, function.restype = [ctypes.POINTER(Narrow)], None
-    return made
+def _library() -> ctypes.CDLL:
+    steps = ("forward", "by_images", "by_weights")
+    functions: Functions = {f"suanli_narrow_{step}": (Narrow,) for step in steps}
+    return kernels(SOURCE, {**functions, "suanli_narrow_sizes": (Narrow, _LONG)})
 
 
 @cache
 def _sizes(*shape: int) -> tuple[int, int, int]:
     """Floats of the work space: frames of the images, of the gradient, and packed weights."""
     record, sizes = Narrow(*shape), (_LONG * 3)()
-    narrow_library().suanli_narrow_sizes(ctypes.byref(record), sizes)
+    _library().suanli_narrow_sizes(ctypes.byref(record), sizes)
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -105,7 +89,7 @@ def narrow_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, padding: 
     record, _space = _record(
         *(images, weight, padding), x=address(images), bias=address(bias), y=address(result)
     )
-    narrow_library().suanli_narrow_forward(ctypes.byref(record))
+    _library().suanli_narrow_forward(ctypes.byref(record))
     return result
 
 
@@ -133,9 +117,9 @@ def narrow_conv2d_backward(
         by_bias=address(by_bias) if wanted[2] else None,
     )
     if wanted[0]:
-        narrow_library().suanli_narrow_by_images(ctypes.byref(record))
+        _library().suanli_narrow_by_images(ctypes.byref(record))
     if weighs:
-        narrow_library().suanli_narrow_by_weights(ctypes.byref(record))
+        _library().suanli_narrow_by_weights(ctypes.byref(record))
     return [by_images, by_weight if wanted[1] else weight.new_empty(0), by_bias]
 
 

@@ -146,17 +146,9 @@ INLINE void normalise_units(const norm *a, long chunk, int kind) {
     }
 }
 
-#define FOR_KIND(call)                            \
-    switch (a->kind) {                            \
-    case RELU: call(a, chunk, RELU); break;       \
-    case GELU: call(a, chunk, GELU); break;       \
-    case SILU: call(a, chunk, SILU); break;       \
-    default: call(a, chunk, IDENTITY); break;     \
-    }
-
 static void normalise_chunk(void *context, long chunk) {
     const norm *a = context;
-    FOR_KIND(normalise_units)
+    FOR_KIND(normalise_units, a, chunk)
 }
 
 static float square_root(float x) {
@@ -222,7 +214,7 @@ INLINE void reduce_units(const norm *a, long chunk, int kind) {
 
 static void reduce_chunk(void *context, long chunk) {
     const norm *a = context;
-    FOR_KIND(reduce_units)
+    FOR_KIND(reduce_units, a, chunk)
 }
 
 /* dx = weight / deviation * (dz - mean(dz) - x_hat * mean(dz * x_hat)) */
@@ -261,7 +253,7 @@ INLINE void gradient_units(const norm *a, long chunk, int kind) {
 
 static void gradient_chunk(void *context, long chunk) {
     const norm *a = context;
-    FOR_KIND(gradient_units)
+    FOR_KIND(gradient_units, a, chunk)
 }
 
 void suanli_norm_backward(const norm *a) {
@@ -304,7 +296,7 @@ INLINE void activation_units(const activation *a, long chunk, int kind) {
 
 static void activation_chunk(void *context, long chunk) {
     const activation *a = context;
-    FOR_KIND(activation_units)
+    FOR_KIND(activation_units, a, chunk)
 }
 
 void suanli_activation(const activation *a) {

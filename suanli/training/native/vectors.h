@@ -192,4 +192,13 @@ INLINE vec slope(vec z, int kind) {
     return all_of(1.0f);
 }
 
+/* Calls the function with a->kind as a constant, so that no loop in it asks for the kind. */
+#define FOR_KIND(call, a, chunk)              \
+    switch ((a)->kind) {                      \
+    case RELU: call(a, chunk, RELU); break;   \
+    case GELU: call(a, chunk, GELU); break;   \
+    case SILU: call(a, chunk, SILU); break;   \
+    default: call(a, chunk, IDENTITY); break; \
+    }
+
 #endif

@@ -14,13 +14,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "loop.h"
+
 #if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 typedef uint16_t bf16;
-typedef void (*loop_over)(long, int, void (*)(void *, long), void *);
 
 #define TILE 16
 #define PIXELS 32 /* of one tile product */
@@ -42,10 +43,6 @@ typedef struct {
     const bf16 *zeros; /* as many as channels */
     long chunk_images, splits; /* images packed at a time; shares of the images, one per thread */
 } weights;
-
-static loop_over for_all;
-
-void suanli_use_loop(loop_over given) { for_all = given; }
 
 /* Tile registers are granted per process: ARCH_REQ_XCOMP_PERM of XTILEDATA. */
 int suanli_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }

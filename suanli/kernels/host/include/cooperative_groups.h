@@ -76,9 +76,21 @@ public:
         return suanli_shuffle(mask, value, lane_of(other < size() ? other : rank), SUANLI_HERE);
     }
     SUANLI_METHOD unsigned ballot(int predicate) const {
-        unsigned votes = suanli_ballot(SUANLI_HERE, mask, predicate != 0), made = 0;
-        for (unsigned rank = 0; rank < size(); rank++) made |= (votes >> lane_of(rank) & 1u) << rank;
+        return by_rank(suanli_ballot(SUANLI_HERE, mask, predicate != 0));
+    }
+    // The lanes of a warp operation's answer, by rank.
+    SUANLI_METHOD unsigned by_rank(unsigned lanes) const {
+        unsigned made = 0;
+        for (unsigned rank = 0; rank < size(); rank++) made |= (lanes >> lane_of(rank) & 1u) << rank;
         return made;
+    }
+    template <typename T>
+    SUANLI_METHOD unsigned match_any(T value) const {
+        return by_rank(suanli_match(SUANLI_HERE, mask, value));
+    }
+    template <typename T>
+    SUANLI_METHOD unsigned match_all(T value, int &same) const {
+        return by_rank(suanli_match_all(SUANLI_HERE, mask, value, &same));
     }
     SUANLI_METHOD int any(int predicate) const { return ballot(predicate) != 0; }
     SUANLI_METHOD int all(int predicate) const { return ballot(!predicate) == 0; }

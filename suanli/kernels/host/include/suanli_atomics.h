@@ -7,29 +7,29 @@ struct suanli_plain {
     typedef T type;
 };
 
-#define SUANLI_ATOMIC(name, settles, expression)                                                  \
+#define SUANLI_ATOMIC(name, kind, expression)                                                     \
     template <typename T>                                                                         \
     SUANLI_INLINE T suanli_##name(void *site, T *address, typename suanli_plain<T>::type value) { \
-        suanli_atomic((void *)address, sizeof(T), settles, site);                                 \
+        suanli_atomic((void *)address, sizeof(T), kind, site);                                    \
         T old = *address;                                                                         \
         *address = (T)(expression);                                                               \
         return old;                                                                               \
     }
-SUANLI_ATOMIC(add, 0, old + value)
-SUANLI_ATOMIC(sub, 0, old - value)
-SUANLI_ATOMIC(min, 1, value < old ? value : old)
-SUANLI_ATOMIC(max, 1, old < value ? value : old)
-SUANLI_ATOMIC(exch, 0, value)
-SUANLI_ATOMIC(and, 0, old &value)
-SUANLI_ATOMIC(or, 0, old | value)
-SUANLI_ATOMIC(xor, 0, old ^ value)
-SUANLI_ATOMIC(inc, 0, old >= value ? 0 : old + 1)
-SUANLI_ATOMIC(dec, 0, old == 0 || old > value ? value : old - 1)
+SUANLI_ATOMIC(add, SUANLI_ADDS, old + value)
+SUANLI_ATOMIC(sub, SUANLI_ADDS, old - value)
+SUANLI_ATOMIC(min, SUANLI_SETTLES, value < old ? value : old)
+SUANLI_ATOMIC(max, SUANLI_SETTLES, old < value ? value : old)
+SUANLI_ATOMIC(exch, SUANLI_REPLACES, value)
+SUANLI_ATOMIC(and, SUANLI_ADDS, old &value)
+SUANLI_ATOMIC(or, SUANLI_ADDS, old | value)
+SUANLI_ATOMIC(xor, SUANLI_ADDS, old ^ value)
+SUANLI_ATOMIC(inc, SUANLI_ADDS, old >= value ? 0 : old + 1)
+SUANLI_ATOMIC(dec, SUANLI_ADDS, old == 0 || old > value ? value : old - 1)
 
 template <typename T>
 SUANLI_INLINE T suanli_cas(void *site, T *address, typename suanli_plain<T>::type compare,
                            typename suanli_plain<T>::type value) {
-    suanli_atomic((void *)address, sizeof(T), 1, site);
+    suanli_atomic((void *)address, sizeof(T), SUANLI_SETTLES, site);
     T old = *address;
     if (old == compare) *address = value;
     return old;

@@ -8,8 +8,9 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <string.h>
+
+#include <cstdio>
 
 #include "../interface.h"
 
@@ -103,6 +104,7 @@ SUANLI_VECTORS(double, double, 16, 16)
 #define __threadfence_block() suanli_fence(1)
 #define __threadfence_system() suanli_fence(0)
 #define __nanosleep(ns) ((void)(ns))
+#define printf suanli_print
 #define __trap() suanli_trapped("__trap() was reached", SUANLI_HERE)
 #define clock64() suanli_ticks()
 #define clock() suanli_ticks()
@@ -131,8 +133,9 @@ SUANLI_INLINE T suanli_value(uint64_t bits) {
 
 // The value of lane `from` of this lane's segment; a lane that did not come has none.
 template <typename T>
-SUANLI_INLINE T suanli_shuffle(unsigned mask, T value, int from, void *site) {
-    const uint64_t *all = suanli_meet(SUANLI_SHUFFLE, mask, suanli_bits(value), site);
+SUANLI_INLINE T suanli_shuffle(unsigned mask, T value, int from, void *site,
+                               int operation = SUANLI_SHUFFLE) {
+    const uint64_t *all = suanli_meet(operation, mask, suanli_bits(value), site);
     if (!(suanli_present() >> from & 1)) {
         suanli_complain("a shuffle reads from a lane that does not take part", site);
         return value;
@@ -157,15 +160,15 @@ SUANLI_INLINE int suanli_from_xor(int bits, int width) {
     return (other & ~(width - 1)) <= (lane | (width - 1)) ? other : lane;
 }
 
-#define SUANLI_SHUFFLES(name, kind, A)                                                            \
+#define SUANLI_SHUFFLES(name, kind, A, word)                                                       \
     template <typename T>                                                                         \
     SUANLI_INLINE T suanli_##name(void *site, unsigned mask, T value, A a, int width = 32) {      \
-        return suanli_shuffle(mask, value, suanli_from_##kind(a, width), site);                   \
+        return suanli_shuffle(mask, value, suanli_from_##kind(a, width), site, word);             \
     }
-SUANLI_SHUFFLES(shfl, index, int)
-SUANLI_SHUFFLES(shfl_up, up, unsigned)
-SUANLI_SHUFFLES(shfl_down, down, unsigned)
-SUANLI_SHUFFLES(shfl_xor, xor, int)
+SUANLI_SHUFFLES(shfl, index, int, SUANLI_SHUFFLE)
+SUANLI_SHUFFLES(shfl_up, up, unsigned, SUANLI_SHUFFLE_UP)
+SUANLI_SHUFFLES(shfl_down, down, unsigned, SUANLI_SHUFFLE_DOWN)
+SUANLI_SHUFFLES(shfl_xor, xor, int, SUANLI_SHUFFLE_XOR)
 #define __shfl_sync(...) suanli_shfl(SUANLI_HERE, __VA_ARGS__)
 #define __shfl_up_sync(...) suanli_shfl_up(SUANLI_HERE, __VA_ARGS__)
 #define __shfl_down_sync(...) suanli_shfl_down(SUANLI_HERE, __VA_ARGS__)
@@ -185,7 +188,7 @@ SUANLI_INLINE unsigned suanli_ballot(void *site, unsigned mask, uint64_t predica
 
 template <typename T>
 SUANLI_INLINE unsigned suanli_match(void *site, unsigned mask, T value) {
-    const uint64_t *all = suanli_meet(SUANLI_VOTE, mask, suanli_bits(value), site);
+    const uint64_t *all = suanli_meet(SUANLI_MATCH, mask, suanli_bits(value), site);
     unsigned same = 0;
     for (int lane = 0; lane < 32; lane++)
         if ((suanli_present() >> lane & 1) && all[lane] == suanli_bits(value)) same |= 1u << lane;
@@ -203,7 +206,7 @@ SUANLI_INLINE unsigned suanli_match_all(void *site, unsigned mask, T value, int 
 #define SUANLI_REDUCE(name, expression)                                                           \
     template <typename T>                                                                         \
     SUANLI_INLINE T suanli_##name(void *site, unsigned mask, T value) {                           \
-        const uint64_t *all = suanli_meet(SUANLI_VOTE, mask, suanli_bits(value), site);           \
+        const uint64_t *all = suanli_meet(SUANLI_REDUCTION, mask, suanli_bits(value), site);      \
         bool begun = false;                                                                       \
         T a = value;                                                                              \
         for (int lane = 0; lane < 32; lane++) {                                                   \

@@ -4,7 +4,17 @@
 template <typename T>
 struct suanli_argument {
     SUANLI_INLINE T of(const suanli_slot &s) {
-        return s.kind == 2 ? (T)s.real : (T)s.whole;
+        if (s.kind == 3 && s.whole == (long long)sizeof(T)) {
+            alignas(T) unsigned char bytes[sizeof(T)];
+            __builtin_memcpy(bytes, s.pointer, sizeof(T));
+            return *(T *)bytes;
+        }
+        if constexpr (__is_enum(T) ||
+                      (__is_constructible(T, double) && __is_constructible(T, long long))) {
+            if (s.kind != 3) return s.kind == 2 ? (T)s.real : (T)s.whole;
+        }
+        suanli_trapped("an argument has another size or kind than its type in the kernel", nullptr);
+        __builtin_unreachable();
     }
 };
 

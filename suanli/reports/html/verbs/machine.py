@@ -19,6 +19,14 @@ _NAMES = {
     "device_to_host": "device to host",
     "link": "link to another device",
 }
+MEMORY = {
+    "weights_bytes": ("weights", "c0"),
+    "gradients_bytes": ("gradients", "c3"),
+    "optimizer_bytes": ("optimiser", "c1"),
+    "activations_bytes": ("activations", "c2"),
+    "workspace_bytes": ("workspace", "c5"),
+}
+"""Fields of a step's memory: what they are called, and their colour."""
 
 
 def section(result: DoctorResult) -> Section:

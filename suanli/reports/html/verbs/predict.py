@@ -12,6 +12,7 @@ from suanli.reports.html.pictures.scatter import Axis, Spot, scatter
 from suanli.reports.html.scales import log_around
 from suanli.reports.html.section import Section, Tile, card, setting
 from suanli.reports.html.tables import Column, Figure, Row, facts, table
+from suanli.reports.html.verbs import machine
 
 _TIMES = {
     "compute_ms": ("compute", "compute"),
@@ -20,11 +21,7 @@ _TIMES = {
     "communication_ms": ("communication", "communication"),
 }
 _MEMORY = {
-    "weights_bytes": ("weights", "c0"),
-    "gradients_bytes": ("gradients", "c3"),
-    "optimizer_bytes": ("optimiser", "c1"),
-    "activations_bytes": ("activations", "c2"),
-    "workspace_bytes": ("workspace", "c5"),
+    **machine.MEMORY,
     "kv_cache_bytes": ("KV cache", "c4"),
     "fragmentation_bytes": ("fragmentation", "c6"),
     "context_bytes": ("driver and libraries", "c7"),

@@ -24,13 +24,6 @@ _PHASES = {
     "communication_ms": ("communication", "c7"),
     "idle_ms": ("idle between operators", "idle"),
 }
-_MEMORY = {
-    "weights_bytes": ("weights", "c0"),
-    "gradients_bytes": ("gradients", "c3"),
-    "optimizer_bytes": ("optimiser", "c1"),
-    "activations_bytes": ("activations", "c2"),
-    "workspace_bytes": ("workspace", "c5"),
-}
 
 
 def section(result: ProfileResult) -> Section:
@@ -294,7 +287,7 @@ def _memory(result: ProfileResult) -> Element | None:
         Column(name="predicted", number=True),
     ]
     rows: list[Row] = []
-    for key, (name, _) in {**_MEMORY, "total_bytes": ("total", "")}.items():
+    for key, (name, _) in {**machine.MEMORY, "total_bytes": ("total", "")}.items():
         seen = getattr(memory, key)
         guess = getattr(memory.predicted, key) if memory.predicted else None
         rows.append(
@@ -306,7 +299,10 @@ def _memory(result: ProfileResult) -> Element | None:
     return stack(
         "Memory by kind",
         about,
-        [Part(name=n, value=getattr(memory, key), kind=kind) for key, (n, kind) in _MEMORY.items()],
+        [
+            Part(name=n, value=getattr(memory, key), kind=kind)
+            for key, (n, kind) in machine.MEMORY.items()
+        ],
         units.size,
         table("Memory by kind", columns, rows),
     )
