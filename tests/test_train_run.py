@@ -23,6 +23,7 @@ from suanli.base import codec, schema
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event
 from suanli.base.hardware import Ceilings
+from suanli.base.timing import Estimate
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device
@@ -105,6 +106,19 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
     )
     done = _train(parts, resume=True)  # there is nothing left to do
     assert (done.resumed_from, done.steps, done.stopped) == (28, 28, "epochs")
+    assert (done.step_ms, done.samples_per_s) == (again.step_ms, again.samples_per_s)
+
+
+def test_a_resumed_run_keeps_what_the_search_said(tmp_path: Path) -> None:
+    _stopped_after(tmp_path, steps=9)
+    first = codec.read(TrainResult, tmp_path / "result.json")
+    speedup = Estimate(p50=2.0, lo95=1.9, hi95=2.1)
+    told = replace(first, speedup=speedup, baseline="eager fp32")
+    (tmp_path / "result.json").write_text(codec.dumps(told))
+    again = _train(tmp_path, resume=True)
+    assert (again.speedup, again.baseline) == (speedup, "eager fp32")
+    (tmp_path / "result.json").write_text("{")  # a file that was cut is none
+    assert _train(tmp_path, resume=True).speedup is None
 
 
 def _stopped_after(out: Path, steps: int, **more: Any) -> None:

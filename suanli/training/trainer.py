@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from suanli.base import codec, schema
-from suanli.base.errors import BadInputError, SuanliError
+from suanli.base.errors import ArtefactError, BadInputError, SuanliError
 from suanli.base.events import Event, Listener
 from suanli.base.files import write_atomic
 from suanli.base.hardware import Ceilings
@@ -334,7 +334,13 @@ class Trainer:
     ) -> TrainResult:
         step_ms = median_interval(loop.step_ms) if loop.step_ms else None
         limit, chosen, newest = self._limit, self._chosen, self._folder.newest
-        own_samples_per_s = loop.rate()
+        samples_per_s, before = loop.rate(), self._result_before(loop)
+        trials = chosen.found.trials if chosen else ()
+        speedup, baseline = (chosen.speedup, chosen.baseline) if chosen else (None, None)
+        if before is not None:  # a resumed run searches nothing, and may have no step left to do
+            trials, speedup, baseline = before.trials, before.speedup, before.baseline
+            if step_ms is None:
+                step_ms, samples_per_s = before.step_ms, before.samples_per_s
         return TrainResult(
             schema=schema.name("train"),
             verb="train",
@@ -347,7 +353,7 @@ class Trainer:
             batch=self._recipe.settings.batch,
             seed=record.seed,
             step_ms=step_ms,
-            samples_per_s=own_samples_per_s,
+            samples_per_s=samples_per_s,
             sol=_sol(limit, step_ms),
             mfu=limit.mfu(step_ms.p50) if limit and step_ms else None,
             loss=loop.epoch_losses[-1] if loop.epoch_losses else float("nan"),
@@ -361,15 +367,25 @@ class Trainer:
             run_dir=str(self._request.out),
             checkpoint=str(newest) if newest else None,
             weights=str(self._folder.weights),
-            trials=chosen.found.trials if chosen else (),
-            speedup=chosen.speedup if chosen else None,
-            baseline=chosen.baseline if chosen else None,
+            trials=trials,
+            speedup=speedup,
+            baseline=baseline,
             ceilings=self._ceilings.items if self._ceilings else (),
             flops=limit.work.flops if limit else 0,
             parameters=sum(p.numel() for p in loop.stepper.model.parameters()),
             interrupted=stopped == "asked",
             notes=tuple(self._notes),
         )
+
+    def _result_before(self, loop: Loop) -> TrainResult | None:
+        """What the part of the run said that this one goes on with, where it came to its end."""
+        if not self._resume:
+            return None
+        try:
+            found = codec.read(TrainResult, self._request.out / "result.json")
+        except ArtefactError:
+            return None
+        return found if found.plan == loop.plan else None
 
     def _save(self, loop: Loop) -> None:
         if self._replicas.first or loop.stepper.sharded:
