@@ -2,6 +2,7 @@
 
 import copy
 import random
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 import suanli
 from suanli.base import codec
-from suanli.base.errors import BadInputError, SuanliError
+from suanli.base.errors import BadInputError, MissingBackendError, SuanliError
 from suanli.base.train_plan import TrainPlan
 from suanli.training import attention, trainer
 from suanli.training.batches import Batches
@@ -394,7 +395,11 @@ def test_settings_that_make_no_sense_are_one_line(changes: dict[str, Any], words
 
 
 def test_settings_of_the_built_in_workloads_are_of_their_types_already() -> None:
-    found = [builtin(name, None).training for name in builtin_names()]
+    found = []
+    for name in builtin_names():
+        with suppress(MissingBackendError):  # an optional package
+            found.append(builtin(name, None).training)
+    assert len(found) > 10
     for settings in filter(None, found):  # trained weights are found by them
         assert codec.dumps(checked_settings(settings)) == codec.dumps(settings)
 

@@ -32,6 +32,7 @@ from suanli.training.twin import copy_of
 from suanli.workloads.given import as_data
 from suanli.workloads.record import Inputs, TrainingSettings, Workload
 from suanli.workloads.resolve import resolve
+from suanli.workloads.stream import own_generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,7 @@ def train_workload(
     return _trained(resolve_recipe(ref, data=data), asked, data, on_event).result
 
 
+@own_generators()  # from the first look at the data on: what is imported may draw as well
 def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener) -> "Run":
     """Train a recipe with what the options add to it."""
     notes: tuple[str, ...] = ()
