@@ -27,7 +27,9 @@ def _few(*given: Any, **named: Any) -> list[Candidate]:
 
 def _short_hang(self: Any, candidate: Candidate) -> float:
     """Little for the plan that hangs; the others have their time on a busy machine too."""
-    return 8.0 if candidate.plan.backend == "planted-hanging" else _limit_s(self, candidate)
+    if candidate.plan.backend == "planted-hanging":
+        return 8.0
+    return max(120.0, _limit_s(self, candidate))
 
 
 _limit_s = search._Search._limit_s
