@@ -214,9 +214,19 @@ def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     out = request.out if first else None
     with EventsLog(
-        out, verb="train", workload=recipe.name, listener=listener, append=request.resume
+        out,
+        verb="train",
+        workload=recipe.name,
+        listener=listener,
+        append=request.resume,
+        held=True,
     ) as told:
-        result, model = Trainer(recipe, request, told).run()
+        try:
+            result, model = Trainer(recipe, request, told, told.release).run()
+        except BaseException:
+            if not RunFolder(request.out).exists:
+                told.discard()  # the run never began
+            raise
         told.finish(result)
     return Run(model=model.student if isinstance(model, Taught) else model, result=result)
 
