@@ -1,5 +1,6 @@
 """An error in a person's own code, such as their model's forward: where it was, in one line."""
 
+import os
 import sysconfig
 import traceback
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 import suanli
 
 _NOT_OWN = (
-    *(str(Path(str(package.__file__)).parent) for package in (suanli, torch)),
+    *(str(Path(str(package.__file__)).parent) + os.sep for package in (suanli, torch)),
     "<",  # what was generated
 )
 _OURS = _NOT_OWN[0]
