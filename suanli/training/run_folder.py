@@ -149,6 +149,7 @@ class RunFolder:
                 (place / name).unlink(missing_ok=True)
         for folder in self.checkpoints.places:
             shutil.rmtree(folder / "step-000000000", ignore_errors=True)
+        remove_empty([self.checkpoints.folder])
         shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
         while self._made:
             remove_empty(self._made.pop())
