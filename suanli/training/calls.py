@@ -213,12 +213,13 @@ def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run
     """Train, with the events kept beside the run's folder for those who look on."""
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     out = request.out if first else None
+    begun = RunFolder(request.out).exists  # also where torchrun has started the processes again
     with EventsLog(
         out,
         verb="train",
         workload=recipe.name,
         listener=listener,
-        append=request.resume,
+        append=request.resume or begun,
         held=True,
     ) as told:
         try:
