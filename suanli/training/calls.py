@@ -237,7 +237,15 @@ def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listene
     if request.epochs is not None:
         recipe = replace(recipe, settings=replace(recipe.settings, epochs=request.epochs))
     study = request.out.with_name(f"{request.out.name}-tune") / "study.db"
-    found = tune(recipe, trials, study, seed=request.seed, device=request.device, listener=on_event)
+    try:
+        found = tune(
+            recipe, trials, study, seed=request.seed, device=request.device, listener=on_event
+        )
+    except KeyboardInterrupt:
+        if study.exists():
+            text = f"the trials so far are in {study}: the same command goes on with them"
+            on_event(Event(kind="note", text=text))
+        raise
     before = "" if found.as_written is None else f", {found.as_written:.4g} as written"
     words = ", ".join(f"{name} {said(value)}" for name, value in found.values.items())
     text = f"{found.trials} settings tried, the best: {words} (quality {found.quality:.4g}{before})"
