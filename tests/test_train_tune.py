@@ -8,6 +8,7 @@ import pytest
 from suanli.base.errors import BadInputError, MissingBackendError
 from suanli.base.events import Event, ignore
 from suanli.training.calls import TrainOptions, train_workload
+from suanli.training.loop import Loop
 from suanli.training.recipe import Range
 from suanli.training.tune import default_ranges, tune
 from tests.train_parts import recipe
@@ -50,6 +51,25 @@ def test_settings_in_words_and_a_second_call_that_draws_anew(tmp_path: Path) -> 
     assert len(set(rates)) == 5
 
 
+def test_settings_as_written_come_first_also_after_a_stop_in_their_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    made = recipe(epochs=1)
+    study = tmp_path / "s.db"
+
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tune(made, 2, study, seed=0, device="cpu", listener=ignore)
+    found = tune(made, 1, study, seed=0, device="cpu", listener=ignore)
+    assert (found.trials, found.values["lr"]) == (1, made.settings.lr)
+    assert found.as_written == found.quality
+
+
 def test_rates_that_explode_are_no_trials_that_count(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     wild = replace(recipe(epochs=1), ranges={"lr": Range(choices=(1e30, 1e31))})
@@ -76,6 +96,7 @@ def test_the_run_after_it_takes_the_best(tmp_path: Path) -> None:
     )
     result = train_workload(REF, options, on_event=lambda e: notes.append(e.text))
     assert any("2 settings tried, the best: lr" in note for note in notes)
+    assert any("2 settings tried" in note for note in result.notes)
     assert (tmp_path / "run-tune" / "study.db").is_file()
     assert result.steps == 7
 

@@ -179,7 +179,8 @@ def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: L
         recipe = pruned(recipe, asked.prune)
     request = replace(_request(asked, recipe), notes=notes)
     if asked.tune and not asked.resume:
-        recipe = _tuned(recipe, request, asked.tune, listener)
+        recipe, line = _tuned(recipe, request, asked.tune, listener)
+        request = replace(request, notes=(*notes, line))
     return _followed(recipe, request, listener)
 
 
@@ -232,8 +233,13 @@ def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run
     return Run(model=model.student if isinstance(model, Taught) else model, result=result)
 
 
-def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listener) -> Recipe:
-    """The recipe with the best of so many settings; the study lies beside the run's folder."""
+def _tuned(
+    recipe: Recipe, request: TrainRequest, trials: int, on_event: Listener
+) -> tuple[Recipe, str]:
+    """The recipe with the best of so many settings, and a line that says them.
+
+    The study lies beside the run's folder.
+    """
     if request.epochs is not None:
         recipe = replace(recipe, settings=replace(recipe.settings, epochs=request.epochs))
     study = request.out.with_name(f"{request.out.name}-tune") / "study.db"
@@ -248,9 +254,8 @@ def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listene
         raise
     before = "" if found.as_written is None else f", {found.as_written:.4g} as written"
     words = ", ".join(f"{name} {said(value)}" for name, value in found.values.items())
-    text = f"{found.trials} settings tried, the best: {words} (quality {found.quality:.4g}{before})"
-    on_event(Event(kind="note", text=text))
-    return found.recipe
+    line = f"{found.trials} settings tried, the best: {words} (quality {found.quality:.4g}{before})"
+    return found.recipe, line
 
 
 def train_module(
