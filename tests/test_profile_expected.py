@@ -9,7 +9,8 @@ from suanli.base.plan import Plan
 from suanli.base.profile_results import StepTimes
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Operator
-from suanli.cost.changes import Manner, batch_ratios, cpu_ratios, gpu_ratios, scaled
+from suanli.cost.changes import batch_ratios, cpu_ratios, gpu_ratios, scaled
+from suanli.cost.cpu_manner import Manner
 from suanli.devices import find_sheet
 from suanli.profiling.advice import Case, _precision, _quantization
 from suanli.profiling.expected import Basis, manner_of

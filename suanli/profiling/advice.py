@@ -8,7 +8,7 @@ from suanli.base import units
 from suanli.base.plan import Plan, Quantization
 from suanli.base.profile_results import Advice
 from suanli.base.train_plan import TrainPlan
-from suanli.cost.changes import PAGE_FAULT_S
+from suanli.cost.cpu_manner import PAGE_FAULT_S
 from suanli.engines.backends import backends, status
 from suanli.profiling.expected import Basis
 from suanli.profiling.measuring import Measured

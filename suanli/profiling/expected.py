@@ -11,32 +11,48 @@ from suanli.base.profile_results import StepTimes
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Operator
 from suanli.cost.bound import operator_sol
-from suanli.cost.changes import Manner, batch_ratios, cpu_ratios, gpu_ratios, scaled
+from suanli.cost.changes import batch_ratios, cpu_ratios, gpu_ratios, scaled
+from suanli.cost.cpu_manner import Fused, Manner
 from suanli.profiling.rows import Row
 
-# Calls that are left of operators that can be fused, and what entering the fused code costs.
+# Calls that are left, of products and of operators that can be fused, and what entering the fused
+# code costs: a compiler's code calls the library for products, an engine is one call.
+_PRODUCTS_LEFT = {"none": 1.0, "compiled": 1.0, "engine": 0.05}
 _CALLS_LEFT = {"none": 1.0, "compiled": 0.1, "engine": 0.05}
 _ENTRY_MS = {"none": 0.0, "compiled": 0.04, "engine": 0.02}
 
 
+_BY_BACKEND: dict[str, Fused] = {
+    "eager": "none",
+    "inductor": "compiled",
+    "aotinductor": "compiled",
+}
+
+
 def manner_of(plan: Plan | TrainPlan) -> Manner:
-    """What the cost model needs to know of a plan."""
+    """What the cost model needs to know of a plan.
+
+    On a CPU Inductor lays all images of a graph with convolutions out channels last, whatever the
+    plan says (`decide_layout_opt` of torch 2.13); engines choose their layouts.
+    """
     last = plan.memory_layout == "channels_last"
     if isinstance(plan, TrainPlan):
         autocast = plan.precision in ("bf16", "fp16", "fp8") and plan.weights == "fp32"
-        fused = "none" if plan.compile == "none" else "compiled"
+        compiled = plan.compile != "none"
         return Manner(
             precision=plan.precision,
-            channels_last=last,
-            fused=fused,  # type: ignore[arg-type]
+            channels_last=last or (compiled and plan.kind == "cpu"),
+            fused="compiled" if compiled else "none",
             autocast=autocast,
             keeps_memory=plan.keep_memory,
+            training=True,
         )
-    by_backend = {"eager": "none", "inductor": "compiled", "aotinductor": "compiled"}
+    fused = _BY_BACKEND.get(plan.backend, "engine")
+    laid_out = fused == "engine" or (fused == "compiled" and plan.device == "cpu")
     return Manner(
         precision=plan.precision,
-        channels_last=last or plan.backend not in by_backend,
-        fused=by_backend.get(plan.backend, "engine"),  # type: ignore[arg-type]
+        channels_last=last or laid_out,
+        fused=fused,
         autocast=bool(plan.options.get("autocast")),
     )
 
@@ -92,7 +108,7 @@ class Basis:
         left = 0.0
         for row in self.rows:
             products = any(op.matmul for op in row.operators)
-            left += row.count * (1.0 if products else _CALLS_LEFT[manner.fused])
+            left += row.count * (_PRODUCTS_LEFT if products else _CALLS_LEFT)[manner.fused]
         return max(left, 1.0)
 
     def _row_with(self, row: Row, new: Manner) -> float:
