@@ -4,14 +4,16 @@ Constants with a meaning, found by races of single operators and of built-in wor
 of a Xeon with AMX (`benchmarks/profiling.py`), torch 2.13, OpenVINO 2026.4, 2026-11-21.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from itertools import pairwise
+from math import inf, prod
 from typing import Literal
 
 from suanli.base.hardware import Ceilings
 from suanli.base.prediction import KernelKind
 from suanli.base.work import Operator
-from suanli.cost.rates import achieved, narrowed, traffic_s
+from suanli.cost.rates import achieved, element_bytes, narrowed, traffic_s
 from suanli.cost.work_kernels import kind_of
 
 Fused = Literal["none", "compiled", "engine"]
@@ -27,7 +29,7 @@ _SHARE: dict[str, dict[KernelKind, float]] = {
 _ENGINE_SHARE: dict[str, dict[KernelKind, float]] = {
     "fp32": {"product": 0.9, "convolution": 0.9, "attention": 0.5, "recurrent": 0.4},
     "bf16": {"product": 0.4, "convolution": 0.6, "attention": 0.2, "recurrent": 0.1},
-    "int8": {"product": 0.35, "convolution": 0.6, "attention": 0.2, "recurrent": 0.1},
+    "int8": {"product": 0.4, "convolution": 0.75, "attention": 0.2, "recurrent": 0.1},
 }
 # Bytes moved over bytes counted: a store of new data also reads it, norms read twice.
 _TRAFFIC: dict[KernelKind, float] = {
@@ -46,20 +48,30 @@ _LIBRARY_CALL_S = 1.5e-5
 # Images that lie channels first are copied into the units' layout and back; passes over them at the
 # rate of reading. In bf16 the library does it element by element.
 _IMAGE_COPIES = {"fp32": 0.5, "bf16": 10.0}
+# Weights of convolutions come from main memory in every call, and go into that layout; passes too.
+_WEIGHT_COPIES = {"fp32": 1.0, "bf16": 2.0}
 # Part of the bytes between operators, and of their calls, that is left after fusion.
 _FUSED_TRAFFIC: dict[Fused, float] = {"none": 1.0, "compiled": 0.5, "engine": 0.1}
 _FUSED_CALLS: dict[Fused, float] = {"none": 1.0, "compiled": 0.1, "engine": 0.05}
+# Elements of a single image up to which torch does not ask oneDNN for a convolution in fp32
+# (`use_mkldnn` in its Convolution.cpp).
+SMALL_IMAGE = 20480
 # glibc takes blocks from here on from the system and gives them back at once (its
 # DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems), so that each use faults its pages in anew.
 _FRESH_BYTES = 32 * 2**20
 PAGE_FAULT_S = 9e-7  # one page of 4 KiB on a virtual machine: the fault and its clearing
-# Where a kernel handles elements one by one and not a register of them at a time, on one core:
-# torch's max-pool of images that lie channels first, an element of a window; Inductor's gradient of
-# a max-pool, which adds each gradient atomically where its index says; Inductor's masks for the
-# backward pass of an activation with a threshold, which it writes and reads as single bytes.
-_MAX_POOLS = ("max_pool2d_with_indices", "max_pool2d", "max_pool3d_with_indices")
-_THRESHOLDS = ("relu", "threshold", "threshold_backward", "hardtanh", "hardtanh_backward")
-_WINDOW_S, _SCATTER_S, _MASK_S = 4e-9, 2e-8, 1e-8
+# Where a kernel handles elements one by one and not a register of them at a time, seconds on one
+# core: an element of a window, in torch's max-pool of images that lie channels first.
+_WINDOW_S = 4e-9
+# An element of weights in 16 bits that a product takes as a batch (`bmm`, where the other side does
+# not lie in one piece): they are copied first, rows in the place of columns.
+_TURNED_S = 8e-9
+# Inductor's training code: a gradient of a max-pool, which is added atomically where its index
+# says; an element of a mask, which becomes a byte or is made from one (`at::vec::VecMask::from`).
+_SCATTER_S, _MASK_S = 1.2e-8, 5e-9
+_POOLS, _POOLS_BACK = ("max_pool2d", "max_pool2d_with_indices"), "max_pool2d_with_indices_backward"
+_THRESHOLDS = ("relu", "threshold", "hardtanh")
+_THRESHOLDS_BACK = ("threshold_backward", "hardtanh_backward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +84,7 @@ class Manner:
         fused: By whom operators are fused.
         autocast: Whether weights stay in fp32 and are narrowed in every step.
         keeps_memory: Whether freed memory stays in the process.
-        training: Whether a backward pass follows, for which operators leave something.
+        training: Whether a backward pass follows.
     """
 
     precision: str = "fp32"
@@ -118,15 +130,34 @@ def cpu_seconds(op: Operator, manner: Manner, ceilings: Ceilings) -> float:
 
 
 def _singly(op: Operator, manner: Manner) -> float:
-    """Seconds on one core of an operator whose elements are handled one by one; else 0."""
-    compiled = manner.fused == "compiled"
-    if op.name in _MAX_POOLS and not manner.channels_last:
+    """Seconds on one core of what is handled element by element; 0 where nothing is."""
+    if op.name in _POOLS and not manner.channels_last:
         return op.flops * _WINDOW_S
-    if op.name == "max_pool2d_with_indices_backward" and compiled:
-        return _elements(op.input_shapes) * _SCATTER_S
-    if op.name in _THRESHOLDS and compiled and manner.training:
-        return _elements(op.output_shapes) * _MASK_S
+    narrow = manner.precision in ("bf16", "fp16") and manner.fused != "engine"
+    if op.name == "bmm" and op.parameter_bytes and narrow:
+        return op.parameter_bytes / element_bytes(op.dtype) * _TURNED_S
     return 0.0
+
+
+def compiled_training_s(operators: Sequence[Operator], ceilings: Ceilings) -> float:
+    """Seconds that Inductor's code for a training step spends on elements one by one.
+
+    They depend on the clock alone, not on how fast the step's operators are as they run now. Masks
+    are left for the backward pass where an activation's output is not kept anyway, as it is for a
+    product behind it: where a max-pool follows.
+
+    Args:
+        operators: Of a step, in order.
+        ceilings: Of the processor.
+    """
+    total = 0.0
+    for before, op in pairwise(operators):
+        masked = op.name in _POOLS and before.name in _THRESHOLDS
+        if masked or (op.name in _THRESHOLDS_BACK and before.name == _POOLS_BACK):
+            total += _MASK_S * _elements(op.input_shapes if masked else op.output_shapes)
+        if op.name == _POOLS_BACK:
+            total += _SCATTER_S * _elements(op.input_shapes)
+    return total / max(1, ceilings.threads)
 
 
 def _elements(shapes: tuple[tuple[int, ...], ...]) -> int:
@@ -139,11 +170,14 @@ def _beside(op: Operator, manner: Manner, ceilings: Ceilings, *, image: bool) ->
     if manner.fused == "engine":
         return 0.0
     precision, weights = manner.precision, float(op.parameter_bytes)
+    image = image and not (precision == "fp32" and _unfolded(op))
     seconds = 0.0
     if precision != "fp32" or image:
         narrow = narrowed(weights, op.dtype, precision)
-        copy_s, _ = traffic_s(ceilings, read=narrow, written=narrow, working_set=2 * narrow)
-        seconds += copy_s + _LIBRARY_CALL_S
+        touched = inf if image else 2 * narrow
+        copy_s, _ = traffic_s(ceilings, read=narrow, written=narrow, working_set=touched)
+        copies = _WEIGHT_COPIES.get(precision, 1.0) if image else 1.0
+        seconds += copies * copy_s + _LIBRARY_CALL_S
     if image and not manner.channels_last:
         read = narrowed(op.bytes_read - weights, op.dtype, precision)
         written = narrowed(op.bytes_written, op.dtype, precision)
@@ -159,3 +193,12 @@ def _beside(op: Operator, manner: Manner, ceilings: Ceilings, *, image: bool) ->
 
 def _is_image(op: Operator) -> bool:
     return any(len(shape) == 4 for shape in op.input_shapes)
+
+
+def _unfolded(op: Operator) -> bool:
+    """Whether torch itself convolves a single small image, by MKL's product, and not oneDNN."""
+    if op.phase != "forward" or len(op.input_shapes) < 2:
+        return False
+    image, weight = op.input_shapes[:2]
+    groups = len(weight) > 1 and weight[1] != image[1]
+    return image[0] == 1 and prod(image) <= SMALL_IMAGE and not groups

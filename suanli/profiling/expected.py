@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
@@ -12,14 +13,14 @@ from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Operator
 from suanli.cost.bound import operator_sol
 from suanli.cost.changes import batch_ratios, cpu_ratios, gpu_ratios, scaled
-from suanli.cost.cpu_manner import Fused, Manner
+from suanli.cost.cpu_manner import Fused, Manner, compiled_training_s
 from suanli.profiling.rows import Row
 
 # Calls that are left, of products and of operators that can be fused, and what entering the fused
 # code costs: a compiler's code calls the library for products, an engine is one call.
 _PRODUCTS_LEFT = {"none": 1.0, "compiled": 1.0, "engine": 0.05}
 _CALLS_LEFT = {"none": 1.0, "compiled": 0.1, "engine": 0.05}
-_ENTRY_MS = {"none": 0.0, "compiled": 0.04, "engine": 0.02}
+_ENTRY_MS = {"none": 0.0, "compiled": 0.1, "engine": 0.06}
 
 
 _BY_BACKEND: dict[str, Fused] = {
@@ -98,10 +99,29 @@ class Basis:
                 total += self._row_with(row, new)
         except BadInputError:
             return None
-        idle = self.times.idle_ms * self._calls_left(new) / self._calls_left(manner_of(self.plan))
-        idle = min(idle + _ENTRY_MS[new.fused], self.times.idle_ms + _ENTRY_MS[new.fused])
         rest = self.times.data_ms + self.times.transfer_ms + self.times.communication_ms
-        return total + idle + rest
+        return total + self._idle_with(new) + self._one_by_one_ms(new) + rest
+
+    def _one_by_one_ms(self, new: Manner) -> float:
+        """What compiling a training step for a CPU adds to it."""
+        was = manner_of(self.plan).fused
+        if self.sheet is not None or not new.training or (was, new.fused) != ("none", "compiled"):
+            return 0.0
+        placed = (zip(row.indices, row.operators, strict=False) for row in self.rows)
+        ordered = sorted(chain.from_iterable(placed), key=lambda item: item[0])
+        return 1e3 * compiled_training_s([op for _, op in ordered], self.ceilings)
+
+    def _idle_with(self, new: Manner) -> float:
+        """Milliseconds between operators under another manner.
+
+        In training it is autograd's and the loop's own more than that of calls, and stays.
+        """
+        old = manner_of(self.plan)
+        left = 1.0
+        if not new.training:
+            left = min(1.0, self._calls_left(new) / self._calls_left(old))
+        entry = _ENTRY_MS[new.fused] * (2 if new.training else 1)
+        return self.times.idle_ms * left + (entry if new.fused != old.fused else 0.0)
 
     def _calls_left(self, manner: Manner) -> float:
         """Calls of a step, those that a compiler or an engine fuses by their share."""
