@@ -11,6 +11,7 @@ from suanli.training.augment import flipped_in, whole_epoch
 from suanli.training.averaging import ExponentialAverage, Lookahead
 from suanli.training.initialise import dirac, whiten, whitening_filters
 from suanli.training.muon import Muon, matrix_parameters, orthogonalised
+from suanli.training.recipes.cifar10_fast import recipe
 from suanli.training.schedules import triangle
 from suanli.training.views import called_in, for_the_unsure, mirrored, mirrored_and_shifted
 
@@ -158,6 +159,41 @@ def test_the_native_pass_gives_the_same(
     found = whole_epoch(images, 1, torch.Generator().manual_seed(4), most=3)
     monkeypatch.setattr(augment, "can_move", lambda _: False)
     assert torch.equal(found, whole_epoch(images, 1, torch.Generator().manual_seed(4), most=3))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [4, 5])
+def test_a_square_of_each_image_is_cut_out(layout: torch.memory_format, side: int) -> None:
+    images = torch.ones(3000, 2, 8, 6).contiguous(memory_format=layout)
+    found = augment.cut_out(images, side, torch.Generator().manual_seed(0))
+    assert found is images
+    gone = found == 0
+    assert torch.equal(gone[:, 0], gone[:, 1])
+    rows, columns = gone[:, 0].any(2), gone[:, 0].any(1)
+    assert torch.equal(gone[:, 0], rows[:, :, None] & columns[:, None, :])  # all of them rectangles
+    # a centre may be any pixel, so that at the edge half of the square is left
+    assert {int(n) for n in rows.sum(1)} == set(range(side - side // 2, side + 1))
+    assert {int(n) for n in columns.sum(1)} == set(range(side - side // 2, side + 1))
+    assert rows.any(0).all() and columns.any(0).all()
+
+
+def test_cutout_by_name_leaves_the_images_of_the_set() -> None:
+    images = torch.ones(4, 1, 8, 8)
+    found = augment.augment(images, ("cutout3",), torch.Generator().manual_seed(0))
+    assert images.all()
+    assert (found == 0).flatten(1).any(1).all()
+    with pytest.raises(BadInputError, match="unknown augmentation 'cut3'"):
+        augment.augment(images, ("cut3",), torch.Generator())
+
+
+def test_cifar10_fast_cuts_out_what_it_has_seen_ten_times() -> None:
+    images = torch.ones(50, 3, 32, 32)
+    arrange = recipe(None).arrange
+    assert arrange is not None
+    assert arrange((images,), 9, torch.Generator().manual_seed(0))[0].all()
+    holes = arrange((images,), 10, torch.Generator().manual_seed(0))[0] == 0
+    assert holes.flatten(1).any(1).all()
+    assert int(holes[:, 0].flatten(1).sum(1).max()) == 64
 
 
 def test_whitening_makes_responses_uncorrelated() -> None:

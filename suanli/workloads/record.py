@@ -75,8 +75,8 @@ class TrainingSettings:
             "cosine": up in a twentieth, then half a cosine down to a tenth.
         precision: What the matrix products run in; "bf16" means autocast with fp32 weights, and
             holds only on a device with matrix units for it.
-        augmentation: Any of "shift2" (a random shift of up to so many pixels) and "flip"
-            (mirrored left to right), applied to image batches.
+        augmentation: Any of "shift2" (a random shift of up to so many pixels), "flip" (mirrored
+            left to right) and "cutout8" (a square of that side set to 0), applied to image batches.
         validation_split: Fraction of the training samples held out, at the end of the set.
         lr_of: "PATTERN=FACTOR" for parameters that learn at so many times the rate; a parameter
             takes the first pattern that its name matches.
