@@ -67,11 +67,11 @@ _WINDOW_S = 4e-9
 # not lie in one piece): they are copied first, rows in the place of columns.
 _TURNED_S = 8e-9
 # Inductor's training code: a gradient of a max-pool, which is added atomically where its index
-# says; an element of a mask, which becomes a byte or is made from one (`at::vec::VecMask::from`).
-_SCATTER_S, _MASK_S = 1.2e-8, 5e-9
+# says; an element of a mask, which becomes a byte and is made from one (`at::vec::VecMask::from`).
+_SCATTER_S, _MASK_S, _UNMASK_S = 6e-9, 8e-9, 3e-9
 _POOLS, _POOLS_BACK = ("max_pool2d", "max_pool2d_with_indices"), "max_pool2d_with_indices_backward"
-_THRESHOLDS = ("relu", "threshold", "hardtanh")
-_THRESHOLDS_BACK = ("threshold_backward", "hardtanh_backward")
+_THRESHOLDS = ("relu", "threshold", "hardtanh", "leaky_relu")
+_THRESHOLDS_BACK = ("threshold_backward", "hardtanh_backward", "leaky_relu_backward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +152,10 @@ def compiled_training_s(operators: Sequence[Operator], ceilings: Ceilings) -> fl
     """
     total = 0.0
     for before, op in pairwise(operators):
-        masked = op.name in _POOLS and before.name in _THRESHOLDS
-        if masked or (op.name in _THRESHOLDS_BACK and before.name == _POOLS_BACK):
-            total += _MASK_S * _elements(op.input_shapes if masked else op.output_shapes)
+        if op.name in _POOLS and before.name in _THRESHOLDS:
+            total += _MASK_S * _elements(op.input_shapes)
+        if op.name in _THRESHOLDS_BACK and before.name == _POOLS_BACK:
+            total += _UNMASK_S * _elements(op.output_shapes)
         if op.name == _POOLS_BACK:
             total += _SCATTER_S * _elements(op.input_shapes)
     return total / max(1, ceilings.threads)
