@@ -95,6 +95,8 @@ def pool(phase: str = "forward") -> Operator:
 def test_a_max_pool_channels_first_goes_element_by_element() -> None:
     (ratio,) = cpu_ratios([pool()], Manner(), Manner(channels_last=True), MACHINE)
     assert ratio < 0.5
+    single = replace(pool(), input_shapes=((1, 32, 26, 26),))
+    assert cpu_ratios([single], Manner(), Manner(channels_last=True), MACHINE) == [1.0]
     (threefold,) = batch_ratios([pool()], Manner(), MACHINE, 3.0)
     assert threefold == pytest.approx(3.0, rel=0.05), "elements cost, not calls"
 
