@@ -11,7 +11,6 @@ from suanli.training.augment import flipped_in, whole_epoch
 from suanli.training.averaging import ExponentialAverage, Lookahead
 from suanli.training.initialise import dirac, whiten, whitening_filters
 from suanli.training.muon import Muon, matrix_parameters, orthogonalised
-from suanli.training.recipes.cifar10_fast import recipe
 from suanli.training.schedules import triangle
 from suanli.training.views import called_in, for_the_unsure, mirrored, mirrored_and_shifted
 
@@ -184,16 +183,6 @@ def test_cutout_by_name_leaves_the_images_of_the_set() -> None:
     assert (found == 0).flatten(1).any(1).all()
     with pytest.raises(BadInputError, match="unknown augmentation 'cut3'"):
         augment.augment(images, ("cut3",), torch.Generator())
-
-
-def test_cifar10_fast_cuts_out_what_it_has_seen_ten_times() -> None:
-    images = torch.ones(50, 3, 32, 32)
-    arrange = recipe(None).arrange
-    assert arrange is not None
-    assert arrange((images,), 9, torch.Generator().manual_seed(0))[0].all()
-    holes = arrange((images,), 10, torch.Generator().manual_seed(0))[0] == 0
-    assert holes.flatten(1).any(1).all()
-    assert int(holes[:, 0].flatten(1).sum(1).max()) == 64
 
 
 def test_whitening_makes_responses_uncorrelated() -> None:

@@ -3,8 +3,7 @@
 What is taken from airbench94 (Keller Jordan, arXiv 2404.00498, and its later variant with Muon):
 the network, the whitening layer, Dirac starts, alternating flips, shifts by 2 pixels, label
 smoothing and six views of each test image. Other than there: a whitening layer without a trained
-bias (so no gradient has to pass the first and largest activation), the number of epochs, and Cutout
-after the tenth of them.
+bias (so no gradient has to pass the first and largest activation), and the number of epochs.
 """
 
 from functools import partial
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from suanli.base.train_plan import TrainPlan
-from suanli.training.augment import cut_out, whole_epoch
+from suanli.training.augment import whole_epoch
 from suanli.training.initialise import dirac, whiten
 from suanli.training.muon import Muon, matrix_parameters
 from suanli.training.recipe import Recipe, Tensors
@@ -32,8 +31,6 @@ _WHITENED_IMAGES = 5000
 _MUON_LR = 0.24
 # Found for a loss that is summed over the batch; here it is the mean.
 _HEAD_LR, _SHIFT_LR = 0.67 * _BATCH, 0.053 * _BATCH
-# A run of more than ten passes begins to know the pictures by heart: from there on each has a hole.
-_WHOLE_EPOCHS, _HOLE = 10, 8
 _DECAY = 2e-6 * _BATCH  # of a step at the peak rate: a group's weight decay is this over its rate
 
 
@@ -123,8 +120,7 @@ def _rate(done: float, group: str) -> float:
 
 def _arrange(inputs: Tensors, epoch: int, generator: torch.Generator) -> Tensors:
     images = inputs[0].to(torch.bfloat16)  # what the first layer computes with
-    images = whole_epoch(images, epoch, generator, most=2)
-    return (images if epoch < _WHOLE_EPOCHS else cut_out(images, _HOLE, generator),)
+    return (whole_epoch(images, epoch, generator, most=2),)
 
 
 def _predict(model: nn.Module, inputs: Tensors) -> torch.Tensor:
