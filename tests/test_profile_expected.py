@@ -140,6 +140,21 @@ def test_an_engines_convolutions_reach_more_than_a_librarys_calls() -> None:
     assert 0.5 < ratio < 0.8
 
 
+def test_autocast_pays_for_its_casts_by_the_call() -> None:
+    small = product(flops=10**5, bytes_read=10**4, bytes_written=10**3, parameter_bytes=10**3)
+    cast, narrow = Manner(precision="bf16", autocast=True), Manner(precision="bf16")
+    (ratio,) = cpu_ratios([small], narrow, cast, MACHINE)
+    assert ratio > 1.3
+    assert cpu_ratios([product(flops=10**12)], narrow, cast, MACHINE)[0] < 1.02
+
+
+def test_torchs_recurrent_layers_gain_nothing_by_sixteen_bits() -> None:
+    layer = product(name="rnn_tanh", flops=10**10)
+    narrow = Manner(precision="bf16")
+    assert cpu_ratios([layer], Manner(), narrow, MACHINE)[0] > 1
+    assert cpu_ratios([layer], Manner(), replace(narrow, fused="engine"), MACHINE)[0] < 0.5
+
+
 def test_weights_that_are_taken_as_a_batch_are_turned_in_sixteen_bits() -> None:
     head = product(
         name="bmm", flops=77 * 10**6, bytes_read=154 * 10**6, parameter_bytes=154 * 10**6

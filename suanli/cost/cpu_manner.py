@@ -42,6 +42,9 @@ _TRAFFIC: dict[KernelKind, float] = {
     "recurrent": 1.2,
 }
 _CALL_S, _BACKWARD_CALL_S = 4e-6, 8e-6
+_CASTS = (
+    3  # calls by which autocast narrows a product's weights, bias and data, or widens gradients
+)
 # What oneDNN's products cost beside MKL's of fp32: looking the kernel up, and the weights' copy
 # into the units' layout at each call. An engine does that once.
 _LIBRARY_CALL_S = 1.5e-5
@@ -194,6 +197,7 @@ def _beside(op: Operator, manner: Manner, ceilings: Ceilings, *, image: bool) ->
         written = narrowed(op.bytes_written, op.dtype, precision)
         copy_s, _ = traffic_s(ceilings, read=read, written=written, working_set=read + written)
         seconds += copy_s * _IMAGE_COPIES.get(precision, 1.0)
+    seconds += _CASTS * _CALL_S if manner.autocast else 0.0
     if manner.autocast and op.phase == "forward":
         cast_s, _ = traffic_s(
             ceilings, read=weights, written=weights / 2, working_set=1.5 * weights
