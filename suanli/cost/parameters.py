@@ -64,6 +64,8 @@ class Spread:
         unseen_generation: Added in square for a compute capability that no data covers.
         generation_step: Added for each major version that it is away from the nearest fitted one.
         unknown_figure: Added in square for each figure that the sheet lacks.
+        host: Of the host's time beside that of the usual host of such cards; added in square in
+            the part of the step in which the card waits for it.
     """
 
     base: float
@@ -75,6 +77,7 @@ class Spread:
     unseen_generation: float
     generation_step: float
     unknown_figure: float
+    host: float
 
 
 @dataclass(frozen=True, kw_only=True)

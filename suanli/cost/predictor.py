@@ -77,7 +77,8 @@ def predict_operators(
         "memory": memory_ms,
         "overhead": starts_ms + 1e3 * idle_s,
     }
-    spread, reasons = spread_of(gpu, known.missing, p)
+    waiting = idle_s / max(device_s + idle_s, 1e-12)
+    spread, reasons = spread_of(gpu, known.missing, p, waiting=waiting)
     watts = mean_power_w(
         gpu,
         p.clock,
@@ -98,7 +99,7 @@ def predict_operators(
         widened=reasons,
         power_w=watts,
         energy_j=None if watts is None else watts * step_ms / 1e3,
-        idle_share=idle_s / max(device_s + idle_s, 1e-12),
+        idle_share=waiting,
     )
 
 
