@@ -241,7 +241,7 @@ def fitted(chip: str = "", mpt: str = "", say: Callable[[str], None] = print) ->
     file = _kept(f"{chip} {mpt}")
     if file.exists():
         found: File = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        return {**found, **{name: stored()[name] for name in _ELSEWHERE}}
     before = unfitted() if not mpt else json.loads(json.dumps(fitted(chip, "", say)))
     rows = few([r for r in layouts.mpt_steps() if not of_chip(r.gpu, chip)], 24)
     if mpt:
@@ -288,12 +288,18 @@ def _stepped() -> list[Any]:
     ]
 
 
+# Parts of the file that are worked out elsewhere, and modules that they or words alone are for.
+_ELSEWHERE = ("cpu", "spread")
+_OTHER_MODULES = ("cpu_time.py", "intervals.py", "parameters.py", "lines.py")
+
+
 def _kept(name: str) -> Path:
     """Where a fit lies; another file once the model, the jobs or the numbers set by hand change."""
     here = Path(__file__).parent
     sources = [*FILE.parent.glob("*.py"), *(here / "predictor").glob("*.py"), Path(__file__)]
-    found = hashlib.sha256(json.dumps(unfitted(), sort_keys=True).encode())
-    for source in sorted(sources):
+    numbers = {name: value for name, value in unfitted().items() if name not in _ELSEWHERE}
+    found = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
+    for source in sorted(source for source in sources if source.name not in _OTHER_MODULES):
         found.update(source.read_bytes())
     found.update(name.encode())
     folder = Path(os.environ.get("SUANLI_CACHE") or tempfile.gettempdir()) / "predictor-fits"

@@ -74,12 +74,15 @@ def neusight(say: Callable[[str], None]) -> Iterable[Line]:
                 _spread(found.gpu, p, operator=True),
                 {"plain roofline": _roofline(found)},
                 "operator",
+                p.spread.operator,
             )
         steps = [s for s in jobs.neusight_steps() if s.gpu.name == card]
         others = [s for s in jobs.neusight_steps() if s.gpu.name != card]
         beside = {"ratio of specs": _from_others(steps, others), "plain roofline": _bounds(steps)}
         errors, spread = _alone(steps, p)
-        whole = line("NeuSight end to end", 0.10, card, errors, spread, beside, "base")
+        whole = line(
+            "NeuSight end to end", 0.10, card, errors, spread, beside, "base", p.spread.base
+        )
         yield replace(whole, published=NEUSIGHT_STATED.get(card, "none at hand"))
 
 
@@ -137,16 +140,24 @@ def _from_others(steps: list[jobs.Step], others: list[jobs.Step]) -> list[float]
     return found or [float("nan")]
 
 
-COUNT_KNOBS = tuple(
-    Knob(path=("counts", name), prior=prior, width=width)
-    for name, prior, width in (
-        ("share", 0.8, 0.3),
-        ("half_intensity", 100.0, 1.5),
-        ("traffic", 4.0, 0.7),
-        ("starts", 4.0, 1.0),
-        ("overlap", 2.0, 0.7),
+def _count_knobs(layout: str, p: Parameters) -> tuple[Knob, ...]:
+    """What is fitted to the totals of one card's table.
+
+    Traffic is drawn to what the usual layer has: a product writes its result and the next one
+    reads it, more of it where images lie channels first; a norm and a bend between them read and
+    write it once each.
+    """
+    product = p.layout_traffic if layout == "nchw" else 1.0
+    return tuple(
+        Knob(path=("counts", name), prior=prior, width=width)
+        for name, prior, width in (
+            ("share", 0.8, 0.3),
+            ("half_intensity", 100.0, 1.5),
+            ("traffic", 4.0 + 2.0 * product, 0.3),
+            ("starts", 4.0, 1.0),
+            ("overlap", 2.0, 0.7),
+        )
     )
-)
 
 
 def timm(say: Callable[[str], None]) -> Iterable[Line]:
@@ -169,7 +180,8 @@ def timm(say: Callable[[str], None]) -> Iterable[Line]:
         trained = [s for s in jobs.timm_training_steps() if of_chip(s.gpu, target)]
         if trained:
             name = "timm training, from the graph alone"
-            yield line(name, 0.15, trained[0].gpu.name, *_alone(trained, p), {}, "base")
+            card = trained[0].gpu.name
+            yield line(name, 0.15, card, *_alone(trained, p), {}, "base", p.spread.base)
 
 
 def _timm_table(layout: str, source: str, target: str, tables: dict[str, Any]) -> Line:
@@ -189,7 +201,7 @@ def _timm_table(layout: str, source: str, target: str, tables: dict[str, Any]) -
         start["capability"].pop(card.compute_capability, None)
     fitted = fit(
         start,
-        COUNT_KNOBS,
+        _count_knobs(layout, as_parameters(start)),
         lambda p: [np.log(step_of_counts_s(counts, a, p, dtype="fp16") / here)],
         steps=10,
     )
@@ -227,10 +239,10 @@ def _transfers(
     ]
     spread = [spread_of(s.gpu, (), p, base=p.spread.transfer)[0] for s in both]
     case = f"{known[0].gpu.name} -> {both[0].gpu.name}"
-    yield line(name, target, case, errors, spread, {"ratio of rates": rate})
-    yield line(
-        f"{name}, from the graph alone", target, there[0].gpu.name, *_alone(there, p), {}, "base"
-    )
+    own = p.spread.transfer
+    yield line(name, target, case, errors, spread, {"ratio of rates": rate}, own=own)
+    name, card = f"{name}, from the graph alone", there[0].gpu.name
+    yield line(name, target, card, *_alone(there, p), {}, "base", p.spread.base)
 
 
 def _per_sample(step: jobs.Step) -> float:
@@ -375,10 +387,13 @@ def power_by_graph(say: Callable[[str], None]) -> Iterable[Line]:
         ]
         say(f"Zeus graphs {card}")
         name = "Zeus {} by batch, from the graph alone"
-        spread = [a.spread for a in answers]
-        yield line(name.format("power"), 0.15, card, watts, spread, {"the limit": limit}, "base")
-        spread = [a.spread for _, a in timed]
-        yield line(name.format("time"), 0.15, card, times, spread, {"roofline": bound}, "base")
+        for what, errors, judged, beside in (
+            ("power", watts, answers, {"the limit": limit}),
+            ("time", times, [a for _, a in timed], {"roofline": bound}),
+        ):
+            spread = [a.spread for a in judged]
+            own = p.spread.base
+            yield line(name.format(what), 0.15, card, errors, spread, beside, "base", own)
 
 
 def _zeus_transfers(
@@ -404,8 +419,9 @@ def _zeus_transfers(
         same.append(math.log(here.power_w / there.power_w))
     case = f"{pairs[0][1].gpu.name} -> {pairs[0][0].gpu.name}"
     name = "Zeus {} by batch, from the other card"
-    yield line(name.format("time"), 0.15, case, times, spread, {"ratio of rates": rate})
-    yield line(name.format("power"), 0.15, case, watts, spread, {"the same power": same})
+    own = p.spread.transfer
+    yield line(name.format("time"), 0.15, case, times, spread, {"ratio of rates": rate}, own=own)
+    yield line(name.format("power"), 0.15, case, watts, spread, {"the same power": same}, own=own)
 
 
 def own_limit(rows: list[zeus.PowerRow]) -> float:

@@ -137,6 +137,11 @@ class CpuParameters:
         grouped_share: The same for convolutions of one channel per group.
         traffic: Bytes moved over those counted, by kind, where data are passed over again.
         fused_traffic: Part of the bytes left where a compiler fuses.
+        layout_traffic: What convolutions take beside, over the time to move their data once: the
+            library brings images to a layout of its own and back.
+        element_s: Seconds for an operation of kernels that take one element after the other.
+        fresh_s_per_byte: Seconds to take a byte of memory anew from the system, whose pages are
+            cleared at first use.
         call_s: Seconds of one operator call.
         backward_call_s: The same in the backward pass.
         spread: Standard deviation of log(measured / predicted).
@@ -146,6 +151,9 @@ class CpuParameters:
     grouped_share: float
     traffic: dict[str, float]
     fused_traffic: float
+    layout_traffic: float
+    element_s: float
+    fresh_s_per_byte: float
     call_s: float
     backward_call_s: float
     spread: float
