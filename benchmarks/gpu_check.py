@@ -95,10 +95,13 @@ def _suanli(*words: str) -> tuple[str, ...]:
     return (PYTHON, "-m", "suanli.cli", *words)
 
 
-def _tests(file: str, *words: str, processes: int = 1) -> tuple[str, ...]:
+def _tests(
+    name: str, file: str, *words: str, most_s: float, processes: int = 1, **changes: Any
+) -> Part:
     spread = ("-n", str(processes)) if processes > 1 else ()
     plain = ("-q", "-m", "gpu", "-p", "no:cacheprovider")
-    return (PYTHON, "-m", "pytest", *plain, *spread, f"tests/{file}", *words)
+    command = (PYTHON, "-m", "pytest", *plain, *spread, f"tests/{file}", *words)
+    return Part(name=f"tests-{name}", command=command, most_s=most_s, **changes)
 
 
 def _kernels(names: str, each: int) -> tuple[str, ...]:
@@ -144,18 +147,13 @@ def parts(processes: int) -> list[Part]:
         for name in EXAMPLES
     ]
     return [
-        Part(
-            name="tests-triton",
-            command=_tests("test_triton_gpu.py", "-k", "not tune", processes=processes),
+        _tests(
+            *("triton", "test_triton_gpu.py", "-k", "not tune"),
             most_s=220,
+            processes=processes,
             alone=False,
         ),
-        Part(
-            name="tests-driver",
-            command=_tests("test_kernel_driver.py"),
-            most_s=120,
-            alone=False,
-        ),
+        _tests("driver", "test_kernel_driver.py", most_s=120, alone=False),
         *checks,
         Part(
             name="doctor",
@@ -165,27 +163,17 @@ def parts(processes: int) -> list[Part]:
             gives_json=True,
         ),
         Part(name="kernels", command=_kernels(FIRST_KERNELS, 45), most_s=260, least_s=60),
-        Part(
-            name="tests-backends",
-            command=_tests("test_backends_cuda.py", processes=processes),
+        _tests(
+            *("backends", "test_backends_cuda.py"),
             most_s=200,
+            processes=processes,
             least_s=40,
             alone=False,
         ),
-        Part(
-            name="tests-onnxruntime",
-            command=_tests("test_backends_onnxruntime.py"),
-            most_s=90,
-            alone=False,
-        ),
-        Part(name="tests-profile", command=_tests("test_profile_verb.py"), most_s=90),
-        Part(name="tests-ceilings", command=_tests("test_ceilings.py"), most_s=70, least_s=40),
-        Part(
-            name="tests-tune",
-            command=_tests("test_triton_gpu.py", "-k", "tune"),
-            most_s=120,
-            least_s=40,
-        ),
+        _tests("onnxruntime", "test_backends_onnxruntime.py", most_s=90, alone=False),
+        _tests("profile", "test_profile_verb.py", most_s=90),
+        _tests("ceilings", "test_ceilings.py", most_s=70, least_s=40),
+        _tests("tune", "test_triton_gpu.py", "-k", "tune", most_s=120, least_s=40),
         Part(
             name="tune-matmul",
             command=_suanli("kernel", "tune", _example("matmul"), "--budget", "60", "--json"),

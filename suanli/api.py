@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ class OptimizeOptions:
     keep: bool = False
 
     def checked(self) -> "OptimizeOptions":
-        """These options.
+        """These options, a folder that is named by a text as a path.
 
         Raises:
             BadInputError: One of them makes no sense; the message names it.
@@ -100,11 +100,13 @@ class OptimizeOptions:
             raise BadInputError(
                 f"--precision takes {', '.join(_PRECISIONS)}, not {self.precision!r}"
             )
-        if self.out is not None:
-            from suanli.engines.request import check_target
+        if self.out is None:
+            return self
+        from suanli.engines.request import check_target
 
-            check_target(self.out)
-        return self
+        out = Path(self.out)
+        check_target(out)
+        return replace(self, out=out)
 
     @property
     def step_batch(self) -> int:

@@ -55,7 +55,7 @@ class ProfileOptions:
     trust: bool = False
 
     def checked(self) -> "ProfileOptions":
-        """These options.
+        """These options, a file that is named by a text as a path.
 
         Raises:
             BadInputError: One of them makes no sense; the message names it.
@@ -68,9 +68,12 @@ class ProfileOptions:
             raise BadInputError(f"--check must be from 0 to 20, not {self.check}")
         if not 0 < self.check_seconds <= 3600:
             raise BadInputError(f"check_seconds must be above 0, not {self.check_seconds}")
-        if self.trace is not None and not self.trace.absolute().parent.is_dir():
-            raise BadInputError(f"--trace: there is no folder {self.trace.absolute().parent}")
-        return self
+        if self.trace is None:
+            return self
+        trace = Path(self.trace)
+        if not trace.absolute().parent.is_dir():
+            raise BadInputError(f"--trace: there is no folder {trace.absolute().parent}")
+        return replace(self, trace=trace)
 
 
 def profile(

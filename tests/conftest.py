@@ -53,6 +53,18 @@ def quick_search(
         yield patch
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches try their plans in this process: what they find is looked at, not that it is apart.
+
+    `test_optimize`, `test_planted_backends` and the READMEs' search have processes of their own.
+    """
+    from tests.workers_here import WorkerHere
+
+    for module in ("session", "evaluate", "confirm"):
+        monkeypatch.setattr(f"suanli.engines.{module}.Worker", WorkerHere)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder with `mnist` and `cifar10`, by SUANLI_DATA."""

@@ -1,5 +1,6 @@
 """Objects that misbehave in a worker, each in its own way."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -42,6 +43,9 @@ class Plain:
             report_progress(step=step)
             time.sleep(delay_s)
         return steps
+
+    def write_at_exit(self, path: str) -> None:
+        atexit.register(Path(path).write_text, "left")
 
     def timed(self, n: int) -> list[float]:
         return timed_calls(lambda: sum(range(2000)), n)

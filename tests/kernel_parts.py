@@ -71,6 +71,14 @@ def only_case(kernel: CudaKernel, **options: Any) -> KernelCase:
     return case
 
 
+def is_named(body: str, kind: str, text: str) -> None:
+    """The kernel with this body is rejected, with a finding of this kind that says so."""
+    case = only_case(simple(body))
+    assert case.status == "rejected"
+    assert kind in kinds(case), case.findings
+    assert any(text in f.text for f in case.findings if f.kind == kind), case.findings
+
+
 def kinds(case: KernelCase) -> set[str]:
     return {finding.kind for finding in case.findings if finding.severity == "error"}
 

@@ -160,6 +160,31 @@ def test_the_native_pass_gives_the_same(
     assert torch.equal(found, whole_epoch(images, 1, torch.Generator().manual_seed(4), most=3))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [4, 5])
+def test_a_square_of_each_image_is_cut_out(layout: torch.memory_format, side: int) -> None:
+    images = torch.ones(3000, 2, 8, 6).contiguous(memory_format=layout)
+    found = augment.cut_out(images, side, torch.Generator().manual_seed(0))
+    assert found is images
+    gone = found == 0
+    assert torch.equal(gone[:, 0], gone[:, 1])
+    rows, columns = gone[:, 0].any(2), gone[:, 0].any(1)
+    assert torch.equal(gone[:, 0], rows[:, :, None] & columns[:, None, :])  # all of them rectangles
+    # a centre may be any pixel, so that at the edge half of the square is left
+    assert {int(n) for n in rows.sum(1)} == set(range(side - side // 2, side + 1))
+    assert {int(n) for n in columns.sum(1)} == set(range(side - side // 2, side + 1))
+    assert rows.any(0).all() and columns.any(0).all()
+
+
+def test_cutout_by_name_leaves_the_images_of_the_set() -> None:
+    images = torch.ones(4, 1, 8, 8)
+    found = augment.augment(images, ("cutout3",), torch.Generator().manual_seed(0))
+    assert images.all()
+    assert (found == 0).flatten(1).any(1).all()
+    with pytest.raises(BadInputError, match="unknown augmentation 'cut3'"):
+        augment.augment(images, ("cut3",), torch.Generator())
+
+
 def test_whitening_makes_responses_uncorrelated() -> None:
     torch.manual_seed(3)
     rough = torch.randn(400, 3, 12, 12)

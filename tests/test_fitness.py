@@ -14,7 +14,7 @@ from suanli.engines.program import capture
 from suanli.workloads.record import Data, Inputs, Samples
 from tests.test_labels import signature
 
-pytestmark = pytest.mark.usefixtures("quick_search")
+pytestmark = pytest.mark.usefixtures("quick_search", "in_process")
 QUICK: dict[str, Any] = {"budget_s": 14.0, "max_batch": 4, "backends": ("eager",), "keep": True}
 
 

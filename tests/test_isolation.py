@@ -53,6 +53,13 @@ def test_an_object_keeps_its_state_between_calls():
         worker.call("add", amount=1, timeout_s=20)
 
 
+def test_exit_functions_run_when_it_is_closed(tmp_path):
+    with Worker("isolation_targets:Plain", {}) as worker:
+        worker.call("write_at_exit", path=str(tmp_path / "note"), timeout_s=20)
+        assert not (tmp_path / "note").exists()
+    assert (tmp_path / "note").read_text() == "left"
+
+
 def test_the_far_side_is_a_fresh_interpreter_with_this_path_and_environment():
     with Worker("isolation_targets:Plain", {}, env={"SUANLI_TEST_MARK": "7"}) as worker:
         assert worker.call("path", timeout_s=20) == sys.path

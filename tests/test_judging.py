@@ -23,6 +23,7 @@ from suanli.measure.values import MOST_RELATIVE_RMS, compare
 from suanli.workloads.record import Data, Inputs, Samples, Workload
 from tests.test_labels import labelled
 
+pytestmark = pytest.mark.usefixtures("in_process")
 INT8 = Quantization(scheme="int8-static", calibration_samples=8)
 LIMITS = TrialLimits(seconds=60)
 

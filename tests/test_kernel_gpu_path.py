@@ -1,6 +1,8 @@
 """What happens on a GPU, against stand-ins: faults that break a context, sums in another order."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +15,7 @@ from suanli.kernels.benches import GpuBench
 from suanli.kernels.checking import check_here
 from suanli.kernels.cuda.declared import declaration
 from suanli.kernels.declaration import Config, Inputs, Outputs
+from suanli.kernels.launching import empty
 from tests.kernel_parts import ref, simple
 
 KERNEL = declaration(simple(""))
@@ -20,8 +23,6 @@ KERNEL = declaration(simple(""))
 
 def here(monkeypatch: pytest.MonkeyPatch, run: Callable[[Inputs, Config], Outputs]) -> Any:
     """One case as on "cuda:0", with the CPU's memory."""
-    from dataclasses import replace
-
     memory = checking.GuardedMemory
     monkeypatch.setattr(checking, "GuardedMemory", lambda _, pattern: memory("cpu", pattern))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
@@ -33,9 +34,7 @@ def test_sums_in_another_order_are_right_where_both_are(monkeypatch: pytest.Monk
     runs = iter((1.0, 1.0 + 2**-24, 1.0, 1.0 + 1e-3))
 
     def last_bit(inputs: Inputs, config: Config) -> Outputs:
-        made = checking.torch.empty_like(inputs["x"])
-        made.copy_(inputs["x"] * next(runs))
-        return (made,)
+        return (inputs["x"] * next(runs),)
 
     assert here(monkeypatch, last_bit).reason == ""
     wrong = here(monkeypatch, last_bit)
@@ -43,8 +42,6 @@ def test_sums_in_another_order_are_right_where_both_are(monkeypatch: pytest.Monk
 
 
 def test_a_poisoned_value_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from suanli.kernels.launching import empty
-
     def forgetful(inputs: Inputs, config: Config) -> Outputs:
         made = empty((64,), torch.float32, torch.device("cpu"))
         made[:63] = inputs["x"][:63]
@@ -91,8 +88,6 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> list[Broken]:
 
 
 def test_the_case_after_a_fault_gets_a_fresh_process(broken: list[Broken]) -> None:
-    from dataclasses import replace
-
     kernel = replace(KERNEL, check_sizes=({"n": 1}, {"n": 2}, {"n": 3}))
     cases = gpu_check.check_on_gpu("kernel.py", kernel, "cuda:0")
     assert [c.status for c in cases] == ["failed", "verified", "verified"]
@@ -102,36 +97,22 @@ def test_the_case_after_a_fault_gets_a_fresh_process(broken: list[Broken]) -> No
 def test_the_configuration_after_a_fault_gets_a_fresh_process(
     broken: list[Broken], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Info:
-        fingerprint = "card"
-
-    monkeypatch.setattr(benches, "open_device", lambda _: type("D", (), {"info": Info})())
+    card = SimpleNamespace(info=SimpleNamespace(fingerprint="card"))
+    monkeypatch.setattr(benches, "open_device", lambda _: card)
     monkeypatch.setattr(benches, "present", lambda _: True)
-    monkeypatch.setattr(benches, "Compilation", lambda *_, **__: Broken())
-    Broken.made = []
-    broken = Broken.made
+    monkeypatch.setattr(benches, "Compilation", lambda *_, **__: None)
     sheet = find_sheet("h200-sxm-141gb")
     bench = GpuBench("kernel.py", KERNEL, {"n": 64}, "fp32", sheet, device="cuda:0")
-    broken.clear()
     assert bench.verify({}) == "an illegal memory access"
     assert not broken[0].alive
     assert bench.verify({}) == ""
     assert len(broken) == 2
 
 
-class Card:
-    """A worker's parts without a GPU."""
-
-    def __init__(self, status: str) -> None:
-        self.status = status
-
-    def case(self, *_: Any, **__: Any) -> Any:
-        return type("Case", (), {"status": self.status, "reason": "it is off"})()
-
-
 @pytest.mark.parametrize("status", ["verified", "rejected", "failed"])
 def test_a_crash_is_told_from_a_wrong_answer(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gpu_worker, "check_here", Card(status).case)
+    found = SimpleNamespace(status=status, reason="it is off")
+    monkeypatch.setattr(_gpu_worker, "check_here", lambda *_, **__: found)
     worker = _gpu_worker.GpuWorker(ref("vector_add"), {"n": 64}, "fp32", "cpu")
     monkeypatch.setattr(worker, "_fits", lambda: False)
     assert worker.healthy()
@@ -139,7 +120,8 @@ def test_a_crash_is_told_from_a_wrong_answer(status: str, monkeypatch: pytest.Mo
         with pytest.raises(SuanliError, match="it is off"):
             worker.verify({"BLOCK": 256})
     else:
-        assert worker.verify({"BLOCK": 256}).startswith("" if status == "verified" else "it is off")
+        said = worker.verify({"BLOCK": 256})
+        assert said == "" if status == "verified" else said.startswith("it is off")
 
 
 def test_a_context_that_broke_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from suanli.kernels.cuda import host_build
 from suanli.kernels.cuda.host_build import build
 from suanli.kernels.cuda.shared_variables import plain_name, shared_variables
 from suanli.kernels.spec import Launch
-from tests.kernel_parts import kinds, only_case, simple, swapped
+from tests.kernel_parts import is_named, kinds, only_case, simple, swapped
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 HALF = "#include <cuda_fp16.h>"
@@ -378,11 +378,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_mistakes_are_named(what: str) -> None:
-    body, kind, text = WRONG[what]
-    case = only_case(simple(body))
-    assert case.status == "rejected"
-    assert kind in kinds(case), case.findings
-    assert any(text in f.text for f in case.findings if f.kind == kind), case.findings
+    is_named(*WRONG[what])
 
 
 def test_races_in_templates_are_found() -> None:

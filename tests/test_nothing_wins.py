@@ -20,7 +20,7 @@ from suanli.engines.finalists import baseline_caveats
 from suanli.engines.unchanged import Unchanged
 from tests import planted_results as planted
 
-pytestmark = pytest.mark.usefixtures("quick_search")
+pytestmark = pytest.mark.usefixtures("quick_search", "in_process")
 OPTIONS: dict[str, Any] = {"budget_s": 12.0, "max_batch": 4, "backends": ("eager",)}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import suanli
+from suanli import cli
 from suanli.api import OptimizeOptions, optimize_workload
 from suanli.base import codec, schema
 from suanli.base.errors import BadInputError, CaptureError
@@ -104,6 +105,7 @@ class Enough(Exception):
     """The search is over."""
 
 
+@pytest.mark.usefixtures("in_process")
 def test_second_run_resumes(engine: Any) -> None:
     tried: list[Trial] = []
 
@@ -126,6 +128,7 @@ def test_batch_ranges_leave_no_gap() -> None:
     assert batch_ranges({4: 0}, 4) == [(1, 4, 0)]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_interrupt_keeps_what_was_found(tmp_path: Path) -> None:
     trials = 0
 
@@ -195,7 +198,7 @@ def test_inputs_that_do_not_fit_are_one_line() -> None:
 def test_target_that_is_no_engine_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(BadInputError, match="no engine"):
-        suanli.optimize(small_net(), IMAGES, out=tmp_path, **QUICK)
+        suanli.optimize(small_net(), IMAGES, out=str(tmp_path), **QUICK)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
@@ -215,19 +218,22 @@ def test_full_disk_leaves_the_older_engine(
         assert older(IMAGES).shape == (2, 10)
 
 
-def test_command_line_errors_are_one_line_with_exit_code_2(tmp_path: Path) -> None:
+def test_command_line_errors_are_one_line_with_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "suanli.cli", "optimize", "resnet51"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [(done.returncode, done.stderr)]
     for arguments in (
-        ["optimize", "resnet51"],
         ["optimize", "missing.py:model"],
         ["optimize", "digits-resnet", "--budget", "0"],
         ["run", str(tmp_path), "--input", "x.npy"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "suanli.cli", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert "Traceback" not in done.stderr
+        monkeypatch.setattr(sys, "argv", ["suanli", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said.append((end.value.code, capfd.readouterr().err))
+    for code, line in said:
+        assert code == 2, line
+        assert len(line.strip().splitlines()) == 1, line
+        assert "Traceback" not in line

@@ -286,7 +286,7 @@ def test_an_own_step_has_its_parts(tmp_path: Path) -> None:
         optimizer.step()
 
     trace = tmp_path / "trace.json"
-    found = suanli.profile(step, model=model, batch=4, steps=5, device="cpu", trace=trace)
+    found = suanli.profile(step, model=model, batch=4, steps=5, device="cpu", trace=str(trace))
     parts_add_up(found)
     assert found.training
     assert found.categories.backward_ms > 0

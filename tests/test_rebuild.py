@@ -28,7 +28,7 @@ from tests import planted_results as planted
 EXAMPLE = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
 
 
-pytestmark = pytest.mark.usefixtures("quick_search")
+pytestmark = pytest.mark.usefixtures("quick_search", "in_process")
 
 
 @pytest.fixture(scope="module")

@@ -199,6 +199,8 @@ def test_two_processes_make_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_encrypted_ones_open_with_their_key_only(tmp_path: Path) -> None:
     cipher = Cipher.from_file(tmp_path / "key", make=True)
+    assert not (tmp_path / "key").exists()  # nothing may come of it yet
+    cipher.ready()
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     kept = Checkpoints(tmp_path / "run", cipher=cipher)
     folder = kept.save(5, _state(5))

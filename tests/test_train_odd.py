@@ -4,6 +4,7 @@ import copy
 import random
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
+from torch.nn.functional import dropout as imported_by_name
 
 import suanli
 from suanli.base import codec
@@ -56,7 +59,7 @@ class Chancy(nn.Module):
         if self.training and np.random.rand() < 0.5:
             x = x + self.second(x)
         x = functional.dropout(x, 0.5, self.training)
-        return self.head(x)
+        return self.head(imported_by_name(x, 0.5, self.training))
 
 
 class Overwriting(nn.Module):
@@ -225,25 +228,79 @@ def test_plans_are_compared_in_spite_of_chance_and_of_a_changed_input(make: Any)
     assert torch.equal(eager[0]["output"], eager[1]["output"])
 
 
-def test_dropping_functions_are_put_back_and_attention_is_still_seen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+class Dropping(nn.Module):
+    """Drops in every way that torch knows."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.own = share, partial(functional.dropout, p=share)
+        self.layers = nn.ModuleList(
+            [nn.Dropout(share), nn.AlphaDropout(share), nn.FeatureAlphaDropout(share)]
+        )
+        self.planes = nn.ModuleList([nn.Dropout1d(share), nn.Dropout2d(share), nn.Dropout3d(share)])
+        self.attend = nn.MultiheadAttention(8, 2, dropout=share, batch_first=True)
+        self.encode = nn.TransformerEncoderLayer(8, 2, 16, dropout=share, batch_first=True)
+        self.walk = nn.LSTM(8, 8, num_layers=2, dropout=share, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        for rank, layer in enumerate(self.planes, start=1):
+            x = layer(x[(None,) * (rank - 1)]).reshape(x.shape)
+        x = torch.dropout(self.own(imported_by_name(x, self.share)), self.share, True)
+        x = functional.dropout(x + 0.0, self.share, inplace=True)
+        x = functional.scaled_dot_product_attention(x, x, x, None, self.share)
+        x = functional.scaled_dot_product_attention(x, x, x, dropout_p=self.share)
+        x = self.encode(self.attend(x, x, x)[0] + self.attend(x, x, x, need_weights=False)[0])
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True)
+        return self.walk(x)[0].sum() + self.walk(packed)[0].data.sum()
+
+
+def test_dropout_is_off_by_whatever_name_it_is_called() -> None:
+    with seeded():
+        model = Dropping(0.5)
+    without = Dropping(0.0)
+    without.load_state_dict(model.state_dict())
+    x = torch.randn(2, 5, 8)
+    with dropout_off():
+        off = model(x)
+    assert torch.equal(off, without(x))
+    assert not torch.equal(model(x), model(x))
+
+
+def test_a_compiled_model_is_traced_whole_without_dropout() -> None:
+    def drop(x: torch.Tensor) -> torch.Tensor:
+        x = imported_by_name(x * 2.0, 0.5)
+        return functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
+
+    counter = CompileCounter()
+    compiled = torch.compile(drop, backend=counter, fullgraph=True)
+    x = torch.randn(1, 2, 4, 8)
+    doubled = 2.0 * x
+    with dropout_off():
+        off = compiled(x)
+    torch.testing.assert_close(
+        off, functional.scaled_dot_product_attention(doubled, doubled, doubled)
+    )
+    assert counter.frame_count == 1
+    assert not torch.equal(compiled(x), compiled(x))  # and what is made outside drops again
+    assert counter.frame_count == 2
+
+
+def test_attention_that_drops_is_checked_as_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel leaves attention with dropout to torch, in a check as well."""
     x = torch.randn(1, 2, 16, 8)
     seen: list[float] = []
 
     def attended(*args: Any, **kwargs: Any) -> None:
-        seen.append(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
+        seen.append(kwargs.get("dropout_p", 0.0))
 
     monkeypatch.setattr(attention, "_attended", attended)
-    before = functional.dropout, functional.scaled_dot_product_attention
-    with dropout_off():
-        assert torch.equal(functional.dropout(x, 0.9, True), x)
-        with attention._Products():
-            found = functional.scaled_dot_product_attention(x, x, x, dropout_p=0.9)
-        plain = before[1](x, x, x)
-    assert seen == [0.0]
+    plain = functional.scaled_dot_product_attention(x, x, x)
+    with dropout_off(), attention._Products():
+        found = functional.scaled_dot_product_attention(x, x, x, dropout_p=0.9)
+    assert seen == [0.9]
     torch.testing.assert_close(found, plain)
-    assert (functional.dropout, functional.scaled_dot_product_attention) == before
 
 
 # -- the owner's data and work ----------------------------------------------------------------

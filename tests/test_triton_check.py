@@ -1,8 +1,10 @@
 """The shipped kernels through Triton's interpreter, and planted faults that it has to see."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,29 +21,53 @@ from suanli.kernels.subjects import find_kernel
 FAULTS = Path(__file__).with_name("triton_faults.py")
 needs_triton = pytest.mark.skipif(not present("triton"), reason="pip install triton")
 
+NAMED = {
+    "no_mask": "bytes written behind its memory",
+    "tail": "NaN or not written",
+    "shifted": "NaN",
+    "changes_input": "input x was changed",
+    "slightly_wrong": "times the bound",
+    "overflow": "of 100 values are",
+}
 # One process checks them all: starting one costs more than checking.
 _ALL = """
 import json, sys
 from suanli.base import codec
 from suanli.kernels.checking import check_here
 from suanli.kernels.shipped import shipped
+from suanli.kernels.subjects import find_kernel
+
+def check(kernel, sizes, dtype, seed=0):
+    print(json.dumps(codec.to_json(check_here(kernel, sizes, dtype, seed=seed))))
+
+for ref in sys.argv[1:]:
+    check(find_kernel(ref), {"n": 100}, "fp32")
 for kernel in shipped().values():
     for seed, sizes in enumerate(kernel.check_sizes):
         for dtype in kernel.dtypes:
-            print(json.dumps(codec.to_json(check_here(kernel, sizes, dtype, seed=seed))))
+            check(kernel, sizes, dtype, seed)
 """
 
 
-@needs_triton
-def test_every_shipped_kernel_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
-
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    done = subprocess.run(
-        [sys.executable, "-c", _ALL], capture_output=True, text=True, check=False, timeout=280
-    )
+@pytest.fixture(scope="module")
+def checked() -> list[dict[str, Any]]:
+    """The cases of all named faults, then those of all shipped kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        done = subprocess.run(
+            [sys.executable, "-c", _ALL, *(f"{FAULTS}:{name}" for name in NAMED)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
     assert done.returncode == 0, done.stderr
-    cases = [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@needs_triton
+def test_every_shipped_kernel_is_right(checked: list[dict[str, Any]]) -> None:
+    cases = checked[len(NAMED) :]
     wrong = [c for c in cases if c["status"] != ("refused" if c["dtype"] == "bf16" else "verified")]
     assert not wrong
     judged = {(c["kernel"], c["dtype"]) for c in cases if c["status"] == "verified"}
@@ -50,26 +76,25 @@ def test_every_shipped_kernel_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("name", NAMED)
+def test_planted_faults_are_seen(name: str, checked: list[dict[str, Any]]) -> None:
+    case = checked[list(NAMED).index(name)]
+    assert case["status"] == "rejected"
+    assert NAMED[name] in case["reason"]
+
+
+@needs_triton
 @pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("right", ""),
-        ("no_mask", "bytes written behind its memory"),
-        ("tail", "NaN or not written"),
-        ("shifted", "NaN"),
-        ("changes_input", "input x was changed"),
-        ("slightly_wrong", "times the bound"),
-        ("overflow", "of 100 values are"),
-        ("syntax", "no_such_function"),
-    ],
+    ("name", "status", "reason"),
+    [("right", "verified", ""), ("syntax", "failed", "no_such_function")],
 )
-def test_planted_faults_are_seen(name: str, reason: str) -> None:
+def test_a_file_of_ones_own_is_checked_in_another_process(
+    name: str, status: str, reason: str
+) -> None:
     ref = f"{FAULTS}:{name}"
     (case,) = check_isolated(ref, find_kernel(ref), [CheckRequest(sizes={"n": 100}, dtype="fp32")])
-    assert (case.status == "verified") == (reason == "")
+    assert case.status == status
     assert reason in case.reason
-    if name == "syntax":
-        assert case.status == "failed"
 
 
 @needs_triton

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 from suanli.base import codec
 from suanli.base.errors import ArtefactError
 from suanli.base.events import Event, Listener, ignore
+from suanli.base.files import absent_folders, remove_empty
 
 SUFFIX = ".events.jsonl"
 LIMIT_BYTES = 256 << 20  # of a file that is read: far more than any search writes
@@ -86,6 +87,7 @@ class EventsLog:
         workload: Its name.
         listener: Told every event first.
         append: Go on with the file that is there, as a resumed run does.
+        held: Write nothing before `release`; what is refused until then leaves no file.
     """
 
     def __init__(
@@ -96,27 +98,53 @@ class EventsLog:
         workload: str,
         listener: Listener = ignore,
         append: bool = False,
+        held: bool = False,
     ) -> None:
         self._path = None if result is None else path_of(result)
         self._beginning = Beginning(
             verb=verb, workload=workload, pid=os.getpid(), host=platform.node()
         )
-        self._listener, self._append = listener, append
+        self._listener, self._append, self._held = listener, append, held
         self._lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._result: Any = None
         self._lost = ""
+        self._empty: list[Path] = []  # folders that were made for the file
+        self._begun = False
 
     def __call__(self, event: Event) -> None:
         """Hand on one event, and keep it."""
         self._listener(event)
         if self._path is None:
             return
+        if not self._begun:
+            self._begun = True
+            self._lines.put(Line(at=time.time(), begin=self._beginning))
+        self._lines.put(Line(at=time.time(), event=event))
+        if not self._held:
+            self._start()
+
+    def release(self) -> None:
+        """Begin the file, where it was held."""
+        self._held = False
+        if self._begun:
+            self._start()
+
+    def discard(self) -> None:
+        """Leave no file of what came to nothing; one that is gone on with stays."""
+        self._held = True
+        if self._writer is not None:
+            self._lines.put(None)
+            self._writer.join()
+            self._writer = None
+            if self._path is not None and not self._append:
+                self._path.unlink(missing_ok=True)
+                remove_empty(self._empty)
+
+    def _start(self) -> None:
         if self._writer is None:
             self._writer = threading.Thread(target=self._write, daemon=True)
             self._writer.start()
-            self._lines.put(Line(at=time.time(), begin=self._beginning))
-        self._lines.put(Line(at=time.time(), event=event))
 
     def finish(self, result: Any) -> None:
         """Keep the record that the work gave; it is written at the end."""
@@ -153,6 +181,7 @@ class EventsLog:
         """Write lines until there is none any more; the disk's fault ends it quietly."""
         assert self._path is not None
         try:
+            self._empty = absent_folders(self._path.parent)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             mode = "a" if self._append else "w"
             torn = self._append and _is_torn(self._path)

@@ -217,7 +217,7 @@ def kernel_tune(
         found = calling(
             cuda,
             lambda: _tuned_cuda(
-                ref, cuda, chosen, gpu, limits=limits, fresh=fresh, listener=listener
+                ref, cuda, chosen, gpu, cards, limits=limits, fresh=fresh, listener=listener
             ),
         )
     else:
@@ -234,6 +234,7 @@ def _tuned_cuda(
     kernel: CudaKernel,
     dtype: str,
     gpu: str | None,
+    cards: Sequence[str],
     *,
     limits: SearchLimits,
     fresh: bool,
@@ -248,8 +249,9 @@ def _tuned_cuda(
     if gpu is not None:
         bench = CudaStaticBench(kernel, sizes, dtype, find_sheet(gpu), timeout_s=timeout)
     else:
-        card = next(name for name in device_names() if name.startswith("cuda"))
-        bench = CudaGpuBench(ref, kernel, sizes, dtype, own_sheet(), device=card, timeout_s=timeout)
+        bench = CudaGpuBench(
+            ref, kernel, sizes, dtype, own_sheet(), device=cards[0], timeout_s=timeout
+        )
     with bench:
         return search(
             declaration(kernel),

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.activations import fused_activation
-from suanli.training.chance import ATTENTION
 from suanli.training.native.library import library
 from suanli.training.twin import replace_children, twin_of
 from suanli.workloads.record import Workload
@@ -77,7 +77,7 @@ class _Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is ATTENTION:
+        if func is functional.scaled_dot_product_attention:
             found = _attended(*args, **kwargs)
             if found is not None:
                 return found

@@ -9,6 +9,7 @@ from suanli.base.errors import BadInputError
 from suanli.training.native.moves import can_move, moved
 
 _FLIP_SEED = 5
+_CUT_AT_ONCE = 2048  # images: their mask stays in the cache
 
 
 def augment(
@@ -18,7 +19,8 @@ def augment(
 
     Args:
         images: [B, C, H, W].
-        kinds: "flip", or "shift" with the largest shift in pixels behind it, such as "shift4".
+        kinds: "flip", "shift" with the largest shift in pixels behind it, such as "shift4", or
+            "cutout" with the side of the square, such as "cutout8".
         generator: Source of chance, on the CPU.
 
     Returns:
@@ -28,14 +30,44 @@ def augment(
         BadInputError: An unknown kind.
     """
     for kind in kinds:
-        shift = re.fullmatch(r"shift(\d+)", kind)
-        if shift:
-            images = _shifted(images, int(shift[1]), generator)
-        elif kind == "flip":
+        sized = re.fullmatch(r"(shift|cutout)(\d+)", kind)
+        if kind == "flip":
             images = _flipped(images, generator)
+        elif sized is None:
+            raise BadInputError(f"unknown augmentation {kind!r}", next_step="flip, shift2, cutout8")
+        elif sized[1] == "shift":
+            images = _shifted(images, int(sized[2]), generator)
         else:
-            raise BadInputError(f"unknown augmentation {kind!r}", next_step="flip, shift2")
+            images = cut_out(images.clone(), int(sized[2]), generator)
     return images
+
+
+def cut_out(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Set a square of each image to 0, in place (Cutout, arXiv 1708.04552).
+
+    Args:
+        images: [N, C, H, W], scaled so that 0 is the mean of the set.
+        side: Of the square, in pixels; what of it lies outside of the image is lost.
+        generator: Source of the centres, which may be any pixel, on the CPU.
+
+    Returns:
+        The same tensor.
+    """
+    height, width = images.shape[-2:]
+    rows = _covered(height, side, len(images), generator).to(images.device)
+    columns = _covered(width, side, len(images), generator).to(images.device)
+    for start in range(0, len(images), _CUT_AT_ONCE):
+        part = slice(start, start + _CUT_AT_ONCE)
+        squares = rows[part, None, :, None] & columns[part, None, None, :]
+        images[part].masked_fill_(squares, 0)
+    return images
+
+
+def _covered(length: int, side: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Which of `length` places lie in `side` places about a random one: bool [count, length]."""
+    first = torch.randint(length, (count, 1), generator=generator) - side // 2
+    places = torch.arange(length)
+    return (places >= first) & (places < first + side)
 
 
 def flipped_in(epoch: int, count: int) -> torch.Tensor:

@@ -213,10 +213,21 @@ def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run
     """Train, with the events kept beside the run's folder for those who look on."""
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     out = request.out if first else None
+    begun = RunFolder(request.out).exists  # also where torchrun has started the processes again
     with EventsLog(
-        out, verb="train", workload=recipe.name, listener=listener, append=request.resume
+        out,
+        verb="train",
+        workload=recipe.name,
+        listener=listener,
+        append=request.resume or begun,
+        held=True,
     ) as told:
-        result, model = Trainer(recipe, request, told).run()
+        try:
+            result, model = Trainer(recipe, request, told, told.release).run()
+        except BaseException:
+            if not RunFolder(request.out).exists:
+                told.discard()  # the run never began
+            raise
         told.finish(result)
     return Run(model=model.student if isinstance(model, Taught) else model, result=result)
 
@@ -226,7 +237,15 @@ def _tuned(recipe: Recipe, request: TrainRequest, trials: int, on_event: Listene
     if request.epochs is not None:
         recipe = replace(recipe, settings=replace(recipe.settings, epochs=request.epochs))
     study = request.out.with_name(f"{request.out.name}-tune") / "study.db"
-    found = tune(recipe, trials, study, seed=request.seed, device=request.device, listener=on_event)
+    try:
+        found = tune(
+            recipe, trials, study, seed=request.seed, device=request.device, listener=on_event
+        )
+    except KeyboardInterrupt:
+        if study.exists():
+            text = f"the trials so far are in {study}: the same command goes on with them"
+            on_event(Event(kind="note", text=text))
+        raise
     before = "" if found.as_written is None else f", {found.as_written:.4g} as written"
     words = ", ".join(f"{name} {said(value)}" for name, value in found.values.items())
     text = f"{found.trials} settings tried, the best: {words} (quality {found.quality:.4g}{before})"

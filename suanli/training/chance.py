@@ -6,24 +6,33 @@ them are seeded with a run and kept in its checkpoints.
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-ATTENTION = functional.scaled_dot_product_attention
-"""Torch's own, also where `dropout_off` has put another one in its place."""
-
-_DROPOUTS = (
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "dropout3d",
-    "alpha_dropout",
-    "feature_alpha_dropout",
+# What drops values, whatever name a model calls it by. They give the first argument back; what a
+# torch without one of them does not have is left out.
+_DROPPING = frozenset(
+    getattr(place, name)
+    for place, names in (
+        (functional, "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
+        (torch, "dropout dropout_ alpha_dropout alpha_dropout_ feature_dropout feature_dropout_"),
+        (torch, "feature_alpha_dropout feature_alpha_dropout_"),
+    )
+    for name in names.split()
+    if hasattr(place, name)
 )
+# function -> place of its argument "dropout_p"
+_SHARE_AT = {
+    functional.scaled_dot_product_attention: 4,
+    functional.multi_head_attention_forward: 10,
+}
+# Their share comes two behind the first boolean, which says whether there are biases.
+_RECURRENT = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
 
 
 def seed_all(number: int) -> None:
@@ -63,38 +72,36 @@ def set_generators(state: tuple[Any, ...], device: str) -> None:
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
 
 
-@contextmanager
-def dropout_off() -> Iterator[None]:
-    """Functions of `torch.nn.functional` that drop values give all of them back.
+def dropout_off() -> AbstractContextManager[Any]:
+    """Inside nothing is dropped: by layers, functions, attention or recurrent networks.
 
-    Each plan draws other masks, by which no two of them could be compared. A model that took such a
-    function out of torch's module when it was imported drops on.
+    Each plan draws other masks, by which no two of them could be compared. Torch itself hands every
+    call over, so that it does not matter how a model came by a function; `torch.compile` writes
+    down what is called inside. Operators that are called as `torch.ops.aten…` are not seen, nor
+    what a scripted model calls.
     """
-    kept = {name: getattr(functional, name) for name in (*_DROPOUTS, ATTENTION.__name__)}
-    for name in _DROPOUTS:
-        setattr(functional, name, _given_back)
-    functional.scaled_dot_product_attention = _attention
-    try:
-        yield
-    finally:
-        for name, function in kept.items():
-            setattr(functional, name, function)
+    return _NothingDropped()
 
 
-def _given_back(input: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return input
+class _NothingDropped(TorchFunctionMode):
+    """Calls what drops values so that it drops none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPPING:
+            return args[0] if args else kwargs["input"]
+        if func in _RECURRENT:
+            args = _replaced(args, next(i for i, a in enumerate(args) if isinstance(a, bool)) + 2)
+        elif func in _SHARE_AT:
+            if "dropout_p" in kwargs:
+                kwargs = {**kwargs, "dropout_p": 0.0}
+            args = _replaced(args, _SHARE_AT[func])
+        return func(*args, **kwargs)
 
 
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    *rest: Any,
-    **more: Any,
-) -> torch.Tensor:
-    return ATTENTION(query, key, value, attn_mask, 0.0, *rest, **more)
+def _replaced(args: tuple[Any, ...], share: int) -> tuple[Any, ...]:
+    """Arguments with 0 in the place of a share, where there are so many."""
+    return (*args[:share], 0.0, *args[share + 1 :]) if len(args) > share else args
 
 
 @contextmanager

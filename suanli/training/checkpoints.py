@@ -121,8 +121,9 @@ class Checkpoints:
         Raises:
             ArtefactError: It is encrypted, and the key is not the one.
         """
-        places = [self.folder, *([self._backup] if self._backup is not None else [])]
-        found = sorted((f for place in places for f in _folders(place)), key=_step, reverse=True)
+        found = sorted(
+            (f for place in self.places for f in _folders(place)), key=_step, reverse=True
+        )
         passed_over = []
         for folder in found:
             reason = why_not_whole(folder)
@@ -138,6 +139,11 @@ class Checkpoints:
         return None
 
     @property
+    def places(self) -> list[Path]:
+        """The folder, and the one for copies where there is one."""
+        return [self.folder, *([self._backup] if self._backup is not None else [])]
+
+    @property
     def backup_taken(self) -> bool:
         """Whether the folder for copies holds checkpoints already."""
         return self._backup is not None and any(True for _ in _folders(self._backup))
@@ -145,8 +151,7 @@ class Checkpoints:
     @property
     def any_whole(self) -> bool:
         """Whether there is one to go on with, here or in the backup."""
-        places = [self.folder, *([self._backup] if self._backup is not None else [])]
-        return any(newest_whole(place) is not None for place in places)
+        return any(newest_whole(place) is not None for place in self.places)
 
     def _write(self, target: Path, state: dict[str, dict[str, Any]]) -> None:
         try:

@@ -1,13 +1,16 @@
 """Bad input, found before the first step and said in one line."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from suanli.base import codec
-from suanli.base.errors import ArtefactError, BadInputError
+from suanli.base.errors import ArtefactError, BadInputError, SuanliError
+from suanli.training.failing import in_one_line
 from suanli.training.judging import metric_of
 from suanli.training.losses import class_axis, counting, ignores
 from suanli.training.recipe import Recipe
@@ -74,13 +77,14 @@ def check_samples(model: nn.Module, recipe: Recipe, train: Samples, *, part: str
     seen = train.head(_FEW) if isinstance(train, Stream) else train
     if seen.labels is None:
         raise BadInputError(f"training needs labels, the {what} have none")
+    called = partial(_called, train, what=what)
     for number, tensor in enumerate((*seen.inputs, seen.labels)):
         if len(tensor) != len(seen):
             name = "labels" if number == len(seen.inputs) else f"entries of input {number}"
             raise BadInputError(f"{count} {what} but {len(tensor)} {name}")
-        _check_finite(tensor, what)
+        _check_finite(tensor, called)
     output = _answer(model, recipe, seen)
-    labels = _check_labels(output, recipe, seen, what)
+    labels = _check_labels(output, recipe, seen, called)
     _check_loss(output, recipe, seen)
     if not part:
         _check_last(model, recipe, seen, count)
@@ -111,7 +115,13 @@ def _check_model(model: nn.Module, recipe: Recipe, train: Samples) -> None:
         )
 
 
-def _check_finite(tensor: torch.Tensor, what: str) -> None:
+def _called(samples: Samples, row: int, *, what: str) -> str:
+    """What a sample is called in its owner's own set, or, where the part is all there is, in it."""
+    index = samples.index(row)
+    return f"number {row} of the {what}" if index is None else f"sample {index} of the data set"
+
+
+def _check_finite(tensor: torch.Tensor, called: Callable[[int], str]) -> None:
     if not tensor.is_floating_point():
         return
     for start in range(0, len(tensor), 4096):
@@ -120,7 +130,7 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
             row = start + int(
                 bad.flatten(1).any(1).nonzero()[0] if bad.dim() > 1 else bad.nonzero()[0]
             )
-            raise BadInputError(f"number {row} of the {what} holds NaN or infinity")
+            raise BadInputError(f"{called(row)} holds NaN or infinity")
 
 
 @torch.no_grad()
@@ -131,11 +141,12 @@ def _answer(model: nn.Module, recipe: Recipe, train: Samples) -> torch.Tensor:
     few = tuple(part[:2].clone() for part in train.inputs)  # forward may change its input
     try:
         output = model(*few)
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+    except SuanliError:
+        raise
+    except Exception as error:
         shapes = ", ".join(str(list(part.shape[1:])) for part in train.inputs)
-        reason = " ".join(str(error).split())[:200]
         raise BadInputError(
-            f"{recipe.name} does not take samples of shape {shapes}: {reason}"
+            f"{recipe.name} does not take samples of shape {shapes}: {in_one_line(error)}"
         ) from None
     finally:
         model.train(was)
@@ -176,7 +187,7 @@ class _Labels:
 
 
 def _check_labels(
-    output: torch.Tensor, recipe: Recipe, train: Samples, what: str
+    output: torch.Tensor, recipe: Recipe, train: Samples, called: Callable[[int], str]
 ) -> _Labels | None:
     """What labels may be; None where they are no classes."""
     assert train.labels is not None
@@ -194,8 +205,8 @@ def _check_labels(
     if unknown := [value for value in wrong if value != ignored]:
         first = int((labels == unknown[0]).flatten(1 if labels.dim() > 1 else 0).nonzero()[0][0])
         raise BadInputError(
-            f"label {unknown[0]} of number {first} of the {what} is out of range, the model has "
-            f"classes 0 to {classes - 1}"
+            f"label {unknown[0]} of {called(first)} is out of range, the model has classes 0 to "
+            f"{classes - 1}"
         )
     return _Labels(classes=classes, ignored=ignored)
 
@@ -211,11 +222,12 @@ def _check_loss(output: torch.Tensor, recipe: Recipe, train: Samples) -> None:
         )
     try:
         loss = recipe.workload.loss(output.float(), labels)
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except SuanliError:
+        raise
+    except Exception as error:
         raise BadInputError(
             f"the loss does not take outputs {list(output.shape)} with labels "
-            f"{list(labels.shape)}: {reason}"
+            f"{list(labels.shape)}: {in_one_line(error)}"
         ) from None
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise BadInputError("the loss must be one number per batch, a tensor of one element")

@@ -28,30 +28,58 @@ _WAIT_S = 5.0  # for another process that makes the key
 class Cipher:
     """Encrypts and decrypts whole files."""
 
-    def __init__(self, key: bytes) -> None:
-        """Take a key of 32 bytes."""
-        self._aes = AESGCM(key)
+    def __init__(self, key: bytes | Path) -> None:
+        """Take a key of 32 bytes, or the file that will hold it when it is used."""
+        self._key = key
+        self._aes_made: AESGCM | None = None
 
     @classmethod
     def from_file(cls, path: Path, *, make: bool = False) -> "Cipher":
-        """Read a key (32 bytes as base64), or make one where there is none yet.
+        """Read a key (32 bytes as base64); where there is none yet, `ready` makes it.
 
         Args:
             path: Its file; made with mode 0600.
             make: Whether a new one may be made.
 
         Raises:
-            BadInputError: The file is absent or holds no key.
+            BadInputError: The file is absent, or holds no key, or cannot be made.
         """
-        if not path.exists() and make:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _make_key(path)
+        if make and not path.exists():
+            if not os.access(next(filter(Path.is_dir, path.parents), Path()), os.W_OK):
+                raise BadInputError(f"cannot write the key {path}: its folder takes no files")
+            return cls(path)
+        return cls(cls._read(path))
+
+    def ready(self) -> None:
+        """Have the key, and make it where that was allowed and there still is none.
+
+        Raises:
+            BadInputError: The file cannot be written, or holds no key.
+        """
+        if isinstance(self._key, Path):
+            try:
+                self._key.parent.mkdir(parents=True, exist_ok=True)
+                _make_key(self._key)
+            except OSError as error:
+                raise BadInputError(f"cannot write the key {self._key}: {error.strerror}") from None
+            self._key = self._read(self._key)
+
+    @property
+    def _aes(self) -> AESGCM:
+        if self._aes_made is None:
+            self.ready()
+            assert isinstance(self._key, bytes)
+            self._aes_made = AESGCM(self._key)
+        return self._aes_made
+
+    @staticmethod
+    def _read(path: Path) -> bytes:
         try:
             key = base64.b64decode(path.read_bytes().strip(), validate=True)
         except OSError as error:
             raise BadInputError(
                 f"cannot read the key {path}: {error.strerror}",
-                next_step="" if make else "a run that was begun needs the key it was begun with",
+                next_step="a run that was begun needs the key it was begun with",
             ) from None
         except binascii.Error:
             key = b""
@@ -59,7 +87,7 @@ class Cipher:
             raise BadInputError(
                 f"{path} holds no key", next_step="32 bytes as base64; a new file makes one"
             )
-        return cls(key)
+        return key
 
     def encrypted(self, payload: bytes, name: str) -> bytes:
         """The file's content as it goes to disk."""

@@ -165,7 +165,7 @@ class TrainHost:
         return timed_calls(self._step, count, sync=_sync(plan))
 
     def _open(self, plan: TrainPlan) -> None:
-        self._stepper = Stepper(self._fresh(quiet=False), self._recipe, plan)
+        self._stepper = Stepper(self._fresh(), self._recipe, plan)
         samples = self._source(plan)
         self._batches = Batches(samples, self._recipe, plan, self._facts.seed)
 
@@ -215,15 +215,9 @@ class TrainHost:
         assert self._plan is not None
         return self._plan
 
-    def _fresh(self, *, quiet: bool = True) -> nn.Module:
-        """The model at its start; quiet, without dropout, of which each plan draws other masks."""
-        model = self._exchange.model(self._recipe)
-        for module in model.modules() if quiet else ():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.p = 0.0
-            elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-                module.dropout = 0.0
-        return model
+    def _fresh(self) -> nn.Module:
+        """The model at its start."""
+        return self._exchange.model(self._recipe)
 
     def _first_batches(self, plan: TrainPlan, attempt: int) -> list[Batch]:
         seed = self._facts.seed + attempt * _OTHER_BATCHES

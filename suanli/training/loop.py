@@ -15,6 +15,7 @@ from suanli.base.errors import SuanliError
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
 from suanli.training.batches import Batch, Batches, Place
+from suanli.training.before import Before
 from suanli.training.blame import first_bad_value
 from suanli.training.chance import generators, seed_all, set_generators
 from suanli.training.judging import JudgementStoppedError, judge, metric_of, reached
@@ -117,6 +118,7 @@ class Loop:
         # the generators' states between runs; inside one the process's own are used
         self._running = False
         self._chance = self._drawn_from(seed + _APART * stepper.replicas.rank)
+        self._before = Before(stepper.model, self.plan.device)
 
     @property
     def recipe(self) -> Recipe:
@@ -225,21 +227,39 @@ class Loop:
 
     def _one_step(self) -> None:
         start = time.perf_counter()
+        self._before.keep(self.batches.place)
         stepper, batch = self.stepper, self.batches.next()
         loss = stepper.gradients(
             batch.inputs, batch.labels, stop=bool(self._stop.asked), seconds=self.seconds
         )
         if not self._cuda and not math.isfinite(float(loss)):
             self._blame(float(loss), self.step + 1, batch)
+        self._before.drop()  # what fails from here on leaves half a step behind
         stepper.update(self.done)
         self.step += 1
         self.samples += len(batch)
         stepper.follow(self.step, self.done)
         self._losses.append(loss)
+        self._before.stands()
         spent = time.perf_counter() - start
         self.seconds += spent
         if len(self.step_ms) < _MOST_TIMES:
             self.step_ms.append(1e3 * spent)
+
+    def go_back(self) -> bool:
+        """After an error: be where the last whole step ended.
+
+        Returns:
+            False where the error came in the midst of an update, so that there is no such state.
+        """
+        if not self._before.whole:
+            return False
+        found = self._before.restore()
+        if found is not None:
+            place, chance = found
+            self.batches.move_to(place)
+            self._chance = self._chance if chance is None else chance
+        return True
 
     def _blame(self, value: float, step: int, batch: Batch | None) -> None:
         where = ""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from suanli.base.errors import BadInputError, SuanliError
+from suanli.base.train_plan import TrainPlan
 from suanli.devices import cpu_info
 from suanli.workloads.record import Samples
 from suanli.workloads.stream import Parts, Stream, check_like, own_generators
@@ -240,6 +241,31 @@ def stays(samples: Samples, device: str) -> bool:
         return True
     need = samples.sample_bytes * len(samples)
     return need <= _RESIDENT_SHARE * _free_bytes(device) and samples.nature().fixed
+
+
+def how_read(samples: Samples, plan: TrainPlan) -> list[str]:
+    """What a person should know of how a plan reads the samples of a data set, in lines."""
+    if not isinstance(samples, Stream):
+        unused = "the samples are tensors, so the plan's workers have nothing to read"
+        return [unused] if plan.workers else []
+    samples.trim()
+    nature, count, found = samples.nature(), len(samples), list[str]()
+    if not nature.repeatable:
+        found.append(
+            "the data set gives another sample when it is asked for the same one with the same "
+            "seed, so a resumed run will not be the same bit for bit: let __getitem__ draw "
+            "from torch's, numpy.random's or random's own generator"
+        )
+    if plan.data == "resident":
+        size = samples.sample_bytes * count / 1e6
+        found.append(
+            f"the data set gave {nature.probed} samples alike each time: all {count} stay in "
+            f"memory ({size:.0f} MB)"
+        )
+    elif plan.workers:
+        ahead = max(1, plan.prefetch)
+        found.append(f"{plan.workers} processes read the data set, {ahead} batches ahead")
+    return found
 
 
 def in_memory(samples: Samples) -> Samples:

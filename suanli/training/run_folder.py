@@ -11,6 +11,7 @@ result.json         what `--json` prints, at the end
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from suanli.base import codec
 from suanli.base.errors import ArtefactError, BadInputError
-from suanli.base.files import write_atomic
+from suanli.base.files import absent_folders, remove_empty, write_atomic
 from suanli.base.hardware import Environment
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
@@ -89,7 +90,7 @@ class RunFolder:
     def __init__(
         self, folder: Path, keeping: Keeping | None = None, *, new_key: bool = True
     ) -> None:
-        """Name the folder; nothing is written yet but a key.
+        """Name the folder; nothing is written yet.
 
         Args:
             folder: The run's.
@@ -101,7 +102,7 @@ class RunFolder:
         """
         self.folder, self.keeping = folder, keeping or Keeping()
         key = self.keeping.key
-        cipher = Cipher.from_file(key, make=new_key) if key else None
+        self._cipher = cipher = Cipher.from_file(key, make=new_key) if key else None
         backup = self.keeping.backup
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=self.keeping.keep, backup=backup, cipher=cipher
@@ -110,6 +111,7 @@ class RunFolder:
         self._events: EventsFile | None = None
         self._saved_at = time.monotonic()
         self._failed = self._uncopied = False
+        self._made: list[list[Path]] = []  # folders that were not there before
 
     @property
     def weights(self) -> Path:
@@ -129,14 +131,34 @@ class RunFolder:
                 be written.
         """
         self.check_free()
-        backup = self.keeping.backup
-        for place in (*([backup] if backup is not None else []), self.folder):
+        if self._cipher is not None:
+            self._cipher.ready()
+        for place in self._places:
             try:
+                self._made.append(absent_folders(place))
                 write_atomic(place / "plan.json", codec.dumps(plan))
                 write_atomic(place / "environment.json", codec.dumps(environment))
                 write_atomic(place / "run.json", codec.dumps(record))  # with it the run exists
             except OSError as error:
                 raise BadInputError(f"cannot write to {place}: {error.strerror}") from None
+
+    def withdraw(self) -> None:
+        """Take back what `begin` wrote: no step was done, and nothing is left of the run."""
+        for place in self._places:
+            for name in ("run.json", "plan.json", "environment.json", "metrics.jsonl"):
+                (place / name).unlink(missing_ok=True)
+        for folder in self.checkpoints.places:
+            shutil.rmtree(folder / "step-000000000", ignore_errors=True)
+        remove_empty([self.checkpoints.folder])
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        while self._made:
+            remove_empty(self._made.pop())
+
+    @property
+    def _places(self) -> list[Path]:
+        """The backup, where there is one, and the folder."""
+        backup = self.keeping.backup
+        return [*([backup] if backup is not None else []), self.folder]
 
     def check_free(self) -> None:
         """Refuse a place that a new run may not take.

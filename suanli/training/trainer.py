@@ -1,6 +1,7 @@
 """From a recipe to a trained model: choose the plan, run, keep, judge."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from suanli.measure.timing import median_interval
 from suanli.parallel.replicas import Replicas, restarted
 from suanli.training.checks import check_samples
 from suanli.training.choosing import PlanChoice
+from suanli.training.failing import in_one_line, in_own_code
 from suanli.training.faster_device import faster_device
 from suanli.training.forward import machine_as_planned
 from suanli.training.judging import metric_of
 from suanli.training.loop import Limits, Loop, NotFiniteError
-from suanli.training.readers import ReadingError, in_memory, stays
+from suanli.training.readers import ReadingError, how_read, in_memory, stays
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
 from suanli.training.run_folder import RunFolder, RunRecord
@@ -49,9 +51,23 @@ _LOWERED, _MOST_ROLLBACKS = 0.5, 3
 class Trainer:
     """One call of `train`."""
 
-    def __init__(self, recipe: Recipe, request: TrainRequest, listener: Listener) -> None:
-        """Take in what is asked; nothing is done yet."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        request: TrainRequest,
+        listener: Listener,
+        accepted: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Take in what is asked; nothing is done yet.
+
+        Args:
+            recipe: What is trained.
+            request: What is asked.
+            listener: Told what is going on.
+            accepted: Called once data, model and settings are found to fit each other.
+        """
         self._recipe, self._request, self._listener = recipe, request, listener
+        self._accepted = accepted
         self._started = time.monotonic()
         self._replicas = Replicas.from_environment(request.device)
         # the processes that torchrun starts again go on with what the first ones began
@@ -63,6 +79,8 @@ class Trainer:
         self._chosen: Chosen | None = None
         self._limit: Limit | None = None
         self._ceilings: Ceilings | None = None
+        self._fresh = False  # whether the run's folder was made here
+        self._begun: Loop | None = None
 
     def run(self) -> tuple[TrainResult, nn.Module]:
         """Train.
@@ -73,7 +91,19 @@ class Trainer:
         Raises:
             BadInputError: What was asked or given cannot be used.
             NotFiniteError: The loss is no longer finite.
+            SuanliError: The person's own code failed; the steps that were done are saved. After any
+                error before the end of the first one nothing is left of the run.
         """
+        try:
+            return self._run()
+        except Exception as error:
+            if self._fresh and (self._begun is None or not self._begun.step):
+                self._folder.withdraw()
+            if isinstance(error, SuanliError) or not in_own_code(error):
+                raise
+            raise SuanliError(in_one_line(error)) from error
+
+    def _run(self) -> tuple[TrainResult, nn.Module]:
         for line in self._request.notes:
             self._note(line)
         record, plan = self._record(), None
@@ -94,12 +124,14 @@ class Trainer:
         accepted = check_samples(model, self._recipe, data.acceptance, part="acceptance")
         data = replace(data, acceptance=accepted)
         record = self._with_target(record, metric_of(watched))
+        self._accepted()
         if self._request.device == "auto":
             self._take_device(model, train)
         if plan is None:
             plan = self._choose(model, train)
             if self._replicas.first:
                 self._folder.begin(record, plan, environment())
+                self._fresh = True
         if self._replicas.world > 1:
             plan = plan.with_(device=self._replicas.device)
         self._measure_limit(model, train, plan)
@@ -107,7 +139,7 @@ class Trainer:
         if plan.data == "resident" and stays(watched, "cpu"):
             watched = in_memory(watched)
         with machine_as_planned(plan), StopRequests() as stop:
-            loop = self._loop(model, plan, record, train, watched)
+            self._begun = loop = self._loop(model, plan, record, train, watched)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
             self._replicas.wait()  # before the first one writes again
             if self._replicas.first or loop.stepper.sharded:
@@ -239,8 +271,7 @@ class Trainer:
             try:
                 stopped = loop.run(stop)
             except (BadInputError, ReadingError):
-                if self._replicas.world == 1:
-                    self._save(loop)  # a sample that cannot be read costs no step that was done
+                self._save_alone(loop)  # a sample that cannot be read costs no step that was done
                 raise
             except NotFiniteError as error:
                 if self._request.on_nan != "rollback" or attempt == _MOST_ROLLBACKS:
@@ -253,9 +284,32 @@ class Trainer:
                     f"{error}; back to step {step}, with {_LOWERED ** (attempt + 1):g} of the rate"
                 )
                 continue
+            except SuanliError:
+                raise
+            except Exception as error:
+                raise self._explained(error, loop) from error
             self._save(loop)
             return stopped
         raise AssertionError("unreachable")
+
+    def _save_alone(self, loop: Loop) -> bool:
+        """After an error, save the steps that are whole; gives whether there is something."""
+        # the other processes may wait elsewhere, or be gone
+        alone = self._replicas.first and not loop.stepper.sharded
+        if alone and loop.go_back() and loop.step:
+            self._folder.save(loop, self._note)
+        return self._folder.newest is not None
+
+    def _explained(self, error: Exception, loop: Loop) -> SuanliError:
+        """What went wrong in a step, and how to go on; the steps before it are saved."""
+        words = f"step {loop.step + 1}: {in_one_line(error)}"
+        if not self._save_alone(loop):
+            return SuanliError(words)
+        assert self._folder.newest is not None
+        step = int(self._folder.newest.name.rpartition("-")[2])
+        return SuanliError(
+            words, next_step=f"--resume -o {self._request.out} goes on behind step {step}"
+        )
 
     # -- after the run --------------------------------------------------------------------------
 
@@ -403,28 +457,10 @@ class Trainer:
 
     def _say_how_read(self, train: Samples, plan: TrainPlan) -> None:
         """Tell where the samples of a data set will come from, and what that costs."""
-        if not isinstance(train, Stream):
-            if plan.workers:
-                self._note("the samples are tensors, so the plan's workers have nothing to read")
-            return
-        train.trim()
-        nature, count = train.nature(), len(train)
-        if not nature.repeatable:
-            self._note(
-                "the data set gives another sample when it is asked for the same one with the same "
-                "seed, so a resumed run will not be the same bit for bit: let __getitem__ draw "
-                "from torch's, numpy.random's or random's own generator"
-            )
-        if plan.data == "resident":
-            size = train.sample_bytes * count / 1e6
-            self._note(
-                f"the data set gave {nature.probed} samples alike each time: all {count} stay in "
-                f"memory ({size:.0f} MB)"
-            )
-            self._say(f"reading {count} samples")
-        elif plan.workers:
-            ahead = max(1, plan.prefetch)
-            self._note(f"{plan.workers} processes read the data set, {ahead} batches ahead")
+        for line in how_read(train, plan):
+            self._note(line)
+        if isinstance(train, Stream) and plan.data == "resident":
+            self._say(f"reading {len(train)} samples")
 
     def _progress(self, progress: TrainProgress) -> None:
         self._listener(Event(kind="progress", text="training", progress=progress))

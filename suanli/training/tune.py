@@ -25,6 +25,8 @@ from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
 from suanli.workloads.record import Samples
 
+_OVER = ("COMPLETE", "PRUNED")  # trials that count; others were cut short
+_WRITTEN = "as_written"  # marks the trial of the settings as written
 _FACTOR = 10.0  # how far a rate or a decay is searched to both sides, where nothing is declared
 
 
@@ -71,8 +73,8 @@ def tune(
     for name in ranges:
         if not hasattr(recipe.settings, name):
             raise BadInputError(f"{name!r} is no hyper-parameter that could be searched")
-    study.parent.mkdir(parents=True, exist_ok=True)
     objective = _Objective(recipe, ranges, seed=seed, device=device, optuna=optuna)
+    study.parent.mkdir(parents=True, exist_ok=True)  # not for data that cannot be used
     found = optuna.create_study(
         storage=f"sqlite:///{study.resolve()}",
         study_name=recipe.name,
@@ -80,12 +82,13 @@ def tune(
         direction="minimize" if objective.metric == "loss" else "maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
-    if not found.trials:
-        found.enqueue_trial({name: getattr(recipe.settings, name) for name in ranges})
+    if not any(_as_written(t) and t.state.name in (*_OVER, "WAITING") for t in found.trials):
+        # also where an earlier call was stopped in the midst of it
+        written = {name: getattr(recipe.settings, name) for name in ranges}
+        found.enqueue_trial(written, user_attrs={_WRITTEN: True})
     # a generator that began anew would draw the trials of the first call again
     found.sampler = optuna.samplers.TPESampler(seed=seed + len(found.trials))
-    over = ("COMPLETE", "PRUNED")
-    while (done := sum(t.state.name in over for t in found.trials)) < trials:
+    while (done := sum(t.state.name in _OVER for t in found.trials)) < trials:
         listener(Event(kind="step", text=f"hyper-parameters, trial {done + 1} of {trials}"))
         found.optimize(objective, n_trials=1)
     return _best(recipe, found, ranges)
@@ -173,6 +176,10 @@ def _suggested(trial: Any, name: str, one: Range) -> Any:
     return trial.suggest_float(name, one.low, one.high, log=one.log)
 
 
+def _as_written(trial: Any) -> bool:
+    return bool(trial.user_attrs.get(_WRITTEN))
+
+
 def _best(recipe: Recipe, study: Any, ranges: dict[str, Range]) -> Tuned:
     complete = [t for t in study.trials if t.state.name == "COMPLETE"]
     if not complete:
@@ -180,7 +187,7 @@ def _best(recipe: Recipe, study: Any, ranges: dict[str, Range]) -> Tuned:
             "no trial of the hyper-parameters ended well", next_step="lower the ranges"
         )
     best = study.best_trial
-    first = next((t for t in study.trials if t.number == 0 and t.value is not None), None)
+    first = next((t for t in complete if _as_written(t)), None)
     values = {name: best.params[name] for name in ranges}
     same = all(
         value == getattr(recipe.settings, name)
@@ -194,5 +201,5 @@ def _best(recipe: Recipe, study: Any, ranges: dict[str, Range]) -> Tuned:
         values=values,
         quality=float(best.value),
         as_written=float(first.value) if first is not None else None,
-        trials=len(study.trials),
+        trials=sum(t.state.name in _OVER for t in study.trials),
     )

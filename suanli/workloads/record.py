@@ -27,18 +27,33 @@ class Samples:
         inputs: The model's tensor inputs in flat order, each [N, ...].
         labels: Class indices [N] (or [N, T] for every position), numbers to come near to, or
             None where there are no labels.
+        rows: Where each of them is in the set that it was taken from, int64 [N]; None where they
+            are that set.
     """
 
     inputs: "tuple[torch.Tensor, ...]"
     labels: "torch.Tensor | None" = None
+    rows: "torch.Tensor | None" = None
 
     def __len__(self) -> int:
         return int(self.inputs[0].shape[0])
 
     def part(self, rows: "slice | torch.Tensor") -> "Samples":
         """The samples at these places; where they are read on demand, those of the part are too."""
+        import torch
+
         labels = None if self.labels is None else self.labels[rows]
-        return Samples(inputs=tuple(part[rows] for part in self.inputs), labels=labels)
+        taken = self.rows[rows] if self.rows is not None else rows
+        if isinstance(taken, slice):
+            taken = torch.arange(*taken.indices(len(self)))
+        elif taken.dtype is torch.bool:
+            taken = taken.nonzero().flatten()
+        parts = tuple(part[rows] for part in self.inputs)
+        return Samples(inputs=parts, labels=labels, rows=taken)
+
+    def index(self, row: int) -> int | None:
+        """Where a sample is in the set that it was taken from; None where this is that set."""
+        return None if self.rows is None else int(self.rows[row])
 
     def head(self, count: int) -> "Samples":
         """The first so many, in memory."""
@@ -75,8 +90,8 @@ class TrainingSettings:
             "cosine": up in a twentieth, then half a cosine down to a tenth.
         precision: What the matrix products run in; "bf16" means autocast with fp32 weights, and
             holds only on a device with matrix units for it.
-        augmentation: Any of "shift2" (a random shift of up to so many pixels) and "flip"
-            (mirrored left to right), applied to image batches.
+        augmentation: Any of "shift2" (a random shift of up to so many pixels), "flip" (mirrored
+            left to right) and "cutout8" (a square of that side set to 0), applied to image batches.
         validation_split: Fraction of the training samples held out, at the end of the set.
         lr_of: "PATTERN=FACTOR" for parameters that learn at so many times the rate; a parameter
             takes the first pattern that its name matches.

@@ -287,8 +287,10 @@ static void quoted(std::string &out, const std::string &text) {
     for (char c : text)
         if (c == '"' || c == '\\')
             out += '\\', out += c;
+        else if (c == '\n')
+            out += "\\n";
         else
-            c == '\n' ? out += "\\n" : out += (unsigned char)c < 32 ? ' ' : c;
+            out += (unsigned char)c < 32 ? ' ' : c;
     out += '"';
 }
 

@@ -18,6 +18,8 @@ from suanli.training.native.library import kernels
 
 SOURCE = Path(__file__).with_name("update.c")
 _ALONE = 1 << 14  # elements up to which a second thread takes longer to start
+_Group = dict[str, Any]
+_Tensors = Sequence[Tensor]
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 
 
@@ -34,7 +36,12 @@ class Update(ctypes.Structure):
 
 
 class OnePass(torch.optim.Optimizer):
-    """An optimiser of torch's whose update can be one pass."""
+    """An optimiser of torch's whose update can be one pass.
+
+    Raises:
+        MissingBackendError: There is no C compiler.
+        CompilerError: It cannot build the kernel.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,25 +59,29 @@ class OnePass(torch.optim.Optimizer):
             finally:
                 self.param_groups = groups
 
-    def _in_one_pass(self, group: dict[str, Any]) -> bool:
+    def _in_one_pass(self, group: _Group) -> bool:
         """Update a group; False, and nothing done, where the kernel does not take it."""
+        trained = [p for p in group["params"] if p.grad is not None]
+        if not trained:
+            return True
+        if group["maximize"] or isinstance(group["lr"], Tensor):
+            return False
+        if not self._updated(group, trained, [p.grad for p in trained]):
+            return False
+        torch.autograd.graph.increment_version(trained)
+        return True
+
+    def _updated(self, group: _Group, trained: _Tensors, gradients: _Tensors) -> bool:
+        """Run the kernel on these parameters; False, and nothing done, where it does not fit."""
         raise NotImplementedError
 
 
 class SGD(OnePass, torch.optim.SGD):
-    """`torch.optim.SGD` in one pass.
+    """`torch.optim.SGD` in one pass."""
 
-    Raises:
-        MissingBackendError: There is no C compiler.
-        CompilerError: It cannot build the kernel.
-    """
-
-    def _in_one_pass(self, group: dict[str, Any]) -> bool:
-        if group["maximize"] or group["dampening"] or isinstance(group["lr"], Tensor):
+    def _updated(self, group: _Group, trained: _Tensors, gradients: _Tensors) -> bool:
+        if group["dampening"]:
             return False
-        trained, gradients = _given(group)
-        if not trained:
-            return True
         buffers: list[Tensor] = []
         first = False
         if group["momentum"]:
@@ -91,24 +102,15 @@ class SGD(OnePass, torch.optim.SGD):
         if first:
             for parameter, buffer in zip(trained, buffers, strict=True):
                 self.state[parameter]["momentum_buffer"] = buffer
-        torch.autograd.graph.increment_version(trained)
         return True
 
 
 class Adam(OnePass, torch.optim.Adam):
-    """`torch.optim.Adam`, or AdamW where `decoupled_weight_decay` is set, in one pass.
+    """`torch.optim.Adam`, or AdamW where `decoupled_weight_decay` is set, in one pass."""
 
-    Raises:
-        MissingBackendError: There is no C compiler.
-        CompilerError: It cannot build the kernel.
-    """
-
-    def _in_one_pass(self, group: dict[str, Any]) -> bool:
-        if group["maximize"] or group["amsgrad"] or isinstance(group["lr"], Tensor):
+    def _updated(self, group: _Group, trained: _Tensors, gradients: _Tensors) -> bool:
+        if group["amsgrad"]:
             return False
-        trained, gradients = _given(group)
-        if not trained:
-            return True
         states = [self.state[p] for p in trained]
         if any("step" not in state for state in states):
             return False  # torch makes them
@@ -130,13 +132,7 @@ class Adam(OnePass, torch.optim.Adam):
         record.decay, record.kept = 0.0 if apart else decay, 1.0 - rate * decay if apart else 1.0
         record.beta1, record.beta2, record.eps = beta1, beta2, group["eps"]
         _run(record)
-        torch.autograd.graph.increment_version(trained)
         return True
-
-
-def _given(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    trained = [p for p in group["params"] if p.grad is not None]
-    return trained, [p.grad for p in trained]
 
 
 def _fits(trained: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
