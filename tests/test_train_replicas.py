@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from suanli.base import codec
@@ -93,13 +94,15 @@ def test_they_learn_what_one_process_does(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("more", "epochs"), [((), 600), (("--sharded",), 150)])
+@pytest.mark.parametrize(
+    ("count", "more", "epochs"), [(2, (), 600), (4, (), 150), (2, ("--sharded",), 150)]
+)
 def test_one_is_killed_and_the_run_ends_with_equal_weights(
-    more: tuple[str, ...], epochs: int, tmp_path: Path
+    count: int, more: tuple[str, ...], epochs: int, tmp_path: Path
 ) -> None:
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
-    _finished(_launch(2, whole, epochs, *more))
-    process = _launch(2, hurt, epochs, *more)
+    _finished(_launch(count, whole, epochs, *more))
+    process = _launch(count, hurt, epochs, *more)
     while newest_whole(hurt / "checkpoints") is None:
         assert process.poll() is None
         time.sleep(0.05)
@@ -112,6 +115,39 @@ def test_one_is_killed_and_the_run_ends_with_equal_weights(
     _finished(process)
     one, other = (load_file(f / "weights.safetensors") for f in (whole, hurt))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_processes_that_are_started_again_do_not_call_the_dead_ones() -> None:
+    """The store outlives them, and one that comes early must wait for the other's new address."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for start in range(2):
+        found = [_joining(rank, start, store.port) for rank in range(2)]
+        try:
+            for process in found:
+                said, errors = process.communicate(timeout=60)
+                assert said == b"joined", errors.decode()[-2000:]
+        finally:
+            for process in found:
+                process.kill()
+                process.wait()
+
+
+def _joining(rank: int, start: int, port: int) -> "subprocess.Popen[bytes]":
+    """One of two processes as torchrun starts them; the second comes late and both end at once."""
+    script = (
+        "import os, time; from suanli.parallel.replicas import Replicas\n"
+        f"time.sleep({2 * rank}); Replicas.from_environment('cpu').wait()\n"
+        "os.write(1, b'joined'); os._exit(0)"
+    )
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RESTART_COUNT": start}
+    given = {**own, **more, "TORCHELASTIC_USE_AGENT_STORE": True}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**_environment(), **{name: str(value) for name, value in given.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from suanli.base.errors import SuanliError
 
 _LOOK_EVERY_S = 0.1
+_LONGEST = 200  # characters of a reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class Replicas:
 
         Args:
             device: "cpu", or "cuda:0", in the place of which each process takes its own GPU.
+
+        Raises:
+            SuanliError: They do not reach each other.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world < 2:
@@ -56,7 +60,11 @@ class Replicas:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            try:
+                _join("nccl" if device.startswith("cuda") else "gloo")
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:_LONGEST]
+                raise SuanliError(f"the processes do not reach each other: {reason}") from None
         return cls(rank=dist.get_rank(), world=world, device=device)
 
     @property
@@ -177,6 +185,22 @@ class Replicas:
         """Leave the group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Make the group of all processes.
+
+    torchrun keeps its store when it starts processes anew, and what the dead ones wrote is still
+    there: whoever is early would call at an address where nobody is. So each start has names of its
+    own. Of several machines each counts its own starts, and torch's names are left as they are.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend)
+        return
+    store, rank, world = next(dist.rendezvous("env://"))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(f"suanli-start-{start}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world)
 
 
 def restarted() -> bool:
