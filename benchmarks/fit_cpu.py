@@ -27,7 +27,7 @@ from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
 from suanli.base.codec import from_json
 from suanli.base.hardware import Ceilings
 from suanli.base.work import Operator
-from suanli.cost.cpu_time import operator_s
+from suanli.cost.cpu_time import Demand, demand, seconds_of
 from suanli.cost.parameters import CpuParameters, Parameters
 from suanli.cost.rates import achieved
 
@@ -41,7 +41,7 @@ def _knob(*path: str, prior: float, width: float) -> Knob:
 
 KNOBS = (
     _knob("share", "product", prior=0.8, width=0.2),
-    _knob("share", "convolution", prior=0.7, width=0.2),
+    _knob("share", "convolution", prior=0.8, width=0.2),
     _knob("share", "attention", prior=0.5, width=0.4),
     _knob("grouped_share", prior=0.15, width=0.5),
     *(
@@ -54,6 +54,9 @@ KNOBS = (
             ("convolution", 1.0),
         )
     ),
+    _knob("layout_traffic", prior=1.0, width=0.5),
+    _knob("element_s", prior=1e-9, width=0.5),
+    _knob("fresh_s_per_byte", prior=2.5e-10, width=0.7),
     _knob("call_s", prior=4e-6, width=0.5),
     _knob("backward_call_s", prior=8e-6, width=0.5),
 )
@@ -64,15 +67,15 @@ class Measured:
     """One workload, timed.
 
     Attributes:
-        operators: Equal ones once, with how often they run.
         blocks: Ceilings at the time of a block of steps, and seconds of a step in it.
+        demands: What operators ask for in each block; equal ones once, with how often they run.
     """
 
     workload: str
     batch: int
     training: bool
-    operators: tuple[tuple[Operator, int], ...]
     blocks: tuple[tuple[Ceilings, float], ...]
+    demands: tuple[tuple[tuple[Demand, int], ...], ...]
 
 
 def measured(files: Sequence[Path]) -> list[Measured]:
@@ -91,11 +94,19 @@ def measured(files: Sequence[Path]) -> list[Measured]:
                     workload=row["workload"],
                     batch=row["batch"],
                     training=row["training"],
-                    operators=_operators(row["workload"], row["batch"], row["training"]),
                     blocks=blocks,
+                    demands=tuple(_demands(row, limits) for limits, _ in blocks),
                 )
             )
     return found
+
+
+def _demands(row: dict[str, Any], limits: Ceilings) -> tuple[tuple[Demand, int], ...]:
+    keeps = row["training"]
+    found: Counter[Demand] = Counter()
+    for op, n in _operators(row["workload"], row["batch"], keeps):
+        found[demand(op, limits, "fp32", keeps=keeps)] += n
+    return tuple(found.items())
 
 
 @cache
@@ -108,17 +119,18 @@ def _operators(name: str, batch: int, training: bool) -> tuple[tuple[Operator, i
 def error(row: Measured, p: CpuParameters) -> float:
     """log(predicted / measured), the median over blocks."""
     logs = []
-    for limits, seconds in row.blocks:
+    for place, (limits, seconds) in enumerate(row.blocks):
         rate = achieved(limits, "fp32") or float("inf")
-        total = sum(n * operator_s(op, limits, rate, "fp32", "eager", p) for op, n in row.operators)
+        total = sum(n * seconds_of(need, rate, "eager", p) for need, n in row.demands[place])
         logs.append(math.log(max(total, limits.overhead_s()) / seconds))
     return statistics.median(logs)
 
 
 def _typical(row: Measured) -> Measured:
     """The row with its middle block alone: as good for a fit, and several times faster."""
-    ordered = sorted(row.blocks, key=lambda block: block[1])
-    return replace(row, blocks=(ordered[len(ordered) // 2],))
+    order = sorted(range(len(row.blocks)), key=lambda i: row.blocks[i][1])
+    middle = order[len(order) // 2]
+    return replace(row, blocks=(row.blocks[middle],), demands=(row.demands[middle],))
 
 
 def fitted(found: Sequence[Measured]) -> dict[str, Any]:

@@ -4,35 +4,40 @@
 
 Stages, each keeping what the one before found: single operators (NeuSight fp32 products, softmax,
 layer norm on P100, V100, T4, A100; vidur's Llama layers in fp16 on A100; best measured products on
-A100 to GB200); whole models on one card (DeepLearningExamples, timm); transfers (NCCL tables of
-vTrain and vidur); layouts (vTrain, MPT); power (Zeus). Every number has a prior with a width, so
-that what data do not say stays where physics or the makers put it. See docs/predict-model.md.
+A100 to GB200); transfers (NCCL tables of vTrain and vidur); layouts (MPT); whole models on one card
+(DeepLearningExamples, timm, residual networks, Zeus); power (Zeus). Every number has a prior with a
+width, so that what data do not say stays where physics or the makers put it, and every fit starts
+at the priors. All stages can leave a chip out, whatever card or data set it is in. See
+docs/predict-model.md.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
-import math
+import os
+import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers
-from benchmarks.predictor.data import OperatorSet
+from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers, zeus
+from benchmarks.predictor.data import OperatorSet, of_chip
+from benchmarks.predictor.errors import Operators, Steps, layout_error
 from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
-from benchmarks.predictor.zeus import power_errors, power_rows, zeus_steps
-from suanli.base.prediction import ParallelLayout
-from suanli.cost.kernel_time import joined
-from suanli.cost.parameters import Parameters
-from suanli.cost.predictor import how_of, kernel_terms, step_seconds
-from suanli.cost.scaling import predict_parallel
-from suanli.cost.work_kernels import Kernels, kernels_of
 
 File = dict[str, Any]
-# Shortest time that NeuSight's way to measure can show: its host calls a kernel this often.
-_SHORTEST_S = 3e-5
+
+
+# What Pascal reaches beside later cards. Products: its integer instructions (addresses, loops) take
+# turns with those in fp32, where later multiprocessors have units of their own for them (an assumed
+# tenth). Bandwidth: NVIDIA's whitepaper of the V100 states 1.5 times what Pascal delivers, of 1.23
+# times the printed rate.
+_LATER = {"product": 0.9, "bandwidth": 0.82}
 
 
 def _knob(*path: str, prior: float, width: float = 0.5) -> Knob:
@@ -67,9 +72,9 @@ OPERATOR_KNOBS: tuple[Knob, ...] = (
         for capability, gain in (("8.0", 16.0), ("9.0", 24.0), ("10.0", 32.0))
     ),
     *(
-        _knob("capability", capability, name, prior=1.0, width=0.06)
-        for capability in ("6.0", "7.0", "7.5", "8.0")
-        for name in ("product", "bandwidth")
+        _knob("capability", capability, name, prior=_LATER[name] if old else 1.0, width=width)
+        for capability, old in (("6.0", True), ("7.0", False), ("7.5", False), ("8.0", False))
+        for name, width in (("product", 0.06), ("bandwidth", 0.06))
     ),
 )
 STEP_KNOBS: tuple[Knob, ...] = (
@@ -83,7 +88,7 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("fused_traffic", prior=0.45, width=0.4),
     _knob("recurrent_step_s", prior=1.2e-5),
     _knob("warm_loss", "vector", prior=0.05, width=0.7),
-    _knob("uncorrected_gain", prior=1.1, width=0.1),
+    _knob("uncorrected_gain", prior=1.15, width=0.1),
     _knob("grouped_gradient_fraction", prior=0.15),
     _knob("depthwise_fraction", prior=0.25),
     _knob("depthwise_gradient_fraction", prior=0.15),
@@ -93,11 +98,12 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("host_update_s", prior=4e-5),
     _knob("host_generation", prior=1.25, width=0.15),
     *(
-        _knob("capability", capability, name, prior=1.0, width=width)
+        _knob("capability", capability, name, prior=1.0, width=0.06)
         for capability in ("7.0", "8.0", "8.6", "8.9")
-        for name, width in (("tensor", 0.12), ("bandwidth", 0.1))
+        for name in ("tensor", "bandwidth")
     ),
-    _knob("clock", "raised", prior=1.1, width=0.1),
+    _knob("capability", "6.1", "product", prior=_LATER["product"], width=0.06),
+    _knob("clock", "raised", prior=1.12, width=0.1),
 )
 LINK_KNOBS: tuple[Knob, ...] = (
     _knob("links", "share", "nvlink", prior=0.8, width=0.05),
@@ -118,56 +124,10 @@ POWER_KNOBS: tuple[Knob, ...] = (
     _knob("clock", "limit_floor", prior=0.33),
     _knob("clock", "limit_exponent", prior=0.15),
     _knob("clock", "limit_reached", prior=0.93, width=0.05),
+    _knob("clock", "idle_share", prior=0.15, width=0.15),
+    _knob("clock", "busy_share", prior=0.1),
+    _knob("clock", "busy_w_per_gb_per_s", prior=0.13, width=0.15),
 )
-
-
-def operator_errors(found: OperatorSet, p: Parameters) -> Any:
-    """log(predicted / measured) of each row."""
-    terms = kernel_terms(found.kernels, found.gpu, p, found.dtype, alone=True)
-    seconds = joined(p.products["vector"], terms[0], terms[1]) + terms[2]
-    if found.name in ("linear", "bmm", "softmax", "ln"):
-        seconds = np.maximum(seconds, _SHORTEST_S)
-    return np.log(seconds / found.seconds)
-
-
-_KERNELS: dict[int, Kernels] = {}
-
-
-def step_error(step: jobs.Step, p: Parameters) -> float:
-    """log(predicted / measured) of a whole step."""
-    if id(step) not in _KERNELS:
-        _KERNELS[id(step)] = compact(kernels_of(step.work, step.how))
-    kernels = _KERNELS[id(step)]
-    terms = kernel_terms(kernels, step.gpu, p, step.how.dtype)
-    device_s, idle_s = step_seconds(kernels, terms, step.gpu, p)
-    return math.log((device_s + idle_s) / step.seconds)
-
-
-def compact(kernels: Kernels) -> Kernels:
-    """The same step with equal kernels counted instead of repeated: as long, faster to price."""
-    columns = dict(kernels.columns, operator=np.zeros_like(kernels["operator"]))
-    names = [name for name in columns if name != "repeat"]
-    rows = np.stack([columns[name] for name in names])
-    unique, which = np.unique(rows, axis=1, return_inverse=True)
-    repeat = np.bincount(which.ravel(), columns["repeat"])
-    found = {name: unique[i] for i, name in enumerate(names)}
-    return dataclasses.replace(kernels, columns={**found, "repeat": repeat})
-
-
-def layout_error(
-    found: layouts.Spread, p: Parameters, layout: ParallelLayout | None = None
-) -> float:
-    """log(predicted / measured) of a step on several cards."""
-    answer = predict_parallel(
-        found.work,
-        found.gpu,
-        layout or found.layout,
-        dtype=found.dtype,
-        how=how_of(found.work, found.dtype, "eager", autocast=found.autocast, channels_last=None),
-        fabric=found.fabric,
-        constants=p,
-    )
-    return math.log(answer.step_ms.p50 * 1e-3 / found.seconds)
 
 
 def sample(found: OperatorSet, most: int, seed: int = 0) -> OperatorSet:
@@ -186,8 +146,20 @@ def few(rows: Sequence[Any], most: int, seed: int = 0) -> list[Any]:
     return [rows[int(i)] for i in sorted(order)]
 
 
-def fit_operators(start: File, without: Collection[str] = (), most: int = 60) -> File:
-    """Stage 1, without the cards named."""
+def unfitted() -> File:
+    """The parameter file with every fitted number at its prior, so that it holds no measurement."""
+    start = stored()
+    start["capability"] = {}
+    for knob in (*OPERATOR_KNOBS, *STEP_KNOBS, *LINK_KNOBS, *LAYOUT_KNOBS, *POWER_KNOBS):
+        place = start
+        for key in knob.path[:-1]:
+            place = place.setdefault(key, {})
+        place[knob.path[-1]] = knob.prior
+    return start
+
+
+def fit_operators(start: File, chip: str = "", most: int = 60) -> File:
+    """Stage 1, without a chip."""
     sets = [
         sample(found, most)
         for found in (
@@ -195,33 +167,13 @@ def fit_operators(start: File, without: Collection[str] = (), most: int = 60) ->
             *data.vidur_operators(),
             *data.matmul_ceilings(),
         )
-        if found.gpu.name not in without
+        if not of_chip(found.gpu, chip)
     ]
-    return fit(start, OPERATOR_KNOBS, lambda p: [operator_errors(s, p) for s in sets], steps=8)
-
-
-def fit_steps(start: File, without: Collection[str] = (), most: int = 60) -> File:
-    """Stage 2, without the cards named."""
-    groups = [
-        few([s for s in rows if s.gpu.name not in without], most)
-        for rows in (
-            training_jobs.published_steps(),
-            jobs.timm_steps(),
-            jobs.timm_training_steps(),
-            jobs.torchvision_steps(),
-            zeus_steps(),
-        )
-    ]
-    return fit(
-        start,
-        STEP_KNOBS,
-        lambda p: [np.array([step_error(s, p) for s in rows]) for rows in groups if rows],
-        steps=6,
-    )
+    return fit(start, OPERATOR_KNOBS, Operators(sets).errors, steps=10)
 
 
 def fit_links(start: File, names: Collection[str]) -> File:
-    """Stage 3, from the tables named."""
+    """Stage 2, from the tables named."""
     tables = [_thinned(t) for t in transfers.all_reduces() if t.name in names]
     return fit(
         start,
@@ -239,36 +191,120 @@ def _thinned(table: transfers.Transfers, count: int = 40) -> transfers.Transfers
 
 
 def fit_layouts(start: File, rows: Sequence[layouts.Spread], extra: Sequence[Knob] = ()) -> File:
-    """Stage 4, from these rows."""
+    """Stage 3, from these rows."""
     return fit(
         start,
         (*LAYOUT_KNOBS, *extra),
         lambda p: [np.array([layout_error(r, p) for r in rows])],
-        steps=8,
+        steps=6,
     )
 
 
-def fit_power(start: File, cards: Collection[str]) -> File:
-    """Stage 5, from Zeus on these cards."""
-    rows = [row for row in power_rows() if row.gpu.name in cards]
-    return fit(start, POWER_KNOBS, lambda p: power_errors(rows, p), steps=12)
-
-
-def fit_all(start: File, say: Callable[[str], None] = print) -> File:
-    """All stages on all data."""
-    links = [t.name for t in transfers.all_reduces()]
-    stages: list[tuple[str, Callable[[File], File]]] = [
-        ("operators", fit_operators),
-        ("transfers", lambda d: fit_links(d, links)),
-        ("layouts", lambda d: fit_layouts(d, few(layouts.mpt_steps(), 80))),
-        ("steps", fit_steps),
-        ("power", lambda d: fit_power(d, {row.gpu.name for row in power_rows()})),
+def fit_steps(start: File, chip: str = "", most: int = 60) -> File:
+    """Stage 4, without a chip."""
+    groups = [
+        few([s for s in rows if not of_chip(s.gpu, chip)], most)
+        for rows in (
+            training_jobs.published_steps(),
+            jobs.timm_steps(),
+            jobs.timm_training_steps(),
+            jobs.torchvision_steps(),
+            zeus.zeus_steps(),
+        )
     ]
+    steps = Steps([s for rows in groups for s in rows])
+    ends = np.cumsum([len(rows) for rows in groups])[:-1]
+    return fit(start, STEP_KNOBS, lambda p: np.split(steps.errors(p), ends), steps=8)
+
+
+def fit_power(start: File, chip: str = "") -> File:
+    """Stage 5, from Zeus without a chip."""
+    limited = [row for row in zeus.power_rows() if not of_chip(row.gpu, chip)]
+    free = zeus.Powers([row for row in zeus.free_rows() if not of_chip(row.gpu, chip)])
+    return fit(
+        start,
+        POWER_KNOBS,
+        lambda p: [*zeus.power_errors(limited, p), free.errors(p)],
+        steps=12,
+    )
+
+
+@cache
+def fitted(chip: str = "", mpt: str = "", say: Callable[[str], None] = print) -> File:
+    """All stages, without a chip in any of them; what was fitted once is kept in a file.
+
+    Args:
+        chip: As `of_chip` has it; "" leaves none out.
+        mpt: Which split of MPT's rows trains the layouts; "" takes all.
+        say: Told of each stage.
+    """
+    file = _kept(f"{chip} {mpt}")
+    if file.exists():
+        found: File = json.loads(file.read_text(encoding="utf-8"))
+        return {**found, **{name: stored()[name] for name in _ELSEWHERE}}
+    before = unfitted() if not mpt else json.loads(json.dumps(fitted(chip, "", say)))
+    rows = few([r for r in layouts.mpt_steps() if not of_chip(r.gpu, chip)], 24)
+    if mpt:
+        out = layouts.MPT_SPLITS[mpt]
+        rows = few([r for r in layouts.mpt_steps() if not out(r)], 24)
+        start = unfitted()
+        for knob in (*OPERATOR_KNOBS, *LINK_KNOBS):
+            _copy(before, start, knob)
+        before = start
+    links = [t.name for t in transfers.all_reduces() if not of_chip(t.gpu, chip)]
+    stages: list[tuple[str, Callable[[File], File]]] = [
+        ("operators", lambda d: d if mpt else fit_operators(d, chip)),
+        ("transfers", lambda d: d if mpt else fit_links(d, links)),
+        ("layouts", lambda d: fit_layouts(d, rows)),
+        ("steps", lambda d: fit_steps(d, chip)),
+        ("power", lambda d: fit_power(d, chip)),
+    ]
+    now = before
     for name, stage in stages:
         began = time.monotonic()
-        start = stage(start)
-        say(f"{name}: {time.monotonic() - began:.1f} s")
-    return start
+        now = stage(now)
+        say(f"{name}{f', without {chip}' if chip else ''}: {time.monotonic() - began:.1f} s")
+    now["fitted_capabilities"] = sorted(
+        {s.gpu.compute_capability for s in _stepped() if not of_chip(s.gpu, chip)}, key=float
+    )
+    file.write_text(json.dumps(now), encoding="utf-8")
+    return now
+
+
+def _copy(source: File, target: File, knob: Knob) -> None:
+    for key in knob.path[:-1]:
+        source, target = source[key], target.setdefault(key, {})
+    target[knob.path[-1]] = source[knob.path[-1]]
+
+
+def _stepped() -> list[Any]:
+    """What was measured as operators in all shapes or as whole steps."""
+    return [
+        *data.neusight_operators(),
+        *data.vidur_operators(),
+        *training_jobs.published_steps(),
+        *jobs.timm_steps(),
+        *jobs.torchvision_steps(),
+    ]
+
+
+# Parts of the file that are worked out elsewhere, and modules that they or words alone are for.
+_ELSEWHERE = ("cpu", "spread")
+_OTHER_MODULES = ("cpu_time.py", "intervals.py", "parameters.py", "lines.py")
+
+
+def _kept(name: str) -> Path:
+    """Where a fit lies; another file once the model, the jobs or the numbers set by hand change."""
+    here = Path(__file__).parent
+    sources = [*FILE.parent.glob("*.py"), *(here / "predictor").glob("*.py"), Path(__file__)]
+    numbers = {name: value for name, value in unfitted().items() if name not in _ELSEWHERE}
+    found = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
+    for source in sorted(source for source in sources if source.name not in _OTHER_MODULES):
+        found.update(source.read_bytes())
+    found.update(name.encode())
+    folder = Path(os.environ.get("SUANLI_CACHE") or tempfile.gettempdir()) / "predictor-fits"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{found.hexdigest()[:16]}.json"
 
 
 def rounded(value: Any) -> Any:
@@ -283,9 +319,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fit, but do not write")
     options = parser.parse_args()
-    fitted = rounded(fit_all(stored()))
-    as_parameters(fitted)
-    text = json.dumps(fitted, indent=2) + "\n"
+    found = rounded(fitted())
+    as_parameters(found)
+    text = json.dumps(found, indent=2) + "\n"
     if options.check:
         print(text)
     else:

@@ -8,6 +8,7 @@ Beside each stands what a simpler rule gives. Writes results/prediction.json and
 """
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -21,6 +22,8 @@ import numpy as np
 
 from benchmarks import fit_predictor as fits
 from benchmarks.predictor import data, jobs, layouts, training_jobs, transfers, zeus
+from benchmarks.predictor.data import of_chip
+from benchmarks.predictor.errors import Operators, Steps, layout_error
 from benchmarks.predictor.fitting import Knob, as_parameters, fit, stored
 from benchmarks.predictor.lines import (
     Line,
@@ -35,11 +38,13 @@ from suanli.cost.counts import Counts, step_of_counts_s
 from suanli.cost.gpu_rates import peak_flops
 from suanli.cost.intervals import spread_of
 from suanli.cost.parameters import Parameters
-from suanli.cost.predictor import predict_operators, simplest_bound_ms
+from suanli.cost.power_draw import carried_w
+from suanli.cost.predictor import predict_operators, simplest_bound_ms, transfer
 
 _RESULTS = Path(__file__).parent / "results"
 
 
+CHIPS = ("P100", "V100", "T4", "A100", "3090", "4090")
 NEUSIGHT_CARDS = (
     "Tesla P100 PCIe 16GB",
     "Tesla V100 PCIe 32GB",
@@ -54,57 +59,52 @@ NEUSIGHT_STATED = {"Tesla T4": "4-35 %"}
 
 
 def neusight(say: Callable[[str], None]) -> Iterable[Line]:
-    """Operators and whole models, one card left out at a time; both A100 count as one kind too."""
+    """Operators and whole models, one chip left out at a time: of A100 all."""
     for card in NEUSIGHT_CARDS:
-        p = as_parameters(fits.fit_operators(stored_without(card), without=(card,)))
-        say(f"without {card}")
+        p = _without(chip_of(card))
+        say(f"without {chip_of(card)}")
         for found in data.neusight_operators():
             if found.gpu.name != card:
                 continue
-            errors = fits.operator_errors(found, p)
             yield line(
                 f"NeuSight operators: {found.name}",
                 0.12,
                 card,
-                errors,
+                Operators([found]).errors(p)[0],
                 _spread(found.gpu, p, operator=True),
                 {"plain roofline": _roofline(found)},
                 "operator",
+                p.spread.operator,
             )
         steps = [s for s in jobs.neusight_steps() if s.gpu.name == card]
-        errors = [fits.step_error(s, p) for s in steps]
         others = [s for s in jobs.neusight_steps() if s.gpu.name != card]
+        beside = {"ratio of specs": _from_others(steps, others), "plain roofline": _bounds(steps)}
+        errors, spread = _alone(steps, p)
         whole = line(
-            "NeuSight end to end",
-            0.10,
-            card,
-            errors,
-            _spread(steps[0].gpu, p),
-            {"ratio of specs": _from_others(steps, others), "plain roofline": _bounds(steps)},
-            "base",
+            "NeuSight end to end", 0.10, card, errors, spread, beside, "base", p.spread.base
         )
         yield replace(whole, published=NEUSIGHT_STATED.get(card, "none at hand"))
 
 
-def stored_without(*cards: str) -> dict[str, Any]:
-    """The parameter file with what only these cards can have taught taken out.
-
-    Factors of a generation go when all its cards go; priors then stand in for them.
-    """
-    start = stored()
-    left = {s.gpu.compute_capability for s in _all_fitted() if s.gpu.name not in cards}
-    gone = {data.sheets()[card].compute_capability for card in cards} - left
-    for capability in gone:
-        start["capability"].pop(capability, None)
-        watts = start["clock"]["w_per_vector_tflop"]
-        watts[capability] = {"6.0": 16.0, "7.0": 14.0, "7.5": 14.0, "8.0": 11.7}.get(
-            capability, watts.get(capability, 10.0)
-        )
-    return start
+def _without(chip: str) -> Parameters:
+    """Constants of which none has seen this chip, whatever the card or the data set."""
+    return as_parameters(fits.fitted(chip))
 
 
-def _all_fitted() -> list[Any]:
-    return [*data.neusight_operators(), *data.vidur_operators(), *data.matmul_ceilings()]
+def chip_of(card: str) -> str:
+    """The word of a card's name that names its chip, which all its versions share."""
+    return next(word for word in CHIPS if word in card.split())
+
+
+def _alone(steps: list[jobs.Step], p: Parameters) -> tuple[Any, Any]:
+    """Log errors of steps predicted from their graphs, and the spread of each."""
+    ready = Steps(steps)
+    waits = ready.seconds(p)[1]
+    spread = [
+        spread_of(step.gpu, (), p, waiting=float(wait))[0]
+        for step, wait in zip(steps, waits, strict=True)
+    ]
+    return ready.errors(p), spread
 
 
 def _spread(gpu: GpuSheet, p: Parameters, *, operator: bool = False) -> float:
@@ -140,16 +140,24 @@ def _from_others(steps: list[jobs.Step], others: list[jobs.Step]) -> list[float]
     return found or [float("nan")]
 
 
-COUNT_KNOBS = tuple(
-    Knob(path=("counts", name), prior=prior, width=width)
-    for name, prior, width in (
-        ("share", 0.8, 0.3),
-        ("half_intensity", 100.0, 1.5),
-        ("traffic", 4.0, 0.7),
-        ("starts", 4.0, 1.0),
-        ("overlap", 2.0, 0.7),
+def _count_knobs(layout: str, p: Parameters) -> tuple[Knob, ...]:
+    """What is fitted to the totals of one card's table.
+
+    Traffic is drawn to what the usual layer has: a product writes its result and the next one
+    reads it, more of it where images lie channels first; a norm and a bend between them read and
+    write it once each.
+    """
+    product = p.layout_traffic if layout == "nchw" else 1.0
+    return tuple(
+        Knob(path=("counts", name), prior=prior, width=width)
+        for name, prior, width in (
+            ("share", 0.8, 0.3),
+            ("half_intensity", 100.0, 1.5),
+            ("traffic", 4.0 + 2.0 * product, 0.3),
+            ("starts", 4.0, 1.0),
+            ("overlap", 2.0, 0.7),
+        )
     )
-)
 
 
 def timm(say: Callable[[str], None]) -> Iterable[Line]:
@@ -166,17 +174,14 @@ def timm(say: Callable[[str], None]) -> Iterable[Line]:
         for source, target in (("rtx3090", "rtx4090"), ("rtx4090", "rtx3090")):
             yield _timm_table(layout, source, target, tables)
             say(f"timm {layout} {source}")
-    for source, target in (("rtx3090", "rtx4090"), ("rtx4090", "rtx3090")):
-        card = data.gpu(target).name
-        p = as_parameters(fits.fit_steps(stored(), without=(card,)))
-        yield from _transfers(
-            jobs.timm_steps(), "timm graphs", 0.12, data.gpu(source).name, card, p
-        )
-        trained = [s for s in jobs.timm_training_steps() if s.gpu.name == card]
+    for source, target in (("3090", "4090"), ("4090", "3090")):
+        p = _without(target)
+        yield from _transfers(jobs.timm_steps(), "timm graphs", 0.12, source, target, p)
+        trained = [s for s in jobs.timm_training_steps() if of_chip(s.gpu, target)]
         if trained:
-            errors = [fits.step_error(s, p) for s in trained]
             name = "timm training, from the graph alone"
-            yield line(name, 0.15, card, errors, _spread(trained[0].gpu, p), {}, "base")
+            card = trained[0].gpu.name
+            yield line(name, 0.15, card, *_alone(trained, p), {}, "base", p.spread.base)
 
 
 def _timm_table(layout: str, source: str, target: str, tables: dict[str, Any]) -> Line:
@@ -191,12 +196,12 @@ def _timm_table(layout: str, source: str, target: str, tables: dict[str, Any]) -
     )
     counts = Counts(macs=macs * 1e9, activations=acts * 1e6, parameters=size * 1e6, batch=batch)
     a, b = data.gpu(source), data.gpu(target)
-    start = stored()
+    start = copy.deepcopy(fits.fitted(chip_of(b.name)))
     for card in (a, b):  # a factor of the source alone would count as a difference of the two
         start["capability"].pop(card.compute_capability, None)
     fitted = fit(
         start,
-        COUNT_KNOBS,
+        _count_knobs(layout, as_parameters(start)),
         lambda p: [np.log(step_of_counts_s(counts, a, p, dtype="fp16") / here)],
         steps=10,
     )
@@ -219,51 +224,42 @@ def _timm_table(layout: str, source: str, target: str, tables: dict[str, Any]) -
 
 
 def _transfers(
-    steps: Iterable[jobs.Step], name: str, target: float, source: str, card: str, p: Parameters
+    steps: Iterable[jobs.Step], name: str, target: float, source: str, chip: str, p: Parameters
 ) -> Iterable[Line]:
-    """Steps on `card` from the same job on `source`; batches may differ, samples are compared."""
+    """Steps on a chip from the same job on `source`; batches may differ, samples are compared."""
     steps = list(steps)
-    here = {s.job: s for s in steps if chip_of(s) == source}
-    errors, rate, absolute = [], [], []
-    for there in (s for s in steps if chip_of(s) == card):
-        known = here.get(there.job)
-        absolute.append(fits.step_error(there, p))
-        if known is None:
-            continue
-        errors.append(fits.step_error(there, p) - fits.step_error(known, p))
-        per_sample = known.seconds / known.work.batch * there.work.batch
-        ratio = peak_flops(known.gpu, known.how.dtype) / peak_flops(there.gpu, there.how.dtype)
-        rate.append(math.log(per_sample * ratio / there.seconds))
-    if errors:
-        case = f"{source} -> {card}"
-        yield line(name, target, case, errors, p.spread.transfer, {"ratio of rates": rate})
-    alone = f"{name}, from the graph alone"
-    yield line(alone, target, card, absolute, _spread(data.sheets()[card], p), {}, "base")
+    here = {s.job: s for s in steps if of_chip(s.gpu, source)}
+    there = [s for s in steps if of_chip(s.gpu, chip)]
+    both = [s for s in there if s.job in here]
+    known = [here[s.job] for s in both]
+    errors = Steps(both).errors(p) - Steps(known).errors(p)
+    rate = [
+        math.log(_per_sample(k) * _rate(k) / _rate(s) / _per_sample(s))
+        for s, k in zip(both, known, strict=True)
+    ]
+    spread = [spread_of(s.gpu, (), p, base=p.spread.transfer)[0] for s in both]
+    case = f"{known[0].gpu.name} -> {both[0].gpu.name}"
+    own = p.spread.transfer
+    yield line(name, target, case, errors, spread, {"ratio of rates": rate}, own=own)
+    name, card = f"{name}, from the graph alone", there[0].gpu.name
+    yield line(name, target, card, *_alone(there, p), {}, "base", p.spread.base)
+
+
+def _per_sample(step: jobs.Step) -> float:
+    return step.seconds / step.work.batch
+
+
+def _rate(step: jobs.Step) -> float:
+    return peak_flops(step.gpu, step.how.dtype)
 
 
 def published(say: Callable[[str], None]) -> Iterable[Line]:
-    """DeepLearningExamples: V100 to A100 and back; all cards of the other kind left out."""
-    kinds = {
-        "A100 SXM4 80GB": ("A100 SXM4 40GB", "A100 SXM4 80GB", "A100 PCIe 40GB", "A100 PCIe 80GB"),
-        "Tesla V100 SXM2 32GB": ("Tesla V100 SXM2 16GB", "Tesla V100 SXM2 32GB"),
-    }
+    """DeepLearningExamples: V100 to A100 and back."""
     steps = one_per_kind(training_jobs.published_steps())
-    for source, card in (
-        ("Tesla V100 SXM2 32GB", "A100 SXM4 80GB"),
-        ("A100 SXM4 80GB", "Tesla V100 SXM2 32GB"),
-    ):
-        p = as_parameters(fits.fit_steps(stored_without(*kinds[card]), without=kinds[card]))
-        say(f"DeepLearningExamples {card}")
-        yield from _transfers(steps, "DeepLearningExamples", 0.15, source, card, p)
-
-
-# Cards that differ in memory alone stand for one chip; each is predicted by its own sheet.
-_CHIPS = {"Tesla V100 SXM2 16GB": "Tesla V100 SXM2 32GB", "A100 SXM4 40GB": "A100 SXM4 80GB"}
-
-
-def chip_of(step: jobs.Step) -> str:
-    """The card whose chip ran the step."""
-    return _CHIPS.get(step.gpu.name, step.gpu.name)
+    for source, chip in (("V100", "A100"), ("A100", "V100")):
+        say(f"DeepLearningExamples {chip}")
+        p = _without(chip)
+        yield from _transfers(steps, "DeepLearningExamples", 0.15, source, chip, p)
 
 
 def one_per_kind(steps: Iterable[jobs.Step]) -> list[jobs.Step]:
@@ -274,7 +270,7 @@ def one_per_kind(steps: Iterable[jobs.Step]) -> list[jobs.Step]:
     """
     found: dict[tuple[str, str], jobs.Step] = {}
     for step in sorted(steps, key=lambda s: s.seconds / s.work.batch):
-        found.setdefault((step.job, chip_of(step)), step)
+        found.setdefault((step.job, chip_of(step.gpu.name)), step)
     return list(found.values())
 
 
@@ -285,15 +281,14 @@ def vtrain(say: Callable[[str], None]) -> Iterable[Line]:
     """Groups of (tp, dp, pp) left out in three folds; the host's cost is this framework's."""
     rows = layouts.vtrain_steps()
     groups = sorted({r.group for r in rows})
-    start = stored()
-    start["host_backward_s"] = 5e-5
+    start = fits.fitted()
     errors, flat = [], []
     for fold in range(3):
         out = set(groups[fold::3])
-        train = fits.few([r for r in rows if r.group not in out], 90)
+        train = fits.few([r for r in rows if r.group not in out], 60)
         p = as_parameters(fits.fit_layouts(start, train, (_HOST,)))
         test = fits.few([r for r in rows if r.group in out], 160, seed=1)
-        errors += [fits.layout_error(r, p) for r in test]
+        errors += [layout_error(r, p) for r in test]
         mfu = statistics.median(_mfu(r) for r in train)
         flat += [math.log(_mfu(r) / mfu) for r in test]
         say(f"vTrain fold {fold + 1} of 3")
@@ -320,18 +315,11 @@ def _layout_spread(p: Parameters, devices: float) -> float:
 def mpt(say: Callable[[str], None]) -> Iterable[Line]:
     """Eight cards teach 16 to 128 and back; one memory size teaches the other."""
     rows = layouts.mpt_steps()
-    splits: dict[str, Callable[[layouts.Spread], bool]] = {
-        "16-128 cards, from 8": lambda r: r.layout.devices > 8,
-        "8 cards, from 16-128": lambda r: r.layout.devices == 8,
-        "A100 40GB, from 80GB": lambda r: "40GB" in r.gpu.name,
-        "A100 80GB, from 40GB": lambda r: "80GB" in r.gpu.name,
-    }
-    for case, out in splits.items():
-        train = fits.few([r for r in rows if not out(r)], 70)
+    for case, out in layouts.MPT_SPLITS.items():
+        p = as_parameters(fits.fitted(mpt=case))
         test = [r for r in rows if out(r)]
-        p = as_parameters(fits.fit_layouts(stored(), train))
-        mfu = statistics.median(_mfu(r) for r in train)
-        errors = [fits.layout_error(r, p) for r in test]
+        mfu = statistics.median(_mfu(r) for r in rows if not out(r))
+        errors = [layout_error(r, p) for r in test]
         spread = [_layout_spread(p, r.layout.devices) for r in test]
         flat = [math.log(_mfu(r) / mfu) for r in test]
         say(f"MPT {case}")
@@ -344,10 +332,8 @@ def nccl(say: Callable[[str], None]) -> Iterable[Line]:
     """One table left out at a time; for the V100 that leaves no mesh of NVLinks in the fit."""
     tables = transfers.all_reduces()
     for out in tables:
-        start = stored()
-        if "V100" in out.name:
-            start["links"]["share"]["nvlink_mesh"] = 0.8
-        p = as_parameters(fits.fit_links(start, [t.name for t in tables if t.name != out.name]))
+        names = [t.name for t in tables if t.name != out.name]
+        p = as_parameters(fits.fit_links(fits.unfitted(), names))
         say(f"all-reduce {out.name}")
         yield line(
             "NCCL all-reduce",
@@ -364,7 +350,7 @@ def power(say: Callable[[str], None]) -> Iterable[Line]:
     """What a power limit does to time and power, from the other card's jobs."""
     rows = zeus.power_rows()
     for card in sorted({r.gpu.name for r in rows}):
-        p = as_parameters(fits.fit_power(stored(), {r.gpu.name for r in rows} - {card}))
+        p = _without(chip_of(card))
         test = [r for r in rows if r.gpu.name == card]
         times, watts = zeus.power_errors(test, p)
         say(f"Zeus {card}")
@@ -382,12 +368,13 @@ def power(say: Callable[[str], None]) -> Iterable[Line]:
 
 
 def power_by_graph(say: Callable[[str], None]) -> Iterable[Line]:
-    """Power and time by batch from the graph alone, the card left out of the operators' fit."""
+    """Time and power by batch: carried over from the other card, and from the graph alone."""
     rows = zeus.free_rows()
     for card in sorted({r.gpu.name for r in rows}):
-        start = fits.fit_operators(stored_without(card), without=(card,))
-        p = as_parameters(fits.fit_steps(start, without=(card,)))
+        p = _without(chip_of(card))
         mine = [r for r in rows if r.gpu.name == card]
+        other = {r.job: r for r in rows if r.gpu.name != card}
+        yield from _zeus_transfers([(r, other[r.job]) for r in mine if r.job in other], p)
         answers = [predict_operators(r.work, r.gpu, dtype="fp32", constants=p) for r in mine]
         pairs = list(zip(mine, answers, strict=True))
         watts = [math.log((a.power_w or 1.0) / r.power_w) for r, a in pairs]
@@ -400,12 +387,41 @@ def power_by_graph(say: Callable[[str], None]) -> Iterable[Line]:
         ]
         say(f"Zeus graphs {card}")
         name = "Zeus {} by batch, from the graph alone"
-        yield line(
-            name.format("power"), 0.15, card, watts, p.spread.base, {"the limit": limit}, "base"
+        for what, errors, judged, beside in (
+            ("power", watts, answers, {"the limit": limit}),
+            ("time", times, [a for _, a in timed], {"roofline": bound}),
+        ):
+            spread = [a.spread for a in judged]
+            own = p.spread.base
+            yield line(name.format(what), 0.15, card, errors, spread, beside, "base", own)
+
+
+def _zeus_transfers(
+    pairs: list[tuple[zeus.FreeRow, zeus.FreeRow]], p: Parameters
+) -> Iterable[Line]:
+    """What `transfer` makes of an epoch and its power on the other card, at the same batch."""
+    times, watts, spread, rate, same = [], [], [], [], []
+    for there, here in pairs:
+        cards = here.gpu, there.gpu
+        answer = transfer(there.work, 1e3 * here.epoch_s, *cards, dtype="fp32", constants=p)
+        here_w, there_w = (
+            predict_operators(there.work, card, dtype="fp32", constants=p).power_w or 1.0
+            for card in cards
         )
-        yield line(
-            name.format("time"), 0.15, card, times, p.spread.base, {"roofline": bound}, "base"
+        carried = carried_w(
+            there.gpu, p.clock, measured_w=here.power_w, here_w=here_w, there_w=there_w
         )
+        times.append(math.log(answer.step_ms.p50 * 1e-3 / there.epoch_s))
+        watts.append(math.log(carried / there.power_w))
+        spread.append(answer.spread)
+        ratio = peak_flops(here.gpu, "fp32") / peak_flops(there.gpu, "fp32")
+        rate.append(math.log(ratio * here.epoch_s / there.epoch_s))
+        same.append(math.log(here.power_w / there.power_w))
+    case = f"{pairs[0][1].gpu.name} -> {pairs[0][0].gpu.name}"
+    name = "Zeus {} by batch, from the other card"
+    own = p.spread.transfer
+    yield line(name.format("time"), 0.15, case, times, spread, {"ratio of rates": rate}, own=own)
+    yield line(name.format("power"), 0.15, case, watts, spread, {"the same power": same}, own=own)
 
 
 def own_limit(rows: list[zeus.PowerRow]) -> float:

@@ -276,7 +276,7 @@ class _Maker:
             chosen = _train_plan(plan) or plain
             return training_subjects.synthetic(self._workload(), chosen, batch or 32)
         if batch is not None:
-            recipe = replace(recipe, settings=replace(recipe.settings, batch=batch))
+            recipe = training_subjects.with_batch(recipe, batch)
         return training_subjects.training(recipe, _train_plan(plan), device=self._device)
 
     def _workload(self) -> "Workload":

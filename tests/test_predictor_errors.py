@@ -34,7 +34,8 @@ def test_every_set_is_in_the_table() -> None:
     names = " ".join(line["data"] for line in lines())
     for word in ("NeuSight operators: linear", "bmm", "softmax", "ln", "NeuSight end to end",
                  "timm by totals", "timm graphs", "DeepLearningExamples", "vTrain", "MPT", "NCCL",
-                 "Zeus time", "Zeus power"):  # fmt: skip
+                 "Zeus time", "Zeus power", "by batch, from the other card",
+                 "from the graph alone"):  # fmt: skip
         assert word in names
     assert all(line["rows"] > 0 for line in lines())
 
@@ -57,12 +58,26 @@ def test_intervals_in_the_package_are_those_of_the_table() -> None:
     assert 0 < spread.transfer <= spread.base < 0.6
 
 
+def test_no_line_is_far_under_its_interval() -> None:
+    """One is: products of a P100 with very many columns, which the model's page names."""
+    low = {(x["data"], x["case"]) for x in lines() if x["coverage"] < 0.7}
+    assert low <= {("NeuSight operators: linear", "Tesla P100 PCIe 16GB")}
+
+
+def test_left_out_cpu_steps_are_near_the_measured_ones() -> None:
+    text = (ROOT / "benchmarks" / "results" / "cpu" / "prediction.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if " training | " in row or " inference | " in row]
+    missed = [row for row in rows if "missed" in row]
+    assert len(rows) == 18 and len(missed) <= 2
+    assert f"{18 - len(missed)} of 18 within" in text
+
+
 @pytest.mark.slow
 def test_the_table_can_be_made_anew(measured: Path, tmp_path: Path) -> None:
     environment = dict(os.environ, SUANLI_DATA=str(measured), PYTHONPATH=str(ROOT))
-    command = [sys.executable, "-m", "benchmarks.prediction", "--only", "nccl,zeus,vtrain"]
+    command = [sys.executable, "-m", "benchmarks.prediction", "--only", "nccl,zeus"]
     subprocess.run(
-        [*command, "--out", str(tmp_path)], check=True, env=environment, timeout=280, cwd=ROOT
+        [*command, "--out", str(tmp_path)], check=True, env=environment, timeout=1500, cwd=ROOT
     )
     made = json.loads((tmp_path / "prediction.json").read_text(encoding="utf-8"))["sets"]
     for rows in made.values():

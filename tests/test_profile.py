@@ -121,6 +121,16 @@ def test_calls_of_one_place_are_one_row_and_its_time_the_median() -> None:
     assert (row.count, row.ms, row.source) == (2, 2.0, "m.py:3")
 
 
+def test_an_update_is_one_row_whatever_its_calls_are_called() -> None:
+    steps = []
+    for name in ("copy_", "_fused_sgd_", "mul_"):
+        update = node(f"aten::{name}", 1, 3, part="optimizer")
+        calls = recording(node("aten::addmm", 0, 1), update, ms=3.0)
+        steps.append(joining.join(calls, [product()]))
+    found = {row.phase: row.ms for row in rows.grouped(steps)}
+    assert found == {"forward": 1.0, "optimizer": 2.0}
+
+
 def test_rates_and_limits_of_a_row() -> None:
     row = _row(ms=100.0, operators=[product(flops=10**9, bytes_read=10**6)])
     (found,) = rows.finished([row], step_ms=200.0, ceilings=ceilings(), precision="fp32")

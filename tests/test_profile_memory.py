@@ -106,6 +106,8 @@ def words(count: int) -> torch.Tensor:
         pytest.param(encoder, torch.randn(16, 128, 64), FP32, id="encoder"),
         pytest.param(encoder, {"src": torch.randn(16, 256, 64)}, FP32, id="encoder-by-name"),
         pytest.param(sounds, torch.randn(32, 16, 256), FP32, id="conv1d"),
+        pytest.param(images, torch.randn(1, 3, 32, 32), FP32, id="one-small-image"),
+        pytest.param(sounds, torch.randn(1, 16, 96), FP32, id="one-short-sound"),
         pytest.param(Reader, words(32), BF16, id="lstm-bf16", marks=needs_bf16),
         pytest.param(images, torch.randn(16, 3, 32, 32), BF16, id="bf16", marks=needs_bf16),
         pytest.param(

@@ -1,6 +1,6 @@
 """Every operator of a profile has a module and a line of its user's."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from suanli.base.train_plan import TrainPlan
 from suanli.measure.capturing.built import lines_noted, note_paths, places_of
 from suanli.training.recipe import Recipe
 from suanli.training.recipes.cifar10_fast import recipe as cifar10_fast
-from suanli.workloads.record import Data, Samples
+from suanli.workloads.builtins import digits
+from suanli.workloads.record import Data, Samples, TrainingSettings
 from tests.profile_parts import ceilings
 
 HERE = "test_profile_places.py"
@@ -142,6 +143,16 @@ def test_what_backends_fused(backend: str) -> None:
     plan = Plan(backend=backend)
     found = suanli.profile("digits-resnet", steps=3, batch=8, plan=plan, device="cpu")
     assert not [row for row in unplaced(found) if "Reorder" not in row[0]]
+
+
+def test_an_update_has_the_line_that_asks_for_it_by_settings() -> None:
+    found = suanli.profile("digits-resnet", train=True, steps=3, batch=8, device="cpu")
+    assert not unplaced(found)
+    (update,) = [row for row in found.operators if row.phase == "optimizer"]
+    lines = Path(digits.__file__).read_text().splitlines()
+    at = next(i for i, line in enumerate(lines, 1) if "TrainingSettings(" in line)
+    assert update.source == f"digits.py:{at}"
+    assert not vars(TrainingSettings()).keys() - {f.name for f in fields(TrainingSettings)}
 
 
 def test_an_own_step_has_the_line_of_its_update() -> None:

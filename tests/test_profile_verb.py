@@ -132,6 +132,7 @@ def test_the_advice_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_advice_is_tried_on_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suanli.profiling.checking._TURN_SECONDS", 0.02)
+    monkeypatch.setattr("suanli.profiling.advice._LEAST_EXPECTED", 0.0)
     batches = [(torch.randn(32, 512), torch.arange(32) % 10)] * 2
     model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
     found = suanli.profile(

@@ -56,6 +56,11 @@ def gpu(name: str) -> GpuSheet:
     return sheets()[GPUS.get(name, name)]
 
 
+def of_chip(card: GpuSheet, chip: str) -> bool:
+    """Whether a card carries this chip: "A100" is that of all A100, "3090" that of RTX 3090."""
+    return chip in card.name.split()
+
+
 def rows(name: str) -> list[dict[str, str]]:
     """One file's rows."""
     with (folder() / name).open(encoding="utf-8", newline="") as file:

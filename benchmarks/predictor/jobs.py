@@ -166,9 +166,13 @@ _RESIDUAL: dict[str, dict[str, Any]] = {
 }
 
 
+# Folder -> what its convolutions in "float" run in.
+_WIDE = {"dgx-a100": "tf32", "TitanRTX": "fp32", "2080ti(2)": "fp32", "TITANXP": "fp32"}
+
+
 @cache
 def torchvision_steps() -> tuple[Step, ...]:
-    """Residual networks at batch 12, where the host is the slower: A100 and TITAN RTX.
+    """Residual networks at batch 12, where the host is slow: an A100, three cards for people.
 
     Images lie channels first; fp32 convolutions run in TF32 where there are such units, as they do
     unless told otherwise.
@@ -176,10 +180,12 @@ def torchvision_steps() -> tuple[Step, ...]:
     found = []
     for row in rows("torchvision_step_ms.csv"):
         settings = _RESIDUAL.get(row["model"])
-        if settings is None or row["folder"] not in ("dgx-a100", "TitanRTX"):
+        if settings is None or row["folder"] not in _WIDE:
             continue
         if row["num_gpus"] != "1" or row["dtype"] == "double":
             continue
+        if row["folder"] == "TITANXP" and row["dtype"] == "half":
+            continue  # its halves are slower than its floats, and nobody trains in them
         training = row["mode"] == "train"
         work = vision(
             f"torchvision {row['model']}",
@@ -188,7 +194,7 @@ def torchvision_steps() -> tuple[Step, ...]:
             12,
             training=training,
         )
-        wide = "tf32" if row["folder"] == "dgx-a100" else "fp32"
+        wide = _WIDE[row["folder"]]
         found.append(
             Step(
                 data="torchvision",

@@ -1,5 +1,6 @@
 """Measured training steps on several cards: vTrain (tp, dp, pp in one server) and MPT (sharded)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -121,6 +122,15 @@ def mpt_steps() -> tuple[Spread, ...]:
             )
         )
     return tuple(found)
+
+
+# What is left out -> whether a row is.
+MPT_SPLITS: dict[str, Callable[[Spread], bool]] = {
+    "16-128 cards, from 8": lambda r: r.layout.devices > 8,
+    "8 cards, from 16-128": lambda r: r.layout.devices == 8,
+    "A100 40GB, from 80GB": lambda r: "40GB" in r.gpu.name,
+    "A100 80GB, from 40GB": lambda r: "80GB" in r.gpu.name,
+}
 
 
 def _model_flops(g: Gpt, samples: int) -> float:

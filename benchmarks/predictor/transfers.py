@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.predictor.data import folder, gpu, rows
+from suanli.base.gpu_sheet import GpuSheet
 from suanli.cost.collective_time import Fabric, collective_s, fabric_of
 from suanli.cost.parameters import Parameters
 
@@ -17,6 +18,7 @@ class Transfers:
     """One table: times of all-reduces of many sizes in one group of cards."""
 
     name: str
+    gpu: GpuSheet
     devices: int
     fabric: Fabric
     n_bytes: Any
@@ -41,6 +43,7 @@ def all_reduces() -> tuple[Transfers, ...]:
         found.append(
             Transfers(
                 name=name,
+                gpu=gpu(card),
                 devices=devices,
                 fabric=fabric_of(gpu(card)),
                 n_bytes=np.array([float(row[0]) for row in table]),
@@ -57,6 +60,7 @@ def all_reduces() -> tuple[Transfers, ...]:
         found.append(
             Transfers(
                 name=f"vidur A100 x{devices}",
+                gpu=gpu("A100 SXM4 80GB"),
                 devices=devices,
                 fabric=fabric_of(gpu("A100 SXM4 80GB")),
                 n_bytes=np.array([float(row["size"]) for row in mine]),

@@ -9,13 +9,15 @@ import numpy as np
 
 from benchmarks.predictor import models
 from benchmarks.predictor.data import gpu, rows
+from benchmarks.predictor.errors import Steps, compact
 from benchmarks.predictor.jobs import Step, ids, vision
 from benchmarks.predictor.works import captured
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.work import Work
 from suanli.cost.parameters import Parameters
-from suanli.cost.power_draw import slowdown
-from suanli.cost.work_kernels import How
+from suanli.cost.power_draw import mean_power_w, slowdown
+from suanli.cost.predictor import moved_bytes
+from suanli.cost.work_kernels import How, kernels_of
 
 _CARDS = {"p100": "Tesla P100 PCIe 16GB", "v100": "Tesla V100 PCIe 32GB"}
 
@@ -29,12 +31,14 @@ class FreeRow:
     """One job at one batch under the card's own limit, in fp32, with its graph.
 
     Attributes:
+        epoch_s: Seconds of a pass over the data.
         seconds: Of one step; None where the number of samples is not published.
     """
 
     job: str
     gpu: GpuSheet
     work: Work
+    epoch_s: float
     seconds: float | None
     power_w: float
 
@@ -68,6 +72,7 @@ def free_rows() -> tuple[FreeRow, ...]:
                 job=f"{network} {batch}",
                 gpu=gpu(_CARDS[key.split()[0]]),
                 work=_graph(network, batch),
+                epoch_s=epoch_s,
                 seconds=epoch_s * batch / samples if samples else None,
                 power_w=sum(e[4] for e in entries) / len(entries),
             )
@@ -78,18 +83,14 @@ def free_rows() -> tuple[FreeRow, ...]:
 @cache
 def zeus_steps() -> tuple[Step, ...]:
     """Those whose number of samples is published, as steps."""
-    return tuple(
-        Step(
-            data="Zeus",
-            job=row.job,
-            gpu=row.gpu,
-            how=How(dtype="fp32"),
-            work=row.work,
-            seconds=row.seconds,
-        )
-        for row in free_rows()
-        if row.seconds
-    )
+    return tuple(_as_step(row, row.seconds) for row in free_rows() if row.seconds)
+
+
+_FP32 = How(dtype="fp32")
+
+
+def _as_step(row: FreeRow, seconds: float) -> Step:
+    return Step(data="Zeus", job=row.job, gpu=row.gpu, how=_FP32, work=row.work, seconds=seconds)
 
 
 def _graph(network: str, batch: int) -> Work:
@@ -166,3 +167,38 @@ def power_errors(found: Sequence[PowerRow], p: Parameters) -> list[Any]:
         np.log([t / row.seconds for (t, _), row in zip(pairs, found, strict=True)]),
         np.log([w / row.power_w for (_, w), row in zip(pairs, found, strict=True)]),
     ]
+
+
+class Powers:
+    """Jobs under the card's own limit, ready to be priced in watts."""
+
+    def __init__(self, found: Sequence[FreeRow]) -> None:
+        self._rows = found
+        self._kernels = [compact(kernels_of(row.work, _FP32)) for row in found]
+        self._flops = [row.work.matmul_flops for row in found]
+        self._steps = Steps([_as_step(row, row.seconds or 1.0) for row in found])
+
+    def errors(self, p: Parameters) -> Any:
+        """log(predicted / measured) of mean power, each job as long as it is predicted to be."""
+        return np.log(
+            [
+                (watts or 1.0) / row.power_w
+                for watts, row in zip(self.watts(p), self._rows, strict=True)
+            ]
+        )
+
+    def watts(self, p: Parameters) -> list[float | None]:
+        """Predicted mean power of each."""
+        found = []
+        for i, (seconds, waits) in enumerate(zip(*self._steps.seconds(p), strict=True)):
+            moved = float(np.sum(moved_bytes(self._kernels[i], p)))
+            watts = mean_power_w(
+                self._rows[i].gpu,
+                p.clock,
+                flops_per_s=self._flops[i] / seconds,
+                bytes_per_s=moved / seconds,
+                unit="vector",
+                busy=1.0 - waits,
+            )
+            found.append(watts)
+        return found

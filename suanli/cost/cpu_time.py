@@ -1,9 +1,10 @@
 """Time of a step on the CPU at hand, from the ceilings that `suanli doctor` measured."""
 
-from math import prod
+from dataclasses import dataclass
+from typing import Literal
 
 from suanli.base.hardware import Ceilings
-from suanli.base.prediction import Interval, PlanKind
+from suanli.base.prediction import Interval, KernelKind, PlanKind
 from suanli.base.work import Operator, Work
 from suanli.cost.intervals import interval
 from suanli.cost.parameters import CpuParameters, parameters
@@ -12,6 +13,8 @@ from suanli.cost.work_kernels import kind_of
 
 # Operators whose data pass through the caches between two uses of a storage: set by hand.
 _STORAGES_BETWEEN = 4.0
+# Operators whose kernels take one element after the other.
+_BY_ELEMENT = ("max_pool",)
 
 
 def predict_cpu_ms(
@@ -26,7 +29,8 @@ def predict_cpu_ms(
 
     Arithmetic at the rate that the best library reached on a large product, times the share that
     this kind of operator gets of it; bytes at the read rate of a set of some operators' size. Each
-    operator costs its call; small operators cost little else.
+    operator costs its call; small operators cost little else. What a training step keeps for its
+    backward pass, and its gradients, lie in memory that the system hands out anew in every step.
 
     Args:
         work: Of one step.
@@ -40,45 +44,93 @@ def predict_cpu_ms(
     """
     p = constants or parameters().cpu
     rate = achieved(ceilings, precision) or achieved(ceilings, "fp32") or float("inf")
-    total_s = sum(operator_s(op, ceilings, rate, precision, plan_kind, p) for op in work.operators)
+    keeps = any(op.phase == "backward" for op in work.operators)
+    demands = [demand(op, ceilings, precision, keeps=keeps) for op in work.operators]
+    total_s = sum(seconds_of(need, rate, plan_kind, p) for need in demands)
     return interval(1e3 * max(total_s, ceilings.overhead_s()), p.spread)
 
 
-def operator_s(
-    op: Operator,
-    ceilings: Ceilings,
-    rate: float,
-    precision: str,
-    plan_kind: PlanKind,
-    p: CpuParameters,
-) -> float:
-    """Seconds of one operator.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """What an operator asks of this CPU, whatever the constants.
+
+    Attributes:
+        kind: The family of kernels; "grouped" for convolutions of one channel per group.
+        flops: Of its products.
+        steps: Operations that are taken one after the other.
+        memory_s: Seconds to move its data once.
+        layout_s: The same, where images are brought to the library's layout and back.
+        fresh_bytes: Of memory that the system hands out anew.
+        backward: Whether it is called in the backward pass.
+    """
+
+    kind: KernelKind | Literal["grouped"]
+    flops: float = 0.0
+    steps: float = 0.0
+    memory_s: float = 0.0
+    layout_s: float = 0.0
+    fresh_bytes: float = 0.0
+    backward: bool = False
+
+
+def demand(op: Operator, ceilings: Ceilings, precision: str, *, keeps: bool) -> Demand:
+    """What an operator asks for.
 
     Args:
         op: The operator.
         ceilings: Measured here.
-        rate: Operations per second of a large product.
-        precision: As in `predict_cpu_ms`.
-        plan_kind: As in `predict_cpu_ms`.
-        p: The constants.
+        precision: What products run in, and how wide data between operators is.
+        keeps: Whether the step has a backward pass, for which it keeps what it makes.
     """
     kind = kind_of(op)
     if kind == "free":
-        return 0.0
-    call_s = p.backward_call_s if op.phase == "backward" else p.call_s
-    fused = plan_kind == "compiled" and kind in ("pointwise", "rows")
-    moved_share = p.fused_traffic if fused else p.traffic.get(kind, 1.0)
+        return Demand(kind=kind)
     stored = "fp32" if op.phase == "optimizer" else precision
     read = narrowed(op.bytes_read, op.dtype, stored)
     written = narrowed(op.bytes_written, op.dtype, stored)
     memory_s = _memory_s(ceilings, read, written)
-    compute_s = 0.0
-    if op.matmul:
-        share = p.share.get(kind, 0.5)
-        if kind == "convolution" and _single_channels(op):
-            share = p.grouped_share
-        compute_s = op.flops / (rate * share)
-    return max(compute_s, memory_s * moved_share) + call_s * (0.3 if fused else 1.0)
+    return Demand(
+        kind="grouped" if kind == "convolution" and _single_channels(op) else kind,
+        flops=op.flops if op.matmul else 0.0,
+        steps=op.flops if any(word in op.name for word in _BY_ELEMENT) else 0.0,
+        memory_s=memory_s,
+        layout_s=memory_s if kind == "convolution" else 0.0,
+        fresh_bytes=fresh_bytes(op) if keeps else 0.0,
+        backward=op.phase == "backward",
+    )
+
+
+def seconds_of(need: Demand, rate: float, plan_kind: PlanKind, p: CpuParameters) -> float:
+    """Seconds of an operator.
+
+    Args:
+        need: What it asks for.
+        rate: Operations per second of a large product.
+        plan_kind: As in `predict_cpu_ms`.
+        p: The constants.
+    """
+    if need.kind == "free":
+        return 0.0
+    fused = plan_kind == "compiled" and need.kind in ("pointwise", "rows")
+    call_s = p.backward_call_s if need.backward else p.call_s
+    convolution = "convolution" if need.kind == "grouped" else need.kind
+    moved_share = p.fused_traffic if fused else p.traffic.get(convolution, 1.0)
+    share = p.grouped_share if need.kind == "grouped" else p.share.get(need.kind, 0.5)
+    compute_s = need.flops / (rate * share) + need.steps * p.element_s
+    apart_s = p.layout_traffic * need.layout_s + p.fresh_s_per_byte * need.fresh_bytes
+    busy_s = max(compute_s, need.memory_s * moved_share) + apart_s
+    return busy_s + call_s * (0.3 if fused else 1.0)
+
+
+def fresh_bytes(op: Operator) -> float:
+    """Bytes of a training step that lie in memory handed out anew: each page is cleared first.
+
+    Results of the forward pass are kept until the backward pass, and gradients until the update;
+    then all are given back, and the allocator returns such amounts to the system.
+    """
+    if op.phase == "optimizer":
+        return float(op.parameter_bytes)
+    return float(op.bytes_written) if op.phase == "forward" and kind_of(op) != "free" else 0.0
 
 
 def _memory_s(ceilings: Ceilings, read: float, written: float) -> float:
@@ -92,10 +144,10 @@ def _memory_s(ceilings: Ceilings, read: float, written: float) -> float:
 
 
 def _single_channels(op: Operator) -> bool:
-    """Whether a convolution has one channel per group."""
+    """Whether a convolution has one channel in each of several groups."""
     backward = op.name.endswith("_backward")
     index = 2 if backward else 1
     if len(op.input_shapes) <= index:
         return False
-    weight = op.input_shapes[index]
-    return len(weight) > 2 and weight[1] == 1 and prod(weight) > 0
+    weight, data = op.input_shapes[index], op.input_shapes[index - 1]
+    return len(weight) > 2 and weight[1] == 1 < data[1 - len(weight)]

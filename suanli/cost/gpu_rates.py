@@ -14,6 +14,13 @@ _USUAL_L2_MB = {6: 3.0, 7: 5.0, 8: 6.0, 9: 50.0, 10: 120.0, 12: 48.0}
 # Cards for people raise their clock above the printed one while power and heat allow; those for
 # servers print their highest.
 _RAISES_ITS_CLOCK = ("GeForce", "TITAN")
+# Tensor units of these add up in fp32 at half of the rate that they multiply at. What feeding them
+# costs beside (1 / fraction - 1 of the time at the full rate) is the same, so it weighs half.
+_HALVED = ("GeForce",)
+_FLOATS = {"tf32", "bf16", "fp16", "fp8"}
+# Bytes per clock that the first cache of a multiprocessor gives, over those from Volta on (64 to
+# 128: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via microbenchmarking", 2018).
+_FIRST_CACHE = {6: 0.5}
 # Cores per multiprocessor and operations per clock give no count of multiprocessors, so a sheet
 # without one gets this many; only quantisation depends on it.
 _USUAL_MULTIPROCESSORS = 80
@@ -117,6 +124,8 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
     unit = unit_of(gpu, dtype)
     generation = parameters.generation(gpu.compute_capability)
     fraction = parameters.product_fraction[unit]
+    if unit == "tensor" and dtype in _FLOATS and gpu.name.startswith(_HALVED):
+        fraction = 2.0 * fraction / (1.0 + fraction)
     fraction *= generation.tensor if unit == "tensor" else generation.product
     clock = clock_share(gpu, parameters.clock, flops=peak, unit=unit)
     l2_mb = gpu.l2_mb or _USUAL_L2_MB.get(_major(gpu), 5.0)
@@ -159,6 +168,11 @@ def slice_share(gpu: GpuSheet) -> float:
     T4 against those on P100 and A100).
     """
     return 0.5 if _major(gpu) == 7 else 1.0
+
+
+def first_cache_share(gpu: GpuSheet) -> float:
+    """Rate of kernels that are as fast as they load from the first cache, over later cards'."""
+    return _FIRST_CACHE.get(_major(gpu), 1.0)
 
 
 def _major(gpu: GpuSheet) -> int:

@@ -64,6 +64,8 @@ class Spread:
         unseen_generation: Added in square for a compute capability that no data covers.
         generation_step: Added for each major version that it is away from the nearest fitted one.
         unknown_figure: Added in square for each figure that the sheet lacks.
+        host: Of the host's time beside that of the usual host of such cards; added in square in
+            the part of the step in which the card waits for it.
     """
 
     base: float
@@ -75,6 +77,7 @@ class Spread:
     unseen_generation: float
     generation_step: float
     unknown_figure: float
+    host: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,11 @@ class CpuParameters:
         grouped_share: The same for convolutions of one channel per group.
         traffic: Bytes moved over those counted, by kind, where data are passed over again.
         fused_traffic: Part of the bytes left where a compiler fuses.
+        layout_traffic: What convolutions take beside, over the time to move their data once: the
+            library brings images to a layout of its own and back.
+        element_s: Seconds for an operation of kernels that take one element after the other.
+        fresh_s_per_byte: Seconds to take a byte of memory anew from the system, whose pages are
+            cleared at first use.
         call_s: Seconds of one operator call.
         backward_call_s: The same in the backward pass.
         spread: Standard deviation of log(measured / predicted).
@@ -143,6 +151,9 @@ class CpuParameters:
     grouped_share: float
     traffic: dict[str, float]
     fused_traffic: float
+    layout_traffic: float
+    element_s: float
+    fresh_s_per_byte: float
     call_s: float
     backward_call_s: float
     spread: float

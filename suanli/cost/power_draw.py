@@ -37,6 +37,24 @@ def mean_power_w(
     return min(wanted, clock.limit_reached * min(limit_w or gpu.power_w, gpu.power_w))
 
 
+def carried_w(
+    target: GpuSheet, clock: Clock, *, measured_w: float, here_w: float, there_w: float
+) -> float:
+    """Mean watts on a card, from those of the same step measured on another one.
+
+    In proportion to what is predicted for both, up to the target's limit: what the model does not
+    know of the job makes both cards busier or idler than it thinks.
+
+    Args:
+        target: The card asked for.
+        clock: The power figures of the parameter file.
+        measured_w: On the other card.
+        here_w: Predicted for the other card.
+        there_w: Predicted for the target.
+    """
+    return min(there_w * measured_w / here_w, clock.limit_reached * (target.power_w or there_w))
+
+
 def rest_w(gpu: GpuSheet, clock: Clock) -> float:
     """Watts of a card that waits with its clocks up; 0 where its sheet has no power limit."""
     return clock.idle_share * (gpu.power_w or 0.0)

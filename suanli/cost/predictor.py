@@ -19,7 +19,7 @@ from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import OperatorTime, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Work
-from suanli.cost.gpu_rates import peak_flops, rates, slice_share, unit_of
+from suanli.cost.gpu_rates import first_cache_share, peak_flops, rates, slice_share, unit_of
 from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_traffic
 from suanli.cost.parameters import Parameters, Unit, parameters
@@ -77,7 +77,8 @@ def predict_operators(
         "memory": memory_ms,
         "overhead": starts_ms + 1e3 * idle_s,
     }
-    spread, reasons = spread_of(gpu, known.missing, p)
+    waiting = idle_s / max(device_s + idle_s, 1e-12)
+    spread, reasons = spread_of(gpu, known.missing, p, waiting=waiting)
     watts = mean_power_w(
         gpu,
         p.clock,
@@ -98,7 +99,7 @@ def predict_operators(
         widened=reasons,
         power_w=watts,
         energy_j=None if watts is None else watts * step_ms / 1e3,
-        idle_share=idle_s / max(device_s + idle_s, 1e-12),
+        idle_share=waiting,
     )
 
 
@@ -244,6 +245,7 @@ def kernel_terms(
     known = rates(gpu, p, dtype)
     apart = known.unit == "tensor" and bool(np.any(kernels["vector"] > 0))
     vector_flops = rates(gpu, p, "fp32").machine.flops if apart else known.machine.flops
+    vector_flops = vector_flops * first_cache_share(gpu)
     flops = np.where(kernels["vector"] > 0, vector_flops, known.machine.flops)
     flops = flops * _shares(p, known.unit)[_index(kernels, "share")]
     turned = np.isin(_index(kernels, "traffic"), _TURNED)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
@@ -11,32 +12,48 @@ from suanli.base.profile_results import StepTimes
 from suanli.base.train_plan import TrainPlan
 from suanli.base.work import Operator
 from suanli.cost.bound import operator_sol
-from suanli.cost.changes import Manner, batch_ratios, cpu_ratios, gpu_ratios, scaled
+from suanli.cost.changes import batch_ratios, cpu_ratios, gpu_ratios, scaled
+from suanli.cost.cpu_manner import Fused, Manner, compiled_training_s
 from suanli.profiling.rows import Row
 
-# Calls that are left of operators that can be fused, and what entering the fused code costs.
+# Calls that are left, of products and of operators that can be fused, and what entering the fused
+# code costs: a compiler's code calls the library for products, an engine is one call.
+_PRODUCTS_LEFT = {"none": 1.0, "compiled": 1.0, "engine": 0.05}
 _CALLS_LEFT = {"none": 1.0, "compiled": 0.1, "engine": 0.05}
-_ENTRY_MS = {"none": 0.0, "compiled": 0.04, "engine": 0.02}
+_ENTRY_MS = {"none": 0.0, "compiled": 0.1, "engine": 0.06}
+
+
+_BY_BACKEND: dict[str, Fused] = {
+    "eager": "none",
+    "inductor": "compiled",
+    "aotinductor": "compiled",
+}
 
 
 def manner_of(plan: Plan | TrainPlan) -> Manner:
-    """What the cost model needs to know of a plan."""
+    """What the cost model needs to know of a plan.
+
+    On a CPU Inductor lays all images of a graph with convolutions out channels last, whatever the
+    plan says (`decide_layout_opt` of torch 2.13); engines choose their layouts.
+    """
     last = plan.memory_layout == "channels_last"
     if isinstance(plan, TrainPlan):
         autocast = plan.precision in ("bf16", "fp16", "fp8") and plan.weights == "fp32"
-        fused = "none" if plan.compile == "none" else "compiled"
+        compiled = plan.compile != "none"
         return Manner(
             precision=plan.precision,
-            channels_last=last,
-            fused=fused,  # type: ignore[arg-type]
+            channels_last=last or (compiled and plan.kind == "cpu"),
+            fused="compiled" if compiled else "none",
             autocast=autocast,
             keeps_memory=plan.keep_memory,
+            training=True,
         )
-    by_backend = {"eager": "none", "inductor": "compiled", "aotinductor": "compiled"}
+    fused = _BY_BACKEND.get(plan.backend, "engine")
+    laid_out = fused == "engine" or (fused == "compiled" and plan.device == "cpu")
     return Manner(
         precision=plan.precision,
-        channels_last=last or plan.backend not in by_backend,
-        fused=by_backend.get(plan.backend, "engine"),  # type: ignore[arg-type]
+        channels_last=last or laid_out,
+        fused=fused,
         autocast=bool(plan.options.get("autocast")),
     )
 
@@ -82,17 +99,36 @@ class Basis:
                 total += self._row_with(row, new)
         except BadInputError:
             return None
-        idle = self.times.idle_ms * self._calls_left(new) / self._calls_left(manner_of(self.plan))
-        idle = min(idle + _ENTRY_MS[new.fused], self.times.idle_ms + _ENTRY_MS[new.fused])
         rest = self.times.data_ms + self.times.transfer_ms + self.times.communication_ms
-        return total + idle + rest
+        return total + self._idle_with(new) + self._one_by_one_ms(new) + rest
+
+    def _one_by_one_ms(self, new: Manner) -> float:
+        """What compiling a training step for a CPU adds to it."""
+        was = manner_of(self.plan).fused
+        if self.sheet is not None or not new.training or (was, new.fused) != ("none", "compiled"):
+            return 0.0
+        placed = (zip(row.indices, row.operators, strict=False) for row in self.rows)
+        ordered = sorted(chain.from_iterable(placed), key=lambda item: item[0])
+        return 1e3 * compiled_training_s([op for _, op in ordered], self.ceilings)
+
+    def _idle_with(self, new: Manner) -> float:
+        """Milliseconds between operators under another manner.
+
+        In training it is autograd's and the loop's own more than that of calls, and stays.
+        """
+        old = manner_of(self.plan)
+        left = 1.0
+        if not new.training:
+            left = min(1.0, self._calls_left(new) / self._calls_left(old))
+        entry = _ENTRY_MS[new.fused] * (2 if new.training else 1)
+        return self.times.idle_ms * left + (entry if new.fused != old.fused else 0.0)
 
     def _calls_left(self, manner: Manner) -> float:
         """Calls of a step, those that a compiler or an engine fuses by their share."""
         left = 0.0
         for row in self.rows:
             products = any(op.matmul for op in row.operators)
-            left += row.count * (1.0 if products else _CALLS_LEFT[manner.fused])
+            left += row.count * (_PRODUCTS_LEFT if products else _CALLS_LEFT)[manner.fused]
         return max(left, 1.0)
 
     def _row_with(self, row: Row, new: Manner) -> float:

@@ -66,6 +66,8 @@ def _table(step: Sequence[Joined]) -> dict[_Key, Row]:
         op = joined.operator
         name = op.name if op is not None else joined.node.name.rpartition("::")[2].rstrip("_")
         key = (joined.phase, name, joined.module, joined.source)
+        if joined.phase == "optimizer":  # one row in the end, whose calls may differ by step
+            key = (joined.phase, "", "", "")
         row = table.get(key)
         if row is None:
             row = Row(name=name, phase=joined.phase, module=joined.module, source=joined.source)

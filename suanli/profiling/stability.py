@@ -3,7 +3,7 @@
 from statistics import median, quantiles
 
 from suanli.base.profile_results import SlowStep, Stability
-from suanli.cost.changes import PAGE_FAULT_S
+from suanli.cost.cpu_manner import PAGE_FAULT_S
 from suanli.profiling.stopwatch import StepTime
 
 # A step is an outlier when it is above the median by so many spreads and by so much of it.

@@ -77,7 +77,8 @@ class Subject:
         together: Whether several processes take the step, and have to run equally many.
         called_from: Line that asked for the profile, for operators that no line of the user's
             calls; "" where that is no line of a program.
-        update_line: Line that makes the optimiser; "" where it is one of ours.
+        update_line: Line that makes the optimiser, or the settings by which ours is made; "" where
+            neither is a line of the user's.
     """
 
     name: str

@@ -14,7 +14,7 @@ from torch import nn
 from suanli.base.errors import BadInputError
 from suanli.base.plan import Plan
 from suanli.base.train_plan import TrainPlan
-from suanli.measure.capturing.built import note_paths
+from suanli.measure.capturing.built import note_paths, settings_line, with_line_of
 from suanli.measure.capturing.places import defining_line
 from suanli.parallel.replicas import Replicas
 from suanli.profiling import processes
@@ -57,8 +57,14 @@ def training(recipe: Recipe, plan: TrainPlan | None, *, device: str, seed: int =
     if plan is None:
         plan = default_plan(recipe, device, train)
     if len(train) < recipe.settings.batch:
-        recipe = replace(recipe, settings=replace(recipe.settings, batch=len(train)))
+        recipe = with_batch(recipe, len(train))
     return _stepping(model, recipe, plan, train, seed)
+
+
+def with_batch(recipe: Recipe, batch: int) -> Recipe:
+    """The recipe with so many samples in a batch."""
+    settings = replace(recipe.settings, batch=batch)
+    return replace(recipe, settings=with_line_of(settings, recipe.settings))
 
 
 def _stepping(
@@ -105,7 +111,9 @@ def _stepping(
             replicas.close()
 
     found.close = close
-    found.update_line = defining_line(recipe.optimizer)
+    found.update_line = defining_line(recipe.optimizer) or settings_line(
+        recipe.settings, recipe.workload.training
+    )
     if recipe.arrange is not None:
         once = first_ms - usual_ms
         found.notes.append(
@@ -192,7 +200,8 @@ def of_run(
             next_step="give the model to suanli.profile(model, loader, loss)",
         )
     settings = replace(record.settings, batch=batch or record.settings.batch)
-    recipe = replace(resolve_recipe(record.ref), settings=settings)
+    recipe = resolve_recipe(record.ref)
+    recipe = replace(recipe, settings=with_line_of(settings, recipe.settings))
     if device:
         own = usable(own.with_(device=device))
     found = training(recipe, plan or own, device=own.device, seed=record.seed)

@@ -1,11 +1,13 @@
 """Where a model was built: the line that made each module, and the path that its user knows.
 
 Layers of torch called by a sequence of torch run no line of the user's, so that the line which
-built the layer stands for it. Notes lie in the module's own dictionary, so that deep copies keep
-them: a plan puts copies and fused twins in the place of what was built.
+built the layer stands for it; and the line that asks for an optimiser by its settings stands for
+the update where ours is the line that makes it. Notes lie in the object's own dictionary, so that
+deep copies of a module keep them: a plan puts copies and fused twins in the place of what was
+built.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,29 +16,49 @@ from torch import nn
 
 from suanli.base.work import Operator
 from suanli.measure.capturing.places import Place, building_line
+from suanli.workloads.record import TrainingSettings
 
 _LINE, _PATH = "_suanli_line", "_suanli_path"
 
 
 @contextmanager
 def lines_noted() -> Iterator[None]:
-    """Note the user's line at every module that is built in the block.
+    """Note the user's line at every module, and all settings of training, made in the block.
 
-    Modules that this package builds, such as fused kernels, get none.
+    What this package makes, such as fused kernels and changed settings, gets none.
     """
-    plain: Any = nn.Module.__init__
+    kinds: tuple[Any, ...] = (nn.Module, TrainingSettings)
+    plain = [kind.__init__ for kind in kinds]
+    for kind in kinds:
+        kind.__init__ = _noting(kind.__init__)
+    try:
+        yield
+    finally:
+        for kind, init in zip(kinds, plain, strict=True):
+            kind.__init__ = init
 
-    def noted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+
+def _noting(plain: Callable[..., None]) -> Callable[..., None]:
+    def noted(self: object, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **kwargs)
         line = building_line()
         if line:
             self.__dict__[_LINE] = line
 
-    nn.Module.__init__ = noted  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__init__ = plain  # type: ignore[method-assign]
+    return noted
+
+
+def settings_line(*settings: TrainingSettings | None) -> str:
+    """The user's line that made the first of these that has one; "" where none has."""
+    return next((s.__dict__[_LINE] for s in settings if s is not None and _LINE in vars(s)), "")
+
+
+def with_line_of(given: TrainingSettings, asked: TrainingSettings) -> TrainingSettings:
+    """The settings, as asked for by the line that made others of which they are a change."""
+    line = settings_line(asked)
+    if line:
+        given.__dict__[_LINE] = line
+    return given
 
 
 def note_paths(model: nn.Module) -> None:

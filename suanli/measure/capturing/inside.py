@@ -5,6 +5,7 @@ Seen in the profiler's memory events of torch 2.13 with oneDNN on a Xeon with AM
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from suanli.cost.cpu_manner import SMALL_IMAGE
+
 _HALVES = (torch.bfloat16, torch.float16)
+_WIDE_KERNEL = 3  # side of a kernel above which oneDNN gets even a single small image
 _MEANS = (torch.ops.aten.mean.dim, torch.ops.aten.mean.default)
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _PACKED_FROM = (
@@ -39,6 +43,30 @@ def inside_call(func: Any, args: Sequence[Any]) -> int:
         if min(queries.shape[-2], keys.shape[-2]) >= _PACKED_FROM:
             return int(keys.nbytes + values.nbytes)
     return 0
+
+
+def columns(args: Sequence[Any], out: torch.Tensor) -> int | None:
+    """Bytes of the matrix of windows that torch's own convolution multiplies with the weights.
+
+    Torch leaves a single small image in fp32 to it, as `use_mkldnn` in its Convolution.cpp says.
+
+    Args:
+        args: Of `aten::convolution`.
+        out: What it gave.
+
+    Returns:
+        None where oneDNN computes it.
+    """
+    inputs, weight, transposed, groups = args[0], args[1], bool(args[6]), int(args[8])
+    kernel = weight.shape[2:]
+    large = weight.dim() > 4 or inputs.shape[0] > 1 or inputs.numel() > SMALL_IMAGE
+    wide = len(kernel) == 2 and min(kernel) > _WIDE_KERNEL
+    if inputs.dtype is not torch.float32 or groups > 1 or large or wide:
+        return None
+    if prod(kernel) == 1 and prod(args[3]) == 1 and not any(args[4]):
+        return 0  # the image is the matrix
+    side, depth = (inputs, out.shape[1]) if transposed else (out, inputs.shape[1])
+    return int(depth * prod(kernel) * prod(side.shape[2:]) * inputs.element_size())
 
 
 def _packs() -> bool:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from suanli.base.memory import Block, MemoryKind
-from suanli.measure.capturing.inside import inside_call
+from suanli.measure.capturing.inside import columns, inside_call
 from suanli.measure.capturing.places import Places
 from suanli.measure.capturing.traffic import plain_tensors, tensors_in
 
@@ -145,6 +145,10 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         events of torch 2.13; fp32 inputs of few channels are taken as they are.
         """
         inputs, weight, transposed = args[0], args[1], bool(args[6])
+        unfolded = columns(args, out)
+        if unfolded is not None:
+            self.scratch(unfolded)
+            return
         if _channels_last(inputs):
             return
         narrow = inputs.element_size() < 4
