@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from suanli.base.errors import SuanliError
 
@@ -197,9 +199,9 @@ def _join(backend: str) -> None:
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
         dist.init_process_group(backend)
         return
-    store, rank, world = next(dist.rendezvous("env://"))
+    store, rank, world = next(rendezvous("env://"))
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = dist.PrefixStore(f"suanli-start-{start}", store)
+    own = PrefixStore(f"suanli-start-{start}", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=world)
 
 
