@@ -40,9 +40,13 @@ def recording_cost(subject: Subject, seconds: float) -> Estimate:
     """
 
     def plain(calls: int) -> list[float]:
+        subject.run()  # as below
         return timed_calls(subject.run, calls)
 
     def recorded(calls: int) -> list[float]:
+        # What the profiler of the turn before gave back moves the heap, so that the next step, of
+        # either side, takes up to hundreds of MB of pages anew: that step is not timed.
+        subject.run()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with recorder("cpu"):
