@@ -124,4 +124,4 @@ def _parsed(context: typer.Context, words: tuple[str, ...]) -> None:
     root: Any = context.find_root().command
     verb = root.commands.get(words[0])
     if verb is not None:
-        verb.make_context(f"suanli {words[0]}", list(words[1:]), parent=context.find_root())
+        verb.make_context(words[0], list(words[1:]), parent=context.find_root())
