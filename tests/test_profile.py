@@ -1,10 +1,12 @@
 """Profiles: joining of times with work, parts of the step, memory, outliers, timeline."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from suanli.base import codec
 from suanli.base.profile_results import OperatorProfile, StepTimes
@@ -13,7 +15,7 @@ from suanli.profiling import joining, memory, rows, trace
 from suanli.profiling.recording import KernelRun, record_steps
 from suanli.profiling.rows import Row
 from suanli.profiling.stability import stability
-from suanli.profiling.stopwatch import StepTime, Stopwatch, time_steps, typical_parts
+from suanli.profiling.stopwatch import Mark, StepTime, Stopwatch, time_steps, typical_parts
 from suanli.profiling.verdict import bound_by, lost_time, step_times, verdict
 from suanli.profiling.waste import read_backs, tiny_calls
 from tests.profile_parts import ceilings, node, pointwise, product, recording
@@ -452,3 +454,48 @@ def test_very_many_events_are_cut_to_the_longest(monkeypatch: pytest.MonkeyPatch
 def test_records_go_to_json_and_back() -> None:
     row = replace(_profile(1.0, 0.5, "memory"), fused=("a", "b"))
     assert codec.from_json(OperatorProfile, json.loads(codec.dumps(row))) == row
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(nn.LSTM, "lstm"), (nn.GRU, "gru"), (nn.RNN, "rnn_tanh")]
+)
+def test_a_recurrent_network_is_one_call_in_inference(
+    kind: Callable[..., nn.Module], name: str
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = kind(8, 16, num_layers=2), torch.randn(20, 4, 8)
+    with torch.inference_mode():
+        expected = model(inputs)[0]
+    given: list[torch.Tensor] = []
+
+    def step(mark: Mark) -> None:
+        with torch.inference_mode():
+            given.append(model(inputs)[0].clone())
+
+    for one in record_steps(step, steps=2, first="forward", device="cpu"):
+        calls = [node for node in one.roots if node.name == f"aten::{name}"]
+        assert [node.calls for node in calls] == [1]
+        assert calls[0].ms > 0
+        assert one.roots[-1].name == "aten::clone"  # what comes behind it is recorded again
+    assert torch.equal(given[0], expected)
+    assert name not in vars(torch._VF)
+
+    def training_step(mark: Mark) -> None:
+        model(inputs)[0].sum().backward()
+
+    (one,) = record_steps(training_step, steps=1, first="forward", device="cpu")
+    (call,) = (node for node in one.roots if node.name == f"aten::{name}")
+    assert call.calls > 10  # its backward pass is counted operator by operator
+
+
+def test_a_recurrent_network_that_fails_leaves_the_recorder_on() -> None:
+    model = nn.LSTM(8, 16)
+
+    def step(mark: Mark) -> None:
+        with torch.inference_mode():
+            with pytest.raises(RuntimeError):
+                torch._VF.lstm(torch.randn(5, 2, 7), (), [], True, 1, 0.0, False, False, False)
+            model(torch.randn(5, 2, 8))[0].relu()
+
+    (one,) = record_steps(step, steps=1, first="forward", device="cpu")
+    assert one.roots[-1].name == "aten::relu"
