@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import subprocess
 import sys
 import time
@@ -133,6 +134,9 @@ def _stopped_after(out: Path, steps: int, **more: Any) -> None:
 
         def at(event: Event) -> None:
             if event.progress is not None and event.progress.step == steps:
+                taken = signal.getsignal(signal.SIGTERM)
+                # it would end the tests' own process
+                assert taken != signal.SIG_DFL, f"not taken in {threading.current_thread()}"
                 os.kill(os.getpid(), signal.SIGTERM)
 
         train_workload(REF, options, on_event=at)
