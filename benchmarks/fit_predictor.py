@@ -63,6 +63,7 @@ OPERATOR_KNOBS: tuple[Knob, ...] = (
     _knob("rows", "padding", prior=0.4),
     _knob("kernel_s", prior=4e-6),
     _knob("clock", "exponent", prior=0.6, width=0.15),
+    _knob("clock", "lowest_voltage", prior=0.75, width=0.1),
     *(
         _knob("clock", "w_per_vector_tflop", capability, prior=watts, width=0.1)
         for capability, watts in (("6.0", 16.0), ("7.0", 14.0), ("7.5", 14.0), ("8.0", 11.7))

@@ -208,21 +208,21 @@ class Unet(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """ShuffleNet v2 unit (Ma et al., 2018)."""
+    """ShuffleNet v2 unit (Ma et al., 2018); its convolutions have biases, as Zeus's model does."""
 
     def __init__(self, wide: int, out: int, stride: int) -> None:
         super().__init__()
         half, self.stride = out // 2, stride
         ins = wide if stride == 2 else half
         self.right = nn.Sequential(
-            nn.Conv2d(ins, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
-            nn.Conv2d(half, half, 3, stride, 1, groups=half, bias=False), nn.BatchNorm2d(half),
-            nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(ins, ins, 1), nn.BatchNorm2d(ins), nn.ReLU(),
+            nn.Conv2d(ins, ins, 3, stride, 1, groups=ins), nn.BatchNorm2d(ins),
+            nn.Conv2d(ins, half, 1), nn.BatchNorm2d(half), nn.ReLU(),
         )  # fmt: skip
         self.left = (
             nn.Sequential(
-                nn.Conv2d(wide, wide, 3, 2, 1, groups=wide, bias=False), nn.BatchNorm2d(wide),
-                nn.Conv2d(wide, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
+                nn.Conv2d(wide, wide, 3, 2, 1, groups=wide), nn.BatchNorm2d(wide),
+                nn.Conv2d(wide, half, 1), nn.BatchNorm2d(half), nn.ReLU(),
             )
             if stride == 2
             else None
@@ -238,11 +238,11 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNet(nn.Module):
-    """ShuffleNet v2 1x for images of 32 x 32 (CIFAR-100): no stride in the stem."""
+    """ShuffleNet v2 1x for images of 32 x 32 (CIFAR-100): no stride and no bend in the stem."""
 
     def __init__(self, classes: int = 100) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, 24, 3, 1, 1), nn.BatchNorm2d(24), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(3, 24, 3, 1, 1), nn.BatchNorm2d(24)]
         wide = 24
         for out, depth in ((116, 4), (232, 8), (464, 4)):
             layers += [

@@ -1,6 +1,7 @@
 """Zeus: time of an epoch and mean power of training jobs by batch and power limit."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -94,12 +95,14 @@ def _as_step(row: FreeRow, seconds: float) -> Step:
 
 
 def _graph(network: str, batch: int) -> Work:
+    """The graph; Adadelta keeps two numbers for each weight, as Adam does, which stands for it."""
+    make: Callable[[], Any]
     if network == "resnet50":
-        return vision(
-            "zeus resnet50", lambda: models.Residual((3, 4, 6, 3)), 224, batch, training=True
-        )
+        make = functools.partial(models.Residual, (3, 4, 6, 3))
+        return vision("zeus resnet", make, 224, batch, training=True, optimizer="adam")
     if network == "shufflenetv2":
-        return vision("zeus shufflenet", models.ShuffleNet, 32, batch, training=True)
+        make = models.ShuffleNet
+        return vision("zeus shuffle", make, 32, batch, training=True, optimizer="adam")
 
     def build() -> dict[str, Any]:
         make = models.hub("BertConfig", "BertForQuestionAnswering", attention="eager")

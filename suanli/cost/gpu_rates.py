@@ -81,8 +81,17 @@ def clock_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> flo
     if gpu.power_w is None:
         return 1.0
     most = clock.raised if _for_people(gpu) else 1.0
-    need = needed_share(gpu, clock, flops=flops, unit=unit)
-    return float(min(most, need**-clock.exponent))
+    left = 1.0 / needed_share(gpu, clock, flops=flops, unit=unit)
+    turn = clock.lowest_voltage ** (1.0 / clock.exponent)
+    share = left**clock.exponent if left > turn else clock.lowest_voltage * left / turn
+    return min(most, max(share, _guaranteed_share(gpu)))
+
+
+def _guaranteed_share(gpu: GpuSheet) -> float:
+    """The clock that the maker guarantees under load, over the highest; 0 where one is unknown."""
+    if gpu.base_clock_mhz is None or gpu.boost_clock_mhz is None:
+        return 0.0
+    return gpu.base_clock_mhz / gpu.boost_clock_mhz
 
 
 def needed_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> float:
@@ -127,7 +136,9 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
     if unit == "tensor" and dtype in _FLOATS and gpu.name.startswith(_HALVED):
         fraction = 2.0 * fraction / (1.0 + fraction)
     fraction *= generation.tensor if unit == "tensor" else generation.product
-    clock = clock_share(gpu, parameters.clock, flops=peak, unit=unit)
+    measured = gpu.mark == "measured" and f"dense_tflops.{dtype}" in gpu.sources[0].figures
+    # A rate that was measured has the clock in it.
+    clock = 1.0 if measured else clock_share(gpu, parameters.clock, flops=peak, unit=unit)
     l2_mb = gpu.l2_mb or _USUAL_L2_MB.get(_major(gpu), 5.0)
     machine = Machine(
         flops=peak * fraction * clock,
@@ -159,15 +170,6 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
 
 def _for_people(gpu: GpuSheet) -> bool:
     return gpu.name.startswith(_RAISES_ITS_CLOCK)
-
-
-def slice_share(gpu: GpuSheet) -> float:
-    """Length of the slices that sums run in, over that of most generations.
-
-    Half on Volta and Turing, whose library kernels are other ones (NeuSight's products on V100 and
-    T4 against those on P100 and A100).
-    """
-    return 0.5 if _major(gpu) == 7 else 1.0
 
 
 def first_cache_share(gpu: GpuSheet) -> float:

@@ -53,8 +53,8 @@ class Shape:
         unit_flops: Operations per second of one multiprocessor for which the two lengths are
             stated; both grow with the root of its rate, since faster units starve sooner.
         sum_fill: Length of sum that filling and draining a tile's pipeline costs.
-        sum_slice: Sums of products run in whole slices of this length: on vector units one of 64
-            takes as long as one of 128 (NeuSight's batched products on P100 and A100).
+        sum_slice: Sums of products run in whole slices of this length, which a tile loads at a
+            time (8 on vector units and 32 on tensor units are CUTLASS's usual ones).
         cache_gain: How many times faster than memory the last cache is.
         cache_share: Part of the last cache that a kernel's data can use.
         overlap: Exponent of the norm that joins compute and memory time: 1 adds them, infinity

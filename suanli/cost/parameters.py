@@ -18,12 +18,14 @@ class Clock:
 
     What is left of the limit after board and memory, per 1e12 operations per second of the printed
     rate, is compared with what the chip needs; below that the clock falls with a power of the
-    ratio (power grows with clock times voltage squared, and voltage with clock).
+    ratio (power grows with clock times voltage squared, and voltage with clock), and in proportion
+    to it where the voltage is as low as the chip can take. Never below the sheet's base clock.
 
     Attributes:
         board_w: Watts that the board takes whatever it does.
         memory_share: Part of the limit that the memory takes under load.
-        exponent: 1/3 where voltage follows the clock, 1 where it cannot fall further.
+        exponent: 1/3 if voltage followed the clock in proportion, 1 if it did not fall at all.
+        lowest_voltage: Part of the printed clock from which on down the voltage stays as it is.
         raised: Clock over the printed one of cards for people, where the limit leaves room.
         idle_share: Part of the power limit that an idle card in its working state takes.
         busy_share: Part of the limit that it takes beside while a kernel runs, whichever.
@@ -39,6 +41,7 @@ class Clock:
     board_w: float
     memory_share: float
     exponent: float
+    lowest_voltage: float
     raised: float
     idle_share: float
     busy_share: float

@@ -19,7 +19,7 @@ from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import OperatorTime, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Work
-from suanli.cost.gpu_rates import first_cache_share, peak_flops, rates, slice_share, unit_of
+from suanli.cost.gpu_rates import first_cache_share, peak_flops, rates, unit_of
 from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_traffic
 from suanli.cost.parameters import Parameters, Unit, parameters
@@ -253,8 +253,7 @@ def kernel_terms(
     shape = p.products[known.unit]
     has = kernels["batch"] > 0
     moved = kernels["moved"] * _traffic(p)[_index(kernels, "traffic")]
-    slice_ = shape.sum_slice * slice_share(gpu)
-    slices = np.where(kernels["kind"] == KINDS.index("product"), slice_, 1.0)
+    slices = np.where(kernels["kind"] == KINDS.index("product"), shape.sum_slice, 1.0)
     compute_s, memory_s = product_terms(
         machine,
         shape,

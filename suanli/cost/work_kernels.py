@@ -276,6 +276,8 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
         share = ("wide depthwise" if wide else "depthwise") if single else "grouped"
     elif is_winograd(op):
         share = "winograd"
+    if _has_bias(op) and (backward or not single):
+        yield from _sweep(index, op, _bias_bytes(prod(out), backward, how), how)
     total = sum(m * n * k for m, n, k in sides) * 2.0 * groups
     scale = op.flops / total if total else 1.0
     for m, n, k in sides:
@@ -291,6 +293,21 @@ def _convolution(index: int, op: Operator, moved: float, how: How) -> Iterator[K
             n=n,
             k=max(1.0, k * scale),
         )
+
+
+def _has_bias(op: Operator) -> bool:
+    """Whether a convolution adds a bias, or sums up the gradient of one."""
+    if op.name.endswith("_backward"):
+        return any(len(shape) == 1 for shape in op.output_shapes)
+    return len(op.input_shapes) > 2 and len(op.input_shapes[2]) == 1
+
+
+def _bias_bytes(elements: int, backward: bool, how: How) -> float:
+    """Bytes that a convolution's bias moves on a GPU, where it is a kernel of its own.
+
+    Forward the result is read and written once more, backward its gradient is read once more.
+    """
+    return elements * element_bytes(between(how.dtype)) * (1.0 if backward else 2.0)
 
 
 def is_winograd(op: Operator) -> bool:
