@@ -36,7 +36,7 @@ def checked(shape: ModelShape, layout: ParallelLayout, *, devices: int, batch: i
         BadInputError: It does not divide devices, batch, heads or layers; the message says which.
     """
     dp, tp, pp = layout.dp, layout.tp, layout.pp
-    if min(dp, tp, pp) < 1:
+    if min(dp, tp, pp, layout.micro_batches) < 1:
         raise BadInputError("every number of a layout must be at least 1")
     if layout.devices != devices:
         raise BadInputError(

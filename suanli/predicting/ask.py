@@ -12,12 +12,14 @@ from suanli.base.prediction import ParallelLayout, PlanKind
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 _TRAINED = ("fp32", "tf32", "bf16", "fp16")
-_PART = re.compile(r"(dp|tp|pp|micro)=(\d+)|(sharded|recompute)")
+_PART = re.compile(r"(dp|tp|pp|micro)=([0-9]{1,9})|(sharded|recompute)")
 # Bytes per second, one direction, of all adapters of the servers that these cards come in: NVIDIA's
 # datasheets of DGX B300 (8 x 800 Gb/s), H100, H200 and B200 (8 x 400 Gb/s), DGX A100 (8 x 200
 # Gb/s), DGX-1 with V100 (4 x 100 Gb/s). For all others 100 Gb/s is assumed.
 _SERVER_NETWORKS = {"10.3": 800e9, "10.0": 400e9, "9.0": 400e9, "8.0": 200e9, "7.0": 50e9}
 _OTHER_NETWORK = 12.5e9
+# What a server's network may be said to give, 1e9 bytes per second.
+_SLOWEST, _FASTEST = 1e-3, 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,11 @@ class Ask:
                 raise BadInputError(f"{name} must be from {least} to {2**20}, not {value}")
         if asked.training and asked.context:
             raise BadInputError("--context is of inference: training keeps no earlier tokens")
-        if asked.network_gb_per_s is not None and not asked.network_gb_per_s > 0:
-            raise BadInputError("--network must be more than 0 GB/s")
+        if asked.optimizer and not asked.training:
+            raise BadInputError("--optimizer is of training: give --train")
+        rate = asked.network_gb_per_s
+        if rate is not None and not _SLOWEST <= rate <= _FASTEST:
+            raise BadInputError(f"--network must be from {_SLOWEST:g} to {_FASTEST:g} GB/s")
         return asked
 
     @property

@@ -17,6 +17,7 @@ from suanli.predicting.one import predict_on
 from suanli.predicting.prices import Prices
 from suanli.predicting.subject import Subject
 
+_MOST_SAMPLES = 10**18
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -43,8 +44,8 @@ class Limits:
         Raises:
             BadInputError: One makes no sense.
         """
-        if self.samples < 1:
-            raise BadInputError(f"--samples must be at least 1, not {self.samples}")
+        if not 1 <= self.samples <= _MOST_SAMPLES:
+            raise BadInputError(f"--samples must be from 1 to {_MOST_SAMPLES:g}")
         for name, value in (("--max-cost", self.max_cost), ("--max-power", self.max_power_w)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise BadInputError(f"{name} must be more than 0, not {value:g}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from suanli.base.errors import BadInputError
 from suanli.devices import find_sheet, slug
 
+# The dearest hour, and the longest name of a currency, that are taken for what they say.
+_MOST, _LONGEST = 1e12, 12
 _FORM = 'write lines such as "h100-sxm5-80gb" = 2.5 under [per_hour]'
 
 
@@ -35,7 +37,7 @@ def read_prices(path: Path) -> Prices:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInputError(f"no file {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also of numbers too long
         raise BadInputError(f"{path.name} is no price file: {error}", next_step=_FORM) from None
     table = data.get("per_hour")
     if not isinstance(table, dict) or not table:
@@ -46,7 +48,10 @@ def read_prices(path: Path) -> Prices:
         if card in per_hour:
             raise BadInputError(f"{path.name} has two prices of {card}")
         per_hour[card] = _price(path, name, price)
-    return Prices(currency=str(data.get("currency", "")), per_hour=per_hour)
+    currency = data.get("currency", "")
+    if not isinstance(currency, str) or not currency.isprintable() or len(currency) > _LONGEST:
+        raise BadInputError(f"{path.name}: the currency is no short word such as EUR")
+    return Prices(currency=currency, per_hour=per_hour)
 
 
 def _price(path: Path, name: str, value: object) -> float:
@@ -54,7 +59,9 @@ def _price(path: Path, name: str, value: object) -> float:
         raise BadInputError(f"{path.name}: the price of {name} is no number", next_step=_FORM)
     if value < 0:
         raise BadInputError(f"{path.name}: the price of {name} is negative: {value:g}")
-    return float(value)
+    if value > _MOST:
+        raise BadInputError(f"{path.name}: the price of {name} is above {_MOST:g}: {value:g}")
+    return abs(float(value))  # and no minus before a zero
 
 
 def _finite(value: float) -> bool:
