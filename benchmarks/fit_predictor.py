@@ -93,7 +93,6 @@ STEP_KNOBS: tuple[Knob, ...] = (
     _knob("grouped_gradient_fraction", prior=0.15),
     _knob("depthwise_fraction", prior=0.25),
     _knob("depthwise_gradient_fraction", prior=0.15),
-    _knob("wide_depthwise_gradient_fraction", prior=0.03, width=1.0),
     _knob("winograd_gain", prior=1.6, width=0.2),
     _knob("host_forward_s", prior=3e-5, width=0.3),
     _knob("host_backward_s", prior=4e-5, width=0.3),

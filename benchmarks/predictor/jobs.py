@@ -307,6 +307,10 @@ _TIMM: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+# Trained with PyTorch 1.12, which had no fused attention.
+_UNFUSED = ("ViTConfig", "DeiTConfig")
+
+
 def efficient_net(width: float, depth: float) -> Callable[[], Any]:
     return lambda: models.EfficientNet(width, depth)
 
@@ -336,6 +340,9 @@ def timm_work(name: str, side: int, batch: int, *, training: bool = False) -> Wo
     if name not in _TIMM:
         return None
     kind, head, settings = _TIMM[name]
+    if training and kind in _UNFUSED:
+        settings = {**settings, "attention": "eager"}
+        name = f"{name} eager"
     make = models.hub(kind, head, num_labels=1000, **settings)
     return vision(f"timm {name} {len(settings)}", make, side, batch, training=training)
 

@@ -46,38 +46,25 @@ class FreeRow:
 
 @cache
 def free_rows() -> tuple[FreeRow, ...]:
-    """ResNet-50, BERT-base (SQuAD, 384 tokens) and ShuffleNet v2 by batch, optimisers averaged."""
-    found: dict[str, list[tuple[str, str, int, float, float]]] = {}
-    for short in _CARDS:
-        for row in rows(f"zeus_power_{short}.csv"):
-            data, network = row["dataset"], row["network"]
-            if network in ("resnet50", "shufflenetv2") or data == "squad":
-                if float(row["power_limit"]) < 250:
-                    continue
-                batch = int(row["batch_size"])
-                entry = (
-                    data,
-                    network,
-                    batch,
-                    float(row["time_per_epoch"]),
-                    float(row["average_power"]),
-                )
-                found.setdefault(f"{short} {network} {batch}", []).append(entry)
+    """ResNet-50, BERT-base (SQuAD, 384 tokens) and ShuffleNet v2 by batch and optimiser."""
     made = []
-    for key, entries in found.items():
-        data, network, batch, _, _ = entries[0]
-        epoch_s = sum(e[3] for e in entries) / len(entries)
-        samples = _SAMPLES.get(data)
-        made.append(
-            FreeRow(
-                job=f"{network} {batch}",
-                gpu=gpu(_CARDS[key.split()[0]]),
-                work=_graph(network, batch),
-                epoch_s=epoch_s,
-                seconds=epoch_s * batch / samples if samples else None,
-                power_w=sum(e[4] for e in entries) / len(entries),
+    for short, card in _CARDS.items():
+        for row in rows(f"zeus_power_{short}.csv"):
+            data, network, batch = row["dataset"], row["network"], int(row["batch_size"])
+            built = network in ("resnet50", "shufflenetv2") or data == "squad"
+            if not built or float(row["power_limit"]) < 250:
+                continue
+            epoch_s, samples = float(row["time_per_epoch"]), _SAMPLES.get(data)
+            made.append(
+                FreeRow(
+                    job=f"{network} {batch} {row['optimizer']}",
+                    gpu=gpu(card),
+                    work=_graph(network, batch),
+                    epoch_s=epoch_s,
+                    seconds=epoch_s * batch / samples if samples else None,
+                    power_w=float(row["average_power"]),
+                )
             )
-        )
     return tuple(made)
 
 

@@ -199,8 +199,6 @@ class Parameters:
         depthwise_fraction: The same for one channel per group, on elements of two bytes; half of
             that on four, as these kernels are as fast as they load.
         depthwise_gradient_fraction: The same for their backward pass.
-        wide_depthwise_gradient_fraction: The same on elements of four bytes, which PyTorch does by
-            kernels of its own, a block of threads for each weight, and not by cuDNN's.
         winograd_gain: How many times faster vector units do dense convolutions of 3 x 3 at stride
             1, with fewer multiplications (Lavin and Gray, "Fast algorithms for convolutional
             neural networks", 2016: 2.25 at least, less what the transforms cost).
@@ -241,7 +239,6 @@ class Parameters:
     grouped_gradient_fraction: float
     depthwise_fraction: float
     depthwise_gradient_fraction: float
-    wide_depthwise_gradient_fraction: float
     winograd_gain: float
     attention_fraction: dict[Unit, float]
     recurrent_step_s: float

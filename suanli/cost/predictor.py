@@ -309,7 +309,7 @@ def _shares(p: Parameters, unit: Unit) -> Number:
             convolution * p.gradient_fraction,
             p.grouped_gradient_fraction,
             p.depthwise_gradient_fraction,
-            p.wide_depthwise_gradient_fraction,
+            p.depthwise_gradient_fraction / 2.0,
             convolution * fewer * p.gradient_fraction,
         ]
     )
