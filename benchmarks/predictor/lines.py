@@ -101,11 +101,25 @@ def calibrated(lines: list[Line], before: dict[str, Any]) -> dict[str, Any]:
         mine = [x for x in lines if x.kind == kind]
         if not mine:
             continue
-        nine = [max((x.reach / _NINETY) ** 2 - x.wider**2, 0.0) for x in mine]
-        four = [(x.most / _NINETY) ** 2 - x.wider**2 for x in mine if x.most < _TWO_KINDS * x.error]
+        nine = [_needed(x, before[kind], 0.9) for x in mine]
+        four = [_needed(x, before[kind], 0.8) for x in mine if x.most < _TWO_KINDS * x.error]
         square = max(statistics.fmean(nine), max(four, default=0.0))
         after[kind] = float(f"{math.sqrt(square) + 0.004:.2g}")
     return after
+
+
+def _needed(found: Line, before: float, part: float) -> float:
+    """Square of the kind's own spread that holds this part of a line.
+
+    Each measurement has its own host and card, so that what these add is taken off one by one; of
+    a line of an older run the mean is.
+    """
+    if (found.data, found.case) not in _JUDGED:
+        size = found.reach if part > 0.85 else found.most
+        return max((size / _NINETY) ** 2 - found.wider**2, 0.0)
+    errors, spread = _JUDGED[found.data, found.case]
+    beyond = np.maximum(spread**2 - before**2, 0.0)
+    return max(float(np.quantile((errors / _NINETY) ** 2 - beyond, part)), 0.0)
 
 
 def judged_anew(found: Line, before: dict[str, float], after: dict[str, float]) -> Line:
