@@ -74,3 +74,14 @@ def data_root() -> Path:
     if os.environ.get("SUANLI_REQUIRE_DATA"):
         pytest.fail("SUANLI_DATA names no folder, and here the data must not be missing")
     pytest.skip("set SUANLI_DATA to a folder with mnist/ and cifar10/")
+
+
+@pytest.fixture(scope="session")
+def measured() -> Path:
+    """Folder with `measured`, the published measurements, by SUANLI_DATA."""
+    root = os.environ.get("SUANLI_DATA")
+    if root and (Path(root) / "measured").is_dir():
+        return Path(root)
+    if os.environ.get("SUANLI_REQUIRE_DATA"):
+        pytest.fail("SUANLI_DATA names no folder with measured/, and here it must not be missing")
+    pytest.skip("set SUANLI_DATA to a folder with measured/")

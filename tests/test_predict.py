@@ -91,8 +91,9 @@ def test_layouts_as_they_are_typed() -> None:
     assert parse_layout("dp=2, tp=4,micro=8,sharded") == ParallelLayout(
         dp=2, tp=4, micro_batches=8, sharded=True
     )
-    with pytest.raises(BadInputError, match="dp=two"):
-        parse_layout("dp=two")
+    for wrong in ("dp=two", "dp=\u0664", f"dp={'9' * 5000}"):
+        with pytest.raises(BadInputError, match="no layout"):
+            parse_layout(wrong)
 
 
 # -- one card and several -------------------------------------------------------------------------
@@ -240,6 +241,7 @@ def test_limits_that_make_no_sense() -> None:
     for limits, message in (
         (Limits(max_cost=1.0), "--prices"),
         (Limits(samples=0), "--samples"),
+        (Limits(samples=10**400), "--samples"),
         (Limits(max_power_w=-1.0), "--max-power"),
     ):
         with pytest.raises(BadInputError, match=message):
@@ -330,6 +332,8 @@ def test_the_text_fits(call: Call, quick: None) -> None:
         ("predict mnist-mlp --gpu t4 --dtype bf16", "no bf16"),
         ("predict mnist-mlp --gpu t4 --gpus 3 --batch 4", "no layout of 3"),
         ("predict mnist-mlp --gpu t4 --gpus 2 --layout tp=2 --batch 4", "tp=2 needs"),
+        ("predict mnist-mlp --gpu t4 --layout micro=0 --train", "at least 1"),
+        ("predict mnist-mlp --gpu t4 --optimizer adam", "of training"),
         ("predict mnist-mlp --choose --deadline soon", "no time"),
         ("predict mnist-mlp --choose --max-cost 3", "--prices"),
         ("predict mnist-mlp --gpu t4 --max-cost -3", "go with --choose"),

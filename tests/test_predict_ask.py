@@ -29,6 +29,10 @@ from tests.test_predict import H100, T4, vision
         ({"devices": 0}, "--gpus"),
         ({"context": -1}, "--context"),
         ({"network_gb_per_s": 0.0}, "--network"),
+        ({"network_gb_per_s": float("nan")}, "--network"),
+        ({"network_gb_per_s": float("inf")}, "--network"),
+        ({"network_gb_per_s": 1e-300}, "--network"),
+        ({"optimizer": "adam"}, "--optimizer is of training"),
         ({"context": 9, "training": True}, "of inference"),
         ({"plan": "quick"}, "eager, compiled or a plan's file"),
     ],
@@ -51,6 +55,8 @@ def test_prices_are_by_card(tmp_path: Path) -> None:
     path.write_text('currency = "EUR"\n[per_hour]\nT4 = 0.5\n"H100-SXM5-80GB" = 3\n')
     prices = read_prices(path)
     assert prices == Prices(currency="EUR", per_hour={"t4": 0.5, "h100-sxm5-80gb": 3.0})
+    path.write_text("[per_hour]\nt4 = -0.0\n")
+    assert str(read_prices(path).per_hour["t4"]) == "0.0"
     found = predict_on(vision(False), T4, Ask(batch=8), prices=prices)
     assert found.cost is not None
     assert found.cost.per_step == pytest.approx(0.5 * found.step_ms.p50 / 3.6e6)
@@ -66,6 +72,11 @@ def test_prices_are_by_card(tmp_path: Path) -> None:
         ("[per_hour]\nt44 = 1\n", "no GPU 't44'"),
         (f"[per_hour]\nt4 = 1{'0' * 400}\n", "no number"),
         ('[per_hour]\nt4 = 1\n"tesla t4" = 2\n', "two prices of t4"),
+        ("[per_hour]\nt4 = 1e300\n", "above"),
+        pytest.param(f"[per_hour]\nt4 = {'9' * 5000}\n", "no price file", id="digits"),
+        pytest.param(f"a = {'[' * 5000}{']' * 5000}\n", "no price file", id="nested"),
+        ('currency = ["EUR"]\n[per_hour]\nt4 = 1\n', "currency"),
+        ('currency = "\\u001b[31mEUR"\n[per_hour]\nt4 = 1\n', "currency"),
         ("t4 = 1\n", "no prices"),
         ("t4 = ", "no price file"),
     ],
@@ -125,6 +136,17 @@ def test_a_measured_card_gives_back_what_was_measured() -> None:
     assert 2 * n**3 / ms / 1e9 == pytest.approx(25, rel=0.02)
     assert sheet.mark == "measured" and sheet.dense_tflops["fp32"] == T4.dense_tflops["fp32"]
     assert "suanli doctor" in (sheet.source_of("dense_tflops.fp16") or "")
+
+
+@pytest.mark.parametrize("rate", [2.5e12, 5e12])
+def test_a_measured_rate_has_the_clock_in_it(rate: float) -> None:
+    """Where the power limit holds the clock low, the sheet's rate alone would change nothing."""
+    sheet = measured.with_ceilings(T4, doctored(fp32=rate))
+    n = 8192
+    product = measured._product(n, n, n, "fp32")
+    ms = predict_operators(product, sheet, dtype="fp32").step_ms.p50
+    assert 2e3 * n**3 / ms == pytest.approx(rate, rel=0.02)
+    assert rate < 1e12 * sheet.dense_tflops["fp32"] < 1.2 * rate
 
 
 def test_the_slowest_measured_link_is_taken() -> None:

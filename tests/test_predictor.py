@@ -245,6 +245,25 @@ def test_power_limits_hold_the_clock_where_they_are_low_for_the_chip() -> None:
     assert 0.4 < t4 < 0.65
 
 
+def test_below_the_lowest_voltage_the_clock_falls_in_proportion_to_the_power() -> None:
+    clock = parameters().clock
+    flops = peak_flops(T4, "fp32")
+    deep = replace(T4, base_clock_mhz=None)
+    half = replace(deep, power_w=None)
+    shares = [clock_share(deep, clock, flops=flops * x, unit="vector") for x in (1.0, 2.0)]
+    assert shares[0] < clock.lowest_voltage and shares[1] == pytest.approx(shares[0] / 2)
+    assert clock_share(half, clock, flops=flops, unit="vector") == 1.0
+    mild = [clock_share(deep, clock, flops=flops * x, unit="vector") for x in (0.5, 0.55)]
+    assert mild[0] / mild[1] == pytest.approx(1.1**clock.exponent)
+
+
+def test_no_clock_falls_below_what_the_maker_guarantees() -> None:
+    l4 = CARDS["L4"]
+    assert l4.base_clock_mhz and l4.boost_clock_mhz
+    share = clock_share(l4, parameters().clock, flops=peak_flops(l4, "fp32"), unit="vector")
+    assert share == pytest.approx(l4.base_clock_mhz / l4.boost_clock_mhz)
+
+
 def test_power_and_energy_belong_together() -> None:
     answer = predict_operators(BIG, A100, dtype="fp16")
     assert answer.power_w is not None and answer.energy_j is not None

@@ -20,16 +20,6 @@ def lines() -> list[dict[str, Any]]:
     return [line for rows in sets.values() for line in rows]
 
 
-@pytest.fixture(scope="module")
-def measured() -> Path:
-    root = os.environ.get("SUANLI_DATA")
-    if root and (Path(root) / "measured").is_dir():
-        return Path(root)
-    if os.environ.get("SUANLI_REQUIRE_DATA"):
-        pytest.fail("SUANLI_DATA names no folder with measured/, and here it must not be missing")
-    pytest.skip("set SUANLI_DATA to a folder with measured/")
-
-
 def test_every_set_is_in_the_table() -> None:
     names = " ".join(line["data"] for line in lines())
     for word in ("NeuSight operators: linear", "bmm", "softmax", "ln", "NeuSight end to end",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from suanli.base.work import Operator, Work
+from suanli.base.work import Operator, Phase, Work
 from suanli.cost.parameters import parameters
 from suanli.cost.predictor import host_seconds, kernel_terms, least_ms, predict_operators
 from suanli.cost.whole_kernels import parts
@@ -121,6 +121,26 @@ def test_short_sums_of_products_run_in_whole_slices() -> None:
     whole = int(p.products["vector"].sum_slice)
     assert seconds(whole // 2) == pytest.approx(seconds(whole))
     assert seconds(whole + 1) > 1.3 * seconds(whole)
+    assert seconds(64) < 0.6 * seconds(128)  # but for filling the pipeline half as long
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_the_bias_of_a_convolution_is_passed_over_again(phase: Phase) -> None:
+    def moved(groups: int, bias: bool) -> float:
+        model = nn.Sequential(
+            nn.Conv2d(8, 8, 1, bias=False), nn.Conv2d(8, 8, 3, groups=groups, bias=bias)
+        )
+        found = capture(model, (torch.zeros(2, 8, 6, 6),), batch=2, training=True)
+        one = [op for op in found.operators if op.phase == phase and "convolution" in op.name]
+        of = replace(found, operators=(one[-1] if phase == "forward" else one[0],))
+        return float(kernels_of(of, How(dtype="fp32"))["moved"].sum())
+
+    result = 4 * 2 * 8 * 4 * 4
+    passes = 2 if phase == "forward" else 1
+    assert moved(1, True) - moved(1, False) >= passes * result
+    # A thread for each result adds the bias on its way; its gradient is a sum of its own.
+    own = moved(8, True) - moved(8, False)
+    assert (own >= result) == (phase == "backward")
 
 
 def test_autocast_leaves_tables_of_rows_in_their_own_type() -> None:

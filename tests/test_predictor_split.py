@@ -1,7 +1,6 @@
 """What is left out of a fit, how errors are worked out in the table, and what widens intervals."""
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,6 @@ def work(*operators: Operator) -> Work:
 
 
 LARGE, SMALL = work(product(4096)), work(*[product(32)] * 300)
-
-
-@pytest.fixture
-def measured() -> Path:
-    root = os.environ.get("SUANLI_DATA")
-    if root and (Path(root) / "measured").is_dir():
-        return Path(root)
-    if os.environ.get("SUANLI_REQUIRE_DATA"):
-        pytest.fail("SUANLI_DATA names no folder with measured/, and here it must not be missing")
-    pytest.skip("set SUANLI_DATA to a folder with measured/")
 
 
 # What is left out.

@@ -137,7 +137,8 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
     if unit == "tensor" and dtype in _FLOATS and gpu.name.startswith(_HALVED):
         fraction = 2.0 * fraction / (1.0 + fraction)
     fraction *= generation.tensor if unit == "tensor" else generation.product
-    measured = gpu.mark == "measured" and f"dense_tflops.{dtype}" in gpu.sources[0].figures
+    newest = gpu.sources[:1] if gpu.mark == "measured" else ()
+    measured = any(f"dense_tflops.{dtype}" in source.figures for source in newest)
     # A rate that was measured has the clock in it.
     clock = 1.0 if measured else clock_share(gpu, parameters.clock, flops=peak, unit=unit)
     l2_mb = gpu.l2_mb or _USUAL_L2_MB.get(_major(gpu), 5.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from suanli.base.errors import BadInputError
 from suanli.base.hardware import Ceilings
 from suanli.base.predict_results import Here, LeastTime, Prediction
 from suanli.base.prediction import ParallelLayout
@@ -34,10 +35,16 @@ def predict_cpu(subject: Subject, ceilings: Ceilings, ask: Ask, batch: int) -> P
     Raises:
         BadInputError: There are no products in the type.
     """
+    rate = peak(ceilings, ask.dtype)
+    if rate is None:
+        known = sorted({c.dtype for c in ceilings.items if c.what == "matmul" and c.dtype})
+        raise BadInputError(
+            f"no rate in {ask.dtype} was measured on this CPU",
+            next_step=f"measured: {', '.join(known)}",
+        )
     work = subject.work(subject.checked_batch(batch))
     step = predict_cpu_ms(work, ceilings, precision=ask.dtype, plan_kind=ask.kind)
     least = speed_of_light(work, ceilings, precision=ask.dtype)
-    rate = peak(ceilings, ask.dtype)
     memory = memory_use(
         subject.footprint(batch), subject.shape, Held(states=STATES.get(subject.optimizer, 0))
     )
@@ -59,7 +66,7 @@ def predict_cpu(subject: Subject, ceilings: Ceilings, ask: Ask, batch: int) -> P
         sol=LeastTime(
             ms=least.ms,
             fraction=least.ms / step.p50,
-            simplest_ms=1e3 * work.matmul_flops / rate.value if rate else 0.0,
+            simplest_ms=1e3 * work.matmul_flops / rate.value,
         ),
         bound_by=least.bound_by,
         compute_ms=least.compute_ms,

@@ -60,13 +60,16 @@ def _with_rate(sheet: GpuSheet, dtype: str, item: Ceiling) -> GpuSheet:
     m, n, k = map(int, sides.groups())
     work = _product(m, n, k, dtype)
     measured_ms = 2e3 * m * n * k / item.achieved
-    return _solved(
-        sheet,
+    # Marked while it is solved for: a measured rate has the clock in it.
+    source = Source(document="being solved for", figures=(f"dense_tflops.{dtype}",))
+    solved = _solved(
+        replace(sheet, mark="measured", sources=(source,)),
         work,
         dtype,
         measured_ms,
         lambda s, f: replace(s, dense_tflops={**s.dense_tflops, dtype: s.dense_tflops[dtype] * f}),
     )
+    return replace(sheet, dense_tflops=solved.dense_tflops)
 
 
 def _with_bandwidth(sheet: GpuSheet, item: Ceiling) -> GpuSheet:
