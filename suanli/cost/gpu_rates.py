@@ -85,7 +85,7 @@ def clock_share(gpu: GpuSheet, clock: Clock, *, flops: float, unit: Unit) -> flo
     left = 1.0 / needed_share(gpu, clock, flops=flops, unit=unit)
     turn = clock.lowest_voltage ** (1.0 / clock.exponent)
     share = left**clock.exponent if left > turn else clock.lowest_voltage * left / turn
-    return min(most, max(share, _guaranteed_share(gpu)))
+    return float(min(most, max(share, _guaranteed_share(gpu))))
 
 
 def _guaranteed_share(gpu: GpuSheet) -> float:
