@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cpu_prediction import as_of_now, work_of
+from benchmarks.cpu_prediction import as_of_now, fresh_bytes, work_of
 from benchmarks.fit_predictor import rounded
 from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
 from suanli.base.codec import from_json
@@ -67,6 +67,8 @@ class Measured:
     """One workload, timed.
 
     Attributes:
+        fresh_bytes: Of memory that the system hands out anew in a step, replayed.
+        fault_bytes: The same, counted; None where it was not.
         blocks: Ceilings at the time of a block of steps, and seconds of a step in it.
         demands: What operators ask for in each block; equal ones once, with how often they run.
     """
@@ -74,6 +76,8 @@ class Measured:
     workload: str
     batch: int
     training: bool
+    fresh_bytes: float
+    fault_bytes: float | None
     blocks: tuple[tuple[Ceilings, float], ...]
     demands: tuple[tuple[tuple[Demand, int], ...], ...]
 
@@ -94,6 +98,8 @@ def measured(files: Sequence[Path]) -> list[Measured]:
                     workload=row["workload"],
                     batch=row["batch"],
                     training=row["training"],
+                    fresh_bytes=_fresh(row["workload"], row["batch"], row["training"]),
+                    fault_bytes=row.get("fault_bytes"),
                     blocks=blocks,
                     demands=tuple(_demands(row, limits) for limits, _ in blocks),
                 )
@@ -102,10 +108,9 @@ def measured(files: Sequence[Path]) -> list[Measured]:
 
 
 def _demands(row: dict[str, Any], limits: Ceilings) -> tuple[tuple[Demand, int], ...]:
-    keeps = row["training"]
     found: Counter[Demand] = Counter()
-    for op, n in _operators(row["workload"], row["batch"], keeps):
-        found[demand(op, limits, "fp32", keeps=keeps)] += n
+    for op, n in _operators(row["workload"], row["batch"], row["training"]):
+        found[demand(op, limits, "fp32")] += n
     return tuple(found.items())
 
 
@@ -116,12 +121,18 @@ def _operators(name: str, batch: int, training: bool) -> tuple[tuple[Operator, i
     return tuple(Counter(plain).items())
 
 
+@cache
+def _fresh(name: str, batch: int, training: bool) -> float:
+    return fresh_bytes(name, batch, training=training)
+
+
 def error(row: Measured, p: CpuParameters) -> float:
     """log(predicted / measured), the median over blocks."""
     logs = []
     for place, (limits, seconds) in enumerate(row.blocks):
         rate = achieved(limits, "fp32") or float("inf")
         total = sum(n * seconds_of(need, rate, "eager", p) for need, n in row.demands[place])
+        total += p.fresh_s_per_byte * row.fresh_bytes
         logs.append(math.log(max(total, limits.overhead_s()) / seconds))
     return statistics.median(logs)
 

@@ -23,20 +23,22 @@ def predict_cpu_ms(
     *,
     precision: str,
     plan_kind: PlanKind = "eager",
+    fresh_bytes: float = 0.0,
     constants: CpuParameters | None = None,
 ) -> Interval:
     """Milliseconds of one step: the sum of its operators, each by the longer of two times.
 
     Arithmetic at the rate that the best library reached on a large product, times the share that
     this kind of operator gets of it; bytes at the read rate of a set of some operators' size. Each
-    operator costs its call; small operators cost little else. What a training step keeps for its
-    backward pass, and its gradients, lie in memory that the system hands out anew in every step.
+    operator costs its call; small operators cost little else. Memory that the system hands out
+    anew in every step is cleared page by page.
 
     Args:
         work: Of one step.
         ceilings: Measured here.
         precision: What products run in, and how wide data between operators is.
         plan_kind: Operator by operator, or compiled and fused.
+        fresh_bytes: Of memory handed out anew in a step: `suanli.cost.heap`.
         constants: Other parameters than those that ship.
 
     Raises:
@@ -44,9 +46,9 @@ def predict_cpu_ms(
     """
     p = constants or parameters().cpu
     rate = achieved(ceilings, precision) or achieved(ceilings, "fp32") or float("inf")
-    keeps = any(op.phase == "backward" for op in work.operators)
-    demands = [demand(op, ceilings, precision, keeps=keeps) for op in work.operators]
+    demands = [demand(op, ceilings, precision) for op in work.operators]
     total_s = sum(seconds_of(need, rate, plan_kind, p) for need in demands)
+    total_s += p.fresh_s_per_byte * fresh_bytes
     return interval(1e3 * max(total_s, ceilings.overhead_s()), p.spread)
 
 
@@ -60,7 +62,6 @@ class Demand:
         steps: Operations that are taken one after the other.
         memory_s: Seconds to move its data once.
         layout_s: The same, where images are brought to the library's layout and back.
-        fresh_bytes: Of memory that the system hands out anew.
         backward: Whether it is called in the backward pass.
     """
 
@@ -69,18 +70,16 @@ class Demand:
     steps: float = 0.0
     memory_s: float = 0.0
     layout_s: float = 0.0
-    fresh_bytes: float = 0.0
     backward: bool = False
 
 
-def demand(op: Operator, ceilings: Ceilings, precision: str, *, keeps: bool) -> Demand:
+def demand(op: Operator, ceilings: Ceilings, precision: str) -> Demand:
     """What an operator asks for.
 
     Args:
         op: The operator.
         ceilings: Measured here.
         precision: What products run in, and how wide data between operators is.
-        keeps: Whether the step has a backward pass, for which it keeps what it makes.
     """
     kind = kind_of(op)
     if kind == "free":
@@ -95,7 +94,6 @@ def demand(op: Operator, ceilings: Ceilings, precision: str, *, keeps: bool) -> 
         steps=op.flops if any(word in op.name for word in _BY_ELEMENT) else 0.0,
         memory_s=memory_s,
         layout_s=memory_s if kind == "convolution" else 0.0,
-        fresh_bytes=fresh_bytes(op) if keeps else 0.0,
         backward=op.phase == "backward",
     )
 
@@ -117,20 +115,8 @@ def seconds_of(need: Demand, rate: float, plan_kind: PlanKind, p: CpuParameters)
     moved_share = p.fused_traffic if fused else p.traffic.get(convolution, 1.0)
     share = p.grouped_share if need.kind == "grouped" else p.share.get(need.kind, 0.5)
     compute_s = need.flops / (rate * share) + need.steps * p.element_s
-    apart_s = p.layout_traffic * need.layout_s + p.fresh_s_per_byte * need.fresh_bytes
-    busy_s = max(compute_s, need.memory_s * moved_share) + apart_s
+    busy_s = max(compute_s, need.memory_s * moved_share) + p.layout_traffic * need.layout_s
     return busy_s + call_s * (0.3 if fused else 1.0)
-
-
-def fresh_bytes(op: Operator) -> float:
-    """Bytes of a training step that lie in memory handed out anew: each page is cleared first.
-
-    Results of the forward pass are kept until the backward pass, and gradients until the update;
-    then all are given back, and the allocator returns such amounts to the system.
-    """
-    if op.phase == "optimizer":
-        return float(op.parameter_bytes)
-    return float(op.bytes_written) if op.phase == "forward" and kind_of(op) != "free" else 0.0
 
 
 def _memory_s(ceilings: Ceilings, read: float, written: float) -> float:
