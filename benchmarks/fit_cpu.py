@@ -44,6 +44,7 @@ KNOBS = (
     _knob("share", "convolution", prior=0.8, width=0.2),
     _knob("share", "attention", prior=0.5, width=0.4),
     _knob("grouped_share", prior=0.15, width=0.5),
+    _knob("gradient_share", prior=0.82, width=0.2),
     *(
         _knob("traffic", kind, prior=prior, width=0.3)
         for kind, prior in (
@@ -55,8 +56,8 @@ KNOBS = (
         )
     ),
     _knob("layout_traffic", prior=1.0, width=0.5),
-    _knob("element_s", prior=1e-9, width=0.5),
-    _knob("fresh_s_per_byte", prior=2.5e-10, width=0.7),
+    _knob("element_s", prior=1e-9, width=0.2),
+    _knob("fresh_s_per_byte", prior=3.5e-10, width=0.5),
     _knob("call_s", prior=4e-6, width=0.5),
     _knob("backward_call_s", prior=8e-6, width=0.5),
 )
@@ -110,7 +111,7 @@ def measured(files: Sequence[Path]) -> list[Measured]:
 def _demands(row: dict[str, Any], limits: Ceilings) -> tuple[tuple[Demand, int], ...]:
     found: Counter[Demand] = Counter()
     for op, n in _operators(row["workload"], row["batch"], row["training"]):
-        found[demand(op, limits, "fp32")] += n
+        found[demand(op, limits, "fp32", training=row["training"])] += n
     return tuple(found.items())
 
 

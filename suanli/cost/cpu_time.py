@@ -1,6 +1,7 @@
 """Time of a step on the CPU at hand, from the ceilings that `suanli doctor` measured."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from suanli.base.hardware import Ceilings
@@ -13,8 +14,15 @@ from suanli.cost.work_kernels import kind_of
 
 # Operators whose data pass through the caches between two uses of a storage: set by hand.
 _STORAGES_BETWEEN = 4.0
-# Operators whose kernels take one element after the other.
+# Operators whose kernels take one element of a window after the other, and what a window costs
+# beside its elements, as many of them: races of pools of 2 x 2 and 3 x 3 in one process.
 _BY_ELEMENT = ("max_pool",)
+_WINDOW_ELEMENTS = 10
+# What a window costs in the backward pass, where only its largest element is touched.
+_WINDOW_BACKWARD = 3
+# A batch norm that trains reads its input for the means, for the variances and to normalise
+# (`batch_norm_cpu` in torch's Normalization.cpp).
+_STATISTICS_LOOKS = 3
 
 
 def predict_cpu_ms(
@@ -46,7 +54,8 @@ def predict_cpu_ms(
     """
     p = constants or parameters().cpu
     rate = achieved(ceilings, precision) or achieved(ceilings, "fp32") or float("inf")
-    demands = [demand(op, ceilings, precision) for op in work.operators]
+    training = any(op.phase == "backward" for op in work.operators)
+    demands = [demand(op, ceilings, precision, training=training) for op in work.operators]
     total_s = sum(seconds_of(need, rate, plan_kind, p) for need in demands)
     total_s += p.fresh_s_per_byte * fresh_bytes
     return interval(1e3 * max(total_s, ceilings.overhead_s()), p.spread)
@@ -59,7 +68,7 @@ class Demand:
     Attributes:
         kind: The family of kernels; "grouped" for convolutions of one channel per group.
         flops: Of its products.
-        steps: Operations that are taken one after the other.
+        steps: Elements that one of the threads takes one after the other.
         memory_s: Seconds to move its data once.
         layout_s: The same, where images are brought to the library's layout and back.
         backward: Whether it is called in the backward pass.
@@ -73,25 +82,27 @@ class Demand:
     backward: bool = False
 
 
-def demand(op: Operator, ceilings: Ceilings, precision: str) -> Demand:
+def demand(op: Operator, ceilings: Ceilings, precision: str, *, training: bool) -> Demand:
     """What an operator asks for.
 
     Args:
         op: The operator.
         ceilings: Measured here.
         precision: What products run in, and how wide data between operators is.
+        training: Whether the step has a backward pass.
     """
     kind = kind_of(op)
     if kind == "free":
         return Demand(kind=kind)
     stored = "fp32" if op.phase == "optimizer" else precision
-    read = narrowed(op.bytes_read, op.dtype, stored)
+    looks = _STATISTICS_LOOKS if training and _takes_statistics(op) else 1
+    read = narrowed(looks * op.bytes_read, op.dtype, stored)
     written = narrowed(op.bytes_written, op.dtype, stored)
     memory_s = _memory_s(ceilings, read, written)
     return Demand(
         kind="grouped" if kind == "convolution" and _single_channels(op) else kind,
         flops=op.flops if op.matmul else 0.0,
-        steps=op.flops if any(word in op.name for word in _BY_ELEMENT) else 0.0,
+        steps=_steps(op) / max(1, ceilings.threads),
         memory_s=memory_s,
         layout_s=memory_s if kind == "convolution" else 0.0,
         backward=op.phase == "backward",
@@ -114,9 +125,24 @@ def seconds_of(need: Demand, rate: float, plan_kind: PlanKind, p: CpuParameters)
     convolution = "convolution" if need.kind == "grouped" else need.kind
     moved_share = p.fused_traffic if fused else p.traffic.get(convolution, 1.0)
     share = p.grouped_share if need.kind == "grouped" else p.share.get(need.kind, 0.5)
+    if need.backward and convolution == "convolution":
+        share *= p.gradient_share
     compute_s = need.flops / (rate * share) + need.steps * p.element_s
     busy_s = max(compute_s, need.memory_s * moved_share) + p.layout_traffic * need.layout_s
     return busy_s + call_s * (0.3 if fused else 1.0)
+
+
+def _steps(op: Operator) -> float:
+    """Elements that are taken one after the other, windows counted as some."""
+    if not any(word in op.name for word in _BY_ELEMENT):
+        return 0.0
+    if op.phase == "backward":
+        return float(_WINDOW_BACKWARD * prod(op.input_shapes[0]))
+    return op.flops + float(_WINDOW_ELEMENTS * prod(op.output_shapes[0]))
+
+
+def _takes_statistics(op: Operator) -> bool:
+    return op.phase == "forward" and "batch_norm" in op.name
 
 
 def _memory_s(ceilings: Ceilings, read: float, written: float) -> float:
