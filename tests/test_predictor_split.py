@@ -11,7 +11,7 @@ import pytest
 
 from suanli.base.hardware import Ceiling, Ceilings, DeviceInfo
 from suanli.base.work import Operator, Phase, Work
-from suanli.cost.cpu_time import demand, predict_cpu_ms
+from suanli.cost.cpu_time import demand, predict_cpu_ms, seconds_of
 from suanli.cost.gpu_rates import first_cache_share, rates
 from suanli.cost.parameters import parameters
 from suanli.cost.power_draw import carried_w
@@ -222,13 +222,44 @@ def convolution(channels: int, groups: int) -> Operator:
 
 
 def test_convolutions_pay_for_their_layout_and_one_channel_is_no_group() -> None:
-    grouped = demand(convolution(64, 64), ceilings(), "fp32")
-    single = demand(convolution(1, 1), ceilings(), "fp32")
+    grouped = demand(convolution(64, 64), ceilings(), "fp32", training=False)
+    single = demand(convolution(1, 1), ceilings(), "fp32", training=False)
     assert (grouped.kind, single.kind) == ("grouped", "convolution")
     assert grouped.layout_s == grouped.memory_s > 0.0
-    assert demand(product(64), ceilings(), "fp32").layout_s == 0.0
+    assert demand(product(64), ceilings(), "fp32", training=False).layout_s == 0.0
 
 
-def test_pools_go_element_by_element() -> None:
-    pool = Operator(name="max_pool2d_with_indices", flops=10**6, bytes_read=8, bytes_written=8)
-    assert demand(pool, ceilings(), "fp32").steps == 10**6
+def test_pools_go_element_by_element_and_windows_cost() -> None:
+    images, windows = (8, 16, 32, 32), (8, 16, 16, 16)
+    pool = Operator(
+        name="max_pool2d_with_indices", flops=math.prod(images), bytes_read=8, bytes_written=8,
+        input_shapes=(images,), output_shapes=(windows, windows),
+    )  # fmt: skip
+    back = replace(
+        pool,
+        name="max_pool2d_with_indices_backward",
+        phase="backward",
+        input_shapes=(windows, images, windows),
+        output_shapes=(images,),
+    )
+    forward = demand(pool, ceilings(), "fp32", training=True).steps
+    assert forward == (4 + 10) * math.prod(windows) / ceilings().threads
+    assert 0.0 < demand(back, ceilings(), "fp32", training=True).steps < forward / 4
+    assert demand(product(64), ceilings(), "fp32", training=True).steps == 0.0
+
+
+def test_a_batch_norm_that_trains_looks_three_times() -> None:
+    norm = Operator(name="native_batch_norm", bytes_read=3 * 2**20, bytes_written=3 * 2**20)
+    still = demand(norm, ceilings(), "fp32", training=False)
+    trains = demand(norm, ceilings(), "fp32", training=True)
+    assert trains.memory_s == pytest.approx(still.memory_s * (3 + 2) / (1 + 2))
+
+
+def test_gradients_of_convolutions_reach_less_of_the_rate() -> None:
+    p = parameters().cpu
+    forward = demand(convolution(64, 1), ceilings(), "fp32", training=True)
+    extra = [
+        seconds_of(replace(forward, backward=backward, flops=1e12), 1e11, "eager", p)
+        for backward in (False, True)
+    ]
+    assert extra[1] / extra[0] == pytest.approx(1 / p.gradient_share, rel=0.01)
