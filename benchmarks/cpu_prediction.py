@@ -9,12 +9,10 @@ this machine's ceilings (or reads those that `suanli doctor` kept), then eager f
 workload in a process of its own: what glibc's heap gives back to the system, and takes anew in the
 next step, depends on all that ran in the process before. Its page faults are counted.
 
-So that another process on the machine does not make the model look wrong, time is that for which
-the calling thread runs: it takes the same part of every operator as the other threads do, so that
-on a quiet machine this is what a clock shows (with OMP_WAIT_POLICY=passive, where it does not spin
-while it waits for them). A large product and a large read are timed in the same way beside every
-few steps, the ceilings are brought to what these reach at that moment, and the ratio of prediction
-to measurement is the median over such blocks. The file holds the ceilings and every block, so that
+So that another process on the machine does not make the model look wrong, a large product and a
+large read are timed beside every few steps, the ceilings are brought to what these reach at that
+moment, and the ratio of prediction to measurement is the median over such blocks. Figures to be
+published still want a quiet machine. The file holds the ceilings and every block, so that
 `benchmarks.fit_cpu` can fit the constants to them and say how far off they are on workloads left
 out.
 """
@@ -165,9 +163,9 @@ def _durations_ms(run: Callable[[], Any], seconds: float) -> list[float]:
     durations: list[float] = []
     end = time.perf_counter() + seconds
     while len(durations) < 2 or time.perf_counter() < end:
-        started = time.thread_time()
+        started = time.perf_counter()
         run()
-        durations.append(1e3 * (time.thread_time() - started))
+        durations.append(1e3 * (time.perf_counter() - started))
     return durations
 
 

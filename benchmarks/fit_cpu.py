@@ -5,7 +5,9 @@
 Reads what `benchmarks.cpu_prediction` wrote, for inference and training. Each workload is left out
 once, with both of its rows, and predicted by constants that were fitted to the others; the table
 of that goes to results/cpu/prediction.md, and constants fitted to all go into the package. Every
-constant has a prior with a width: one machine and nine networks say little of some.
+constant has a prior with a width: one machine and nine networks say little of some. Priors of the
+shares, of elements in pools and of pages are medians of single operators on one thread, beside a
+large product.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from benchmarks.predictor.fitting import FILE, Knob, as_parameters, fit, stored
 from suanli.base.codec import from_json
 from suanli.base.hardware import Ceilings
 from suanli.base.work import Operator
-from suanli.cost.cpu_time import Demand, demand, seconds_of
+from suanli.cost.cpu_time import Demand, bytes_anew, demand, seconds_of, setting
 from suanli.cost.parameters import CpuParameters, Parameters
 from suanli.cost.rates import achieved
 
@@ -40,10 +42,10 @@ def _knob(*path: str, prior: float, width: float) -> Knob:
 
 
 KNOBS = (
-    _knob("share", "product", prior=0.8, width=0.2),
-    _knob("share", "convolution", prior=0.8, width=0.2),
+    _knob("share", "product", prior=0.9, width=0.15),
+    _knob("share", "convolution", prior=0.85, width=0.15),
     _knob("share", "attention", prior=0.5, width=0.4),
-    _knob("grouped_share", prior=0.15, width=0.5),
+    _knob("grouped_share", prior=0.08, width=0.3),
     _knob("gradient_share", prior=0.82, width=0.2),
     *(
         _knob("traffic", kind, prior=prior, width=0.3)
@@ -56,6 +58,7 @@ KNOBS = (
         )
     ),
     _knob("layout_traffic", prior=1.0, width=0.5),
+    _knob("weights_traffic", prior=1.0, width=0.3),
     _knob("element_s", prior=1e-9, width=0.2),
     _knob("fresh_s_per_byte", prior=3.5e-10, width=0.5),
     _knob("call_s", prior=4e-6, width=0.5),
@@ -68,8 +71,7 @@ class Measured:
     """One workload, timed.
 
     Attributes:
-        fresh_bytes: Of memory that the system hands out anew in a step, replayed.
-        fault_bytes: The same, counted; None where it was not.
+        fresh_bytes: Of memory that the system hands out anew in a step, as predicted.
         blocks: Ceilings at the time of a block of steps, and seconds of a step in it.
         demands: What operators ask for in each block; equal ones once, with how often they run.
     """
@@ -78,7 +80,6 @@ class Measured:
     batch: int
     training: bool
     fresh_bytes: float
-    fault_bytes: float | None
     blocks: tuple[tuple[Ceilings, float], ...]
     demands: tuple[tuple[tuple[Demand, int], ...], ...]
 
@@ -99,8 +100,7 @@ def measured(files: Sequence[Path]) -> list[Measured]:
                     workload=row["workload"],
                     batch=row["batch"],
                     training=row["training"],
-                    fresh_bytes=_fresh(row["workload"], row["batch"], row["training"]),
-                    fault_bytes=row.get("fault_bytes"),
+                    fresh_bytes=_anew(row["workload"], row["batch"], row["training"]),
                     blocks=blocks,
                     demands=tuple(_demands(row, limits) for limits, _ in blocks),
                 )
@@ -110,8 +110,10 @@ def measured(files: Sequence[Path]) -> list[Measured]:
 
 def _demands(row: dict[str, Any], limits: Ceilings) -> tuple[tuple[Demand, int], ...]:
     found: Counter[Demand] = Counter()
-    for op, n in _operators(row["workload"], row["batch"], row["training"]):
-        found[demand(op, limits, "fp32", training=row["training"])] += n
+    operators = _operators(row["workload"], row["batch"], row["training"])
+    step = setting(op for op, n in operators for _ in range(n))
+    for op, n in operators:
+        found[demand(op, limits, "fp32", step)] += n
     return tuple(found.items())
 
 
@@ -123,8 +125,10 @@ def _operators(name: str, batch: int, training: bool) -> tuple[tuple[Operator, i
 
 
 @cache
-def _fresh(name: str, batch: int, training: bool) -> float:
-    return fresh_bytes(name, batch, training=training)
+def _anew(name: str, batch: int, training: bool) -> float:
+    replayed = 0.0 if training else fresh_bytes(name, batch, training=False)
+    operators = _operators(name, batch, training)
+    return bytes_anew((op for op, n in operators for _ in range(n)), replayed)
 
 
 def error(row: Measured, p: CpuParameters) -> float:

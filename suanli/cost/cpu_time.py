@@ -1,5 +1,6 @@
 """Time of a step on the CPU at hand, from the ceilings that `suanli doctor` measured."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -46,7 +47,7 @@ def predict_cpu_ms(
         ceilings: Measured here.
         precision: What products run in, and how wide data between operators is.
         plan_kind: Operator by operator, or compiled and fused.
-        fresh_bytes: Of memory handed out anew in a step: `suanli.cost.heap`.
+        fresh_bytes: Of memory handed out anew in a step of inference: `suanli.cost.heap`.
         constants: Other parameters than those that ship.
 
     Raises:
@@ -54,11 +55,33 @@ def predict_cpu_ms(
     """
     p = constants or parameters().cpu
     rate = achieved(ceilings, precision) or achieved(ceilings, "fp32") or float("inf")
-    training = any(op.phase == "backward" for op in work.operators)
-    demands = [demand(op, ceilings, precision, training=training) for op in work.operators]
+    step = setting(work.operators)
+    demands = [demand(op, ceilings, precision, step) for op in work.operators]
     total_s = sum(seconds_of(need, rate, plan_kind, p) for need in demands)
-    total_s += p.fresh_s_per_byte * fresh_bytes
+    total_s += p.fresh_s_per_byte * bytes_anew(work.operators, fresh_bytes)
     return interval(1e3 * max(total_s, ceilings.overhead_s()), p.spread)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What operators have to know of the step that they are in.
+
+    Attributes:
+        training: Whether it has a backward pass.
+        weights_bytes: Of all weights that its forward pass reads.
+    """
+
+    training: bool = False
+    weights_bytes: int = 0
+
+
+def setting(operators: Iterable[Operator]) -> Setting:
+    """The setting of a step's operators."""
+    forward, training = 0, False
+    for op in operators:
+        forward += op.parameter_bytes if op.phase == "forward" else 0
+        training = training or op.phase == "backward"
+    return Setting(training=training, weights_bytes=forward)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +94,8 @@ class Demand:
         steps: Elements that one of the threads takes one after the other.
         memory_s: Seconds to move its data once.
         layout_s: The same, where images are brought to the library's layout and back.
+        weights_s: Seconds to bring its weights from where all of them lie into the order in which
+            the library multiplies by them.
         backward: Whether it is called in the backward pass.
     """
 
@@ -79,23 +104,24 @@ class Demand:
     steps: float = 0.0
     memory_s: float = 0.0
     layout_s: float = 0.0
+    weights_s: float = 0.0
     backward: bool = False
 
 
-def demand(op: Operator, ceilings: Ceilings, precision: str, *, training: bool) -> Demand:
+def demand(op: Operator, ceilings: Ceilings, precision: str, step: Setting) -> Demand:
     """What an operator asks for.
 
     Args:
         op: The operator.
         ceilings: Measured here.
         precision: What products run in, and how wide data between operators is.
-        training: Whether the step has a backward pass.
+        step: The step that it is in.
     """
     kind = kind_of(op)
     if kind == "free":
         return Demand(kind=kind)
     stored = "fp32" if op.phase == "optimizer" else precision
-    looks = _STATISTICS_LOOKS if training and _takes_statistics(op) else 1
+    looks = _STATISTICS_LOOKS if step.training and _takes_statistics(op) else 1
     read = narrowed(looks * op.bytes_read, op.dtype, stored)
     written = narrowed(op.bytes_written, op.dtype, stored)
     memory_s = _memory_s(ceilings, read, written)
@@ -105,6 +131,7 @@ def demand(op: Operator, ceilings: Ceilings, precision: str, *, training: bool) 
         steps=_steps(op) / max(1, ceilings.threads),
         memory_s=memory_s,
         layout_s=memory_s if kind == "convolution" else 0.0,
+        weights_s=_weights_s(op, kind, ceilings, step) if op.matmul else 0.0,
         backward=op.phase == "backward",
     )
 
@@ -128,7 +155,8 @@ def seconds_of(need: Demand, rate: float, plan_kind: PlanKind, p: CpuParameters)
     if need.backward and convolution == "convolution":
         share *= p.gradient_share
     compute_s = need.flops / (rate * share) + need.steps * p.element_s
-    busy_s = max(compute_s, need.memory_s * moved_share) + p.layout_traffic * need.layout_s
+    apart_s = p.layout_traffic * need.layout_s + p.weights_traffic * need.weights_s
+    busy_s = max(compute_s, need.memory_s * moved_share) + apart_s
     return busy_s + call_s * (0.3 if fused else 1.0)
 
 
@@ -145,6 +173,28 @@ def _takes_statistics(op: Operator) -> bool:
     return op.phase == "forward" and "batch_norm" in op.name
 
 
+def bytes_anew(operators: Iterable[Operator], replayed: float) -> float:
+    """Bytes of a step that lie in memory handed out anew: each page is cleared first.
+
+    In inference those of the replay. In training the results of the forward pass, which are kept
+    until the backward pass, and the gradients, which are kept until the update: fewer of their
+    pages are faulted in than that, but what was given back for longer costs several times as much
+    on a virtual machine, whose host has taken it back.
+
+    Args:
+        operators: Of the step.
+        replayed: As `suanli.cost.heap` found.
+    """
+    kept, training = 0, False
+    for op in operators:
+        training = training or op.phase == "backward"
+        if op.phase == "optimizer":
+            kept += op.parameter_bytes
+        elif op.phase == "forward" and kind_of(op) != "free":
+            kept += op.bytes_written
+    return float(kept) if training else replayed
+
+
 def _memory_s(ceilings: Ceilings, read: float, written: float) -> float:
     """Seconds to move an operator's data; 0 where no rate was measured.
 
@@ -153,6 +203,19 @@ def _memory_s(ceilings: Ceilings, read: float, written: float) -> float:
     """
     rate = read_rate(ceilings, _STORAGES_BETWEEN * (read + written))
     return (read + 2.0 * written) / rate.value if rate else 0.0
+
+
+def _weights_s(op: Operator, kind: KernelKind, ceilings: Ceilings, step: Setting) -> float:
+    """Seconds to bring a product's weights into the library's order; 0 where no rate was measured.
+
+    They were last used in another step, so that they come from wherever all weights together lie.
+    Products pack them piece by piece into a cache; convolutions make a copy, and one of their
+    gradient.
+    """
+    rate = read_rate(ceilings, float(step.weights_bytes))
+    copied = kind == "convolution"
+    passes = (3 if copied else 1) * (2 if copied and op.phase == "backward" else 1)
+    return passes * op.parameter_bytes / rate.value if rate else 0.0
 
 
 def _single_channels(op: Operator) -> bool:

@@ -140,6 +140,8 @@ class CpuParameters:
         fused_traffic: Part of the bytes left where a compiler fuses.
         layout_traffic: What convolutions take beside, over the time to move their data once: the
             library brings images to a layout of its own and back.
+        weights_traffic: The time to bring weights into the library's order, over that of reading
+            them from where they lie.
         element_s: Seconds of one thread for an element, in kernels that take one after the other.
         fresh_s_per_byte: Seconds to take a byte of memory anew from the system, whose pages are
             cleared at first use.
@@ -154,6 +156,7 @@ class CpuParameters:
     traffic: dict[str, float]
     fused_traffic: float
     layout_traffic: float
+    weights_traffic: float
     element_s: float
     fresh_s_per_byte: float
     call_s: float
