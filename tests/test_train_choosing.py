@@ -132,7 +132,7 @@ def test_the_others_end_with_a_first_process_that_fails_or_says_nothing(
 
     with pytest.raises(SuanliError, match="no plan"):
         first.told_by_first(fails, limit_s=1.0)
-    with pytest.raises(SuanliError, match="the first process failed"):
+    with pytest.raises(SuanliError, match="the first process failed: no plan"):
         second.told_by_first(fails, limit_s=1.0)
     with pytest.raises(SuanliError, match="said nothing for 0 s"):
         second.told_by_first(fails, limit_s=0.0)

@@ -162,20 +162,27 @@ class Replicas:
         self._told += 1
         key = f"suanli-told-{self._told}"
         if self.first:
-            text = ""
+            told = "!"
             try:
                 text = make()
+                told = f"={text}"
+            except SuanliError as error:
+                told = f"!: {error}"
+                raise
             finally:
-                store.set(key, f"={text}" if text else "!")
+                store.set(key, told)
             return text
         until = time.monotonic() + limit_s
-        while not store.check([key]):
-            if time.monotonic() > until:
-                raise SuanliError(f"the first process said nothing for {limit_s:.0f} s")
-            time.sleep(_LOOK_EVERY_S)
-        told = store.get(key).decode()
+        try:
+            while not store.check([key]):
+                if time.monotonic() > until:
+                    raise SuanliError(f"the first process said nothing for {limit_s:.0f} s")
+                time.sleep(_LOOK_EVERY_S)
+            told = store.get(key).decode()
+        except RuntimeError:  # the store was in it
+            raise SuanliError("the first process is gone") from None
         if not told.startswith("="):
-            raise SuanliError("the first process failed")
+            raise SuanliError(f"the first process failed{told[1:]}")
         return told[1:]
 
     def wait(self) -> None:

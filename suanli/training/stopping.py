@@ -38,7 +38,8 @@ class StopRequests:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None: it was not set from Python, and cannot be set again from there
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.asked:

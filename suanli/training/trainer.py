@@ -46,6 +46,7 @@ from suanli.workloads.weights import kept_weights, save_weights
 
 _GPU = "cuda:0"  # the one that "auto" may take
 _LOWERED, _MOST_ROLLBACKS = 0.5, 3
+_MOST_WAIT_S = 300.0  # of the other processes, while the first looks at the run's folder
 
 
 class Trainer:
@@ -112,8 +113,8 @@ class Trainer:
             self._recipe = self._as_recorded(record)
             if isinstance(self._request.plan, TrainPlan) and self._request.plan != plan:
                 self._note("the run goes on with its own plan, which is not the one given")
-        elif self._replicas.first:
-            self._folder.check_free()
+        else:
+            self._first_does(self._folder.check_free)
         self._say(f"loading the data of {self._recipe.name}")
         data = self._recipe.workload.load()
         train, held_out = held_out_end(data.train, self._recipe.settings.validation_split)
@@ -129,9 +130,9 @@ class Trainer:
             self._take_device(model, train)
         if plan is None:
             plan = self._choose(model, train)
-            if self._replicas.first:
-                self._folder.begin(record, plan, environment())
-                self._fresh = True
+            chosen = plan
+            self._first_does(lambda: self._folder.begin(record, chosen, environment()))
+            self._fresh = self._replicas.first
         if self._replicas.world > 1:
             plan = plan.with_(device=self._replicas.device)
         self._measure_limit(model, train, plan)
@@ -152,6 +153,15 @@ class Trainer:
             self._replicas.wait()
             self._replicas.close()
             return outcome
+
+    def _first_does(self, act: Callable[[], None]) -> None:
+        """Let the first process do something that the others need; they end where it fails."""
+
+        def acted() -> str:
+            act()
+            return ""
+
+        self._replicas.told_by_first(acted, limit_s=_MOST_WAIT_S)
 
     # -- before the run -------------------------------------------------------------------------
 
