@@ -177,9 +177,9 @@ def bytes_anew(operators: Iterable[Operator], replayed: float) -> float:
     """Bytes of a step that lie in memory handed out anew: each page is cleared first.
 
     In inference those of the replay. In training the results of the forward pass, which are kept
-    until the backward pass, and the gradients, which are kept until the update: fewer of their
-    pages are faulted in than that, but what was given back for longer costs several times as much
-    on a virtual machine, whose host has taken it back.
+    until the backward pass, and the gradients, which are kept until the update: a rule
+    that fits. Counts are about half of that in the median, but with them training is predicted too
+    fast; pages that the host of a virtual machine has taken back cost several times as much.
 
     Args:
         operators: Of the step.
