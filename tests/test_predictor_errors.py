@@ -63,6 +63,7 @@ def test_left_out_cpu_steps_are_near_the_measured_ones() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_table_can_be_made_anew(measured: Path, tmp_path: Path) -> None:
     environment = dict(os.environ, SUANLI_DATA=str(measured), PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "benchmarks.prediction", "--only", "nccl,zeus"]

@@ -10,7 +10,7 @@ import pytest
 
 from suanli.base.hardware import Ceiling, Ceilings, DeviceInfo
 from suanli.base.work import Operator, Phase, Work
-from suanli.cost.cpu_time import demand, predict_cpu_ms
+from suanli.cost.cpu_time import Setting, bytes_anew, demand, predict_cpu_ms, seconds_of, setting
 from suanli.cost.gpu_rates import first_cache_share, rates
 from suanli.cost.parameters import parameters
 from suanli.cost.power_draw import carried_w
@@ -190,23 +190,34 @@ def ceilings() -> Ceilings:
     return Ceilings(device=device, items=items, threads=2, measured_at="")
 
 
-def test_training_pays_for_memory_that_is_handed_out_anew() -> None:
+def test_a_step_pays_for_memory_that_is_handed_out_anew() -> None:
+    p = parameters().cpu
+
+    def ms(fresh_bytes: float) -> float:
+        step = work(product(512))
+        return predict_cpu_ms(step, ceilings(), precision="fp32", fresh_bytes=fresh_bytes).p50
+
+    assert ms(1e9) - ms(0.0) == pytest.approx(1e12 * p.fresh_s_per_byte)
+
+
+def test_training_takes_what_it_keeps_anew() -> None:
     forward, backward = product(512), product(512, "backward")
     update = Operator(name="sgd", phase="optimizer", bytes_read=2**20, parameter_bytes=2**20)
-    kept = [demand(op, ceilings(), "fp32", keeps=True) for op in (forward, backward, update)]
-    assert [need.fresh_bytes for need in kept] == [forward.bytes_written, 0.0, 2**20]
-    assert demand(forward, ceilings(), "fp32", keeps=False).fresh_bytes == 0.0
-    p = parameters().cpu
-    slow = replace(p, fresh_s_per_byte=10 * p.fresh_s_per_byte)
+    kept = forward.bytes_written + 2**20
+    assert bytes_anew((forward, backward, update), 7.0) == kept
+    assert bytes_anew((forward,), 7.0) == 7.0
 
-    def ms(of: Work, constants: Any) -> float:
-        return predict_cpu_ms(of, ceilings(), precision="fp32", constants=constants).p50
 
-    step = work(forward, backward, update)
-    grown = ms(step, slow) - ms(step, p)
-    bytes_anew = forward.bytes_written + 2**20
-    assert grown == pytest.approx(9e3 * p.fresh_s_per_byte * bytes_anew)
-    assert ms(work(forward), slow) == ms(work(forward), p)
+def test_weights_are_brought_into_order_apart_from_the_product() -> None:
+    alone = replace(convolution(64, 1), parameter_bytes=2**20)
+    step = setting((alone,))
+    assert step.weights_bytes == 2**20 and not step.training
+    forward = demand(alone, ceilings(), "fp32", step)
+    back = demand(replace(alone, phase="backward"), ceilings(), "fp32", step)
+    assert forward.weights_s == pytest.approx(3 * 2**20 / 1e10)
+    assert back.weights_s == pytest.approx(2 * forward.weights_s)
+    plain = demand(replace(product(64), parameter_bytes=2**20), ceilings(), "fp32", step)
+    assert plain.weights_s == pytest.approx(2**20 / 1e10)
 
 
 def convolution(channels: int, groups: int) -> Operator:
@@ -220,13 +231,44 @@ def convolution(channels: int, groups: int) -> Operator:
 
 
 def test_convolutions_pay_for_their_layout_and_one_channel_is_no_group() -> None:
-    grouped = demand(convolution(64, 64), ceilings(), "fp32", keeps=False)
-    single = demand(convolution(1, 1), ceilings(), "fp32", keeps=False)
+    grouped = demand(convolution(64, 64), ceilings(), "fp32", Setting())
+    single = demand(convolution(1, 1), ceilings(), "fp32", Setting())
     assert (grouped.kind, single.kind) == ("grouped", "convolution")
     assert grouped.layout_s == grouped.memory_s > 0.0
-    assert demand(product(64), ceilings(), "fp32", keeps=False).layout_s == 0.0
+    assert demand(product(64), ceilings(), "fp32", Setting()).layout_s == 0.0
 
 
-def test_pools_go_element_by_element() -> None:
-    pool = Operator(name="max_pool2d_with_indices", flops=10**6, bytes_read=8, bytes_written=8)
-    assert demand(pool, ceilings(), "fp32", keeps=False).steps == 10**6
+def test_pools_go_element_by_element_and_windows_cost() -> None:
+    images, windows = (8, 16, 32, 32), (8, 16, 16, 16)
+    pool = Operator(
+        name="max_pool2d_with_indices", flops=math.prod(images), bytes_read=8, bytes_written=8,
+        input_shapes=(images,), output_shapes=(windows, windows),
+    )  # fmt: skip
+    back = replace(
+        pool,
+        name="max_pool2d_with_indices_backward",
+        phase="backward",
+        input_shapes=(windows, images, windows),
+        output_shapes=(images,),
+    )
+    forward = demand(pool, ceilings(), "fp32", Setting(training=True)).steps
+    assert forward == (4 + 10) * math.prod(windows) / ceilings().threads
+    assert 0.0 < demand(back, ceilings(), "fp32", Setting(training=True)).steps < forward / 4
+    assert demand(product(64), ceilings(), "fp32", Setting(training=True)).steps == 0.0
+
+
+def test_a_batch_norm_that_trains_looks_three_times() -> None:
+    norm = Operator(name="native_batch_norm", bytes_read=3 * 2**20, bytes_written=3 * 2**20)
+    still = demand(norm, ceilings(), "fp32", Setting())
+    trains = demand(norm, ceilings(), "fp32", Setting(training=True))
+    assert trains.memory_s == pytest.approx(still.memory_s * (3 + 2) / (1 + 2))
+
+
+def test_gradients_of_convolutions_reach_less_of_the_rate() -> None:
+    p = parameters().cpu
+    forward = demand(convolution(64, 1), ceilings(), "fp32", Setting(training=True))
+    extra = [
+        seconds_of(replace(forward, backward=backward, flops=1e12), 1e11, "eager", p)
+        for backward in (False, True)
+    ]
+    assert extra[1] / extra[0] == pytest.approx(1 / p.gradient_share, rel=0.01)

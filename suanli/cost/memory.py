@@ -132,7 +132,7 @@ def _peak(footprint: Footprint, sizes: list[int], *, skip_gradients: bool) -> di
     now = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "workspace"), 0)
     most, best = -1, dict(now)
     total = 0
-    for index, sign in _order(footprint):
+    for index, sign in happenings(footprint):
         kind = footprint.blocks[index].kind
         if skip_gradients and kind == "gradients":
             continue
@@ -143,22 +143,22 @@ def _peak(footprint: Footprint, sizes: list[int], *, skip_gradients: bool) -> di
     return best
 
 
-def _order(footprint: Footprint) -> list[tuple[int, int]]:
+def happenings(footprint: Footprint) -> list[tuple[int, int]]:
     """(block, 1) where one comes and (block, -1) where one goes, as it happens."""
-    happenings = []
+    found = []
     for index, block in enumerate(footprint.blocks):
-        happenings.append((block.born, 0, index))
+        found.append((block.born, 0, index))
         if block.dies is not None:
-            happenings.append((block.dies, 1, index))
-    happenings.sort()
-    return [(index, -1 if goes else 1) for _, goes, index in happenings]
+            found.append((block.dies, 1, index))
+    found.sort()
+    return [(index, -1 if goes else 1) for _, goes, index in found]
 
 
 def _events(footprint: Footprint, sizes: list[int], states: int) -> Iterator[tuple[int, int]]:
     """The blocks as the allocator sees them, the optimiser's states first."""
     if states:
         yield -1, states
-    for index, sign in _order(footprint):
+    for index, sign in happenings(footprint):
         yield (index, sizes[index]) if sign > 0 else (index, -1)
 
 

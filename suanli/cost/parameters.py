@@ -138,11 +138,14 @@ class CpuParameters:
     Attributes:
         share: Part of the best library rate, by kind of operator.
         grouped_share: The same for convolutions of one channel per group.
+        gradient_share: Part of either that the backward pass of convolutions reaches.
         traffic: Bytes moved over those counted, by kind, where data are passed over again.
         fused_traffic: Part of the bytes left where a compiler fuses.
         layout_traffic: What convolutions take beside, over the time to move their data once: the
             library brings images to a layout of its own and back.
-        element_s: Seconds for an operation of kernels that take one element after the other.
+        weights_traffic: The time to bring weights into the library's order, over that of reading
+            them from where they lie.
+        element_s: Seconds of one thread for an element, in kernels that take one after the other.
         fresh_s_per_byte: Seconds to take a byte of memory anew from the system, whose pages are
             cleared at first use.
         call_s: Seconds of one operator call.
@@ -152,9 +155,11 @@ class CpuParameters:
 
     share: dict[str, float]
     grouped_share: float
+    gradient_share: float
     traffic: dict[str, float]
     fused_traffic: float
     layout_traffic: float
+    weights_traffic: float
     element_s: float
     fresh_s_per_byte: float
     call_s: float

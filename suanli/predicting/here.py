@@ -12,6 +12,7 @@ from suanli.base.predict_results import Here, LeastTime, Prediction
 from suanli.base.prediction import ParallelLayout
 from suanli.cost.bound import speed_of_light
 from suanli.cost.cpu_time import predict_cpu_ms
+from suanli.cost.heap import handed_out_anew
 from suanli.cost.memory import Held, memory_use
 from suanli.cost.rates import peak
 from suanli.devices import cpu_info
@@ -43,11 +44,16 @@ def predict_cpu(subject: Subject, ceilings: Ceilings, ask: Ask, batch: int) -> P
             next_step=f"measured: {', '.join(known)}",
         )
     work = subject.work(subject.checked_batch(batch))
-    step = predict_cpu_ms(work, ceilings, precision=ask.dtype, plan_kind=ask.kind)
-    least = speed_of_light(work, ceilings, precision=ask.dtype)
-    memory = memory_use(
-        subject.footprint(batch), subject.shape, Held(states=STATES.get(subject.optimizer, 0))
+    footprint = subject.footprint(batch)
+    step = predict_cpu_ms(
+        work,
+        ceilings,
+        precision=ask.dtype,
+        plan_kind=ask.kind,
+        fresh_bytes=handed_out_anew(footprint),
     )
+    least = speed_of_light(work, ceilings, precision=ask.dtype)
+    memory = memory_use(footprint, subject.shape, Held(states=STATES.get(subject.optimizer, 0)))
     usable = cpu_info().memory_bytes
     return Prediction(
         gpu="cpu",
@@ -99,7 +105,12 @@ def here(
         batch: Samples of a step.
         say: Told what is going on.
     """
-    predicted = predict_cpu_ms(subject.work(batch), ceilings, precision=_known(ask.dtype))
+    predicted = predict_cpu_ms(
+        subject.work(batch),
+        ceilings,
+        precision=_known(ask.dtype),
+        fresh_bytes=handed_out_anew(subject.footprint(batch)),
+    )
     measured = None
     if timed:
         say(f"timing a step of {batch} here")
