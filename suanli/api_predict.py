@@ -68,8 +68,15 @@ def options(**fields: Any) -> "Ask":
     Raises:
         BadInputError: One makes no sense.
     """
+    from dataclasses import fields as fields_of
+
+    from suanli.base.errors import BadInputError
     from suanli.predicting.ask import Ask
 
+    known = [item.name for item in fields_of(Ask)]
+    for name in fields:
+        if name not in known:
+            raise BadInputError(f"predict has no {name!r}", next_step=f"one of {', '.join(known)}")
     return Ask(**fields).checked()
 
 

@@ -443,5 +443,15 @@ def test_prices_without_a_currency_leave_no_gap(call: Call, tmp_path: Path) -> N
     assert "  " not in line.partition("cost")[2].strip()
 
 
+def test_what_takes_next_to_nothing_is_not_told() -> None:
+    import suanli
+
+    layer = torch.nn.Linear(64, 64)
+    result = suanli.predict(layer, torch.zeros(1, 64), gpu="t4", batch=2**20)
+    assert 0.0 < result.overhead_ms < 1e-4 * result.step_ms.p50
+    told = dict(predict_text._findings(result))["bound by"]
+    assert "overhead" not in told and told.startswith("compute")
+
+
 def test_reports_name_no_figure_twice() -> None:
     assert predict_text._sources(("a", "b", "a")) == "a; b"

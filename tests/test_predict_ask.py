@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from suanli import api_predict
 from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.hardware import Ceiling, Ceilings, DeviceInfo
@@ -34,12 +35,22 @@ from tests.test_predict import H100, T4, vision
         ({"network_gb_per_s": 1e-300}, "--network"),
         ({"optimizer": "adam"}, "--optimizer is of training"),
         ({"context": 9, "training": True}, "of inference"),
+        ({"batch": "4"}, "batch must be a whole number"),
+        ({"batch": 2.5}, "batch must be a whole number"),
+        ({"devices": None}, "devices must be a whole number"),
+        ({"context": True}, "context must be a whole number"),
         ({"plan": "quick"}, "eager, compiled or a plan's file"),
     ],
 )
 def test_what_makes_no_sense_is_named(fields, message) -> None:
     with pytest.raises(BadInputError, match=message):
         Ask(**fields).checked()
+
+
+def test_a_field_that_is_none_is_named_with_those_that_are() -> None:
+    with pytest.raises(BadInputError, match="predict has no 'train'") as caught:
+        api_predict.options(train=True)
+    assert "training" in str(caught.value)
 
 
 def test_a_plans_file_gives_precision_and_kind(tmp_path: Path) -> None:

@@ -40,6 +40,24 @@ _PER_CLOCK: dict[str, dict[str, int]] = {
     "12.0": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp16": 1024, "fp8": 2048, "int8": 2048},
 }
 
+# What a figure can be of a card that is or soon may be: a file whose figures are in other units
+# (bytes, MiB, operations) lies far outside.
+_SENSIBLE = {
+    "memory_gb": (0.25, 8192.0, "GB"),
+    "memory_gb_per_s": (1.0, 2e5, "1e9 bytes per second"),
+    "dense_tflops": (1e-3, 1e6, "1e12 operations per second"),
+    "multiprocessors": (1.0, 4096.0, "multiprocessors"),
+    "base_clock_mhz": (50.0, 2e4, "MHz"),
+    "boost_clock_mhz": (50.0, 2e4, "MHz"),
+    "l2_mb": (1.0 / 64.0, 8192.0, "MiB"),
+    "nvlink_gb_per_s_both_ways": (1.0, 1e5, "1e9 bytes per second"),
+    "link_gb_per_s": (0.01, 1e5, "1e9 bytes per second"),
+    "power_w": (5.0, 2e4, "watts"),
+}
+# Oldest and newest whose host and units can be told from those that were fitted.
+_CAPABILITIES = (3.0, 15.0)
+_RATED = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "fp6", "fp4", "int8", "int4")
+
 
 def catalogue() -> tuple[GpuSheet, ...]:
     """All cards that are known, by name; the user's own files win.
@@ -143,6 +161,19 @@ def _wrong(sheet: GpuSheet) -> str:
     for name, value in figures.items():
         if not (value > 0 and math.isfinite(value)):
             return f"{name} must be a number more than 0, not {value:g}"
+        least, most, unit = _SENSIBLE.get(name.partition(".")[0], (0.0, math.inf, ""))
+        if not least <= value <= most:
+            return f"{name} is in {unit}: from {least:g} to {most:g}, not {value:g}"
+    return _wrong_kind(sheet)
+
+
+def _wrong_kind(sheet: GpuSheet) -> str:
+    oldest, newest = _CAPABILITIES
+    if not oldest <= float(sheet.compute_capability) <= newest:
+        return f"compute_capability {sheet.compute_capability} is of no card that can be predicted"
+    for dtype in sheet.dense_tflops:
+        if dtype not in _RATED:
+            return f"dense_tflops.{dtype} is no known type: {', '.join(_RATED)}"
     return ""
 
 

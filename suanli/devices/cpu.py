@@ -60,7 +60,7 @@ class CpuDevice:
         # Memory to the whole GiB: kernels reserve a little more or less at each start.
         return DeviceInfo(
             name=self.name,
-            title=f"{facts.model}, {facts.usable_cores} cores",
+            title=f"{facts.model}, {facts.usable_cores} core{'s' * (facts.usable_cores > 1)}",
             fingerprint=fingerprint(
                 facts.model,
                 facts.architecture,

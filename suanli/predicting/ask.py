@@ -56,6 +56,10 @@ class Ask:
             BadInputError: Something makes no sense; the message names it.
         """
         asked = self
+        for name in ("batch", "devices", "context"):
+            value = getattr(self, name)
+            if not (value is None and name == "batch") and type(value) is not int:
+                raise BadInputError(f"{name} must be a whole number, not {value!r}")
         if self.plan not in ("eager", "compiled"):
             asked = replace(self, dtype=read_plan(self.plan).precision)
         if asked.dtype not in DTYPES:

@@ -17,6 +17,7 @@ from suanli.reports.layout import Line, console, lines, table
 
 _MOST_RANKED = 20  # lines; --json has the rest
 _MOST_NAMES = 6
+_LEAST_PART = 1e-4  # of a step: what takes less is not told
 
 
 def predict(result: PredictResult, out: Console | None = None) -> None:
@@ -49,7 +50,8 @@ def _findings(result: PredictResult) -> list[Line]:
         "overhead": result.overhead_ms,
         "communication": result.communication_ms,
     }
-    told = [f"{name} {units.milliseconds(ms)}" for name, ms in parts.items() if ms > 0]
+    least_ms = _LEAST_PART * result.step_ms.p50
+    told = [f"{name} {units.milliseconds(ms)}" for name, ms in parts.items() if ms > least_ms]
     found.append(("bound by", f"{result.bound_by}; {', '.join(told)}"))
     found.append(
         (

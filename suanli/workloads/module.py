@@ -34,7 +34,7 @@ def of_module(model: nn.Module, inputs: Any) -> Workload:
         given = Inputs(args=tuple(inputs))
     else:
         raise BadInputError(
-            "optimize(model, inputs) needs example inputs",
+            "a module needs example inputs",
             next_step="a tensor, a tuple of arguments or a dictionary of keyword arguments",
         )
     check_inputs(given)
