@@ -154,3 +154,23 @@ def test_autocast_leaves_tables_of_rows_in_their_own_type() -> None:
     )  # fmt: skip
     wide = kernels_of(work, How(dtype="fp16", autocast=True))["moved"].sum()
     assert wide == 2 * kernels_of(work, How(dtype="fp16"))["moved"].sum()
+
+
+class _Attends(nn.Module):
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+def test_attention_written_for_ampere_reaches_less_of_a_hopper() -> None:
+    """Long products come out nearly as much faster as the rate says, attention half of that."""
+    attention = capture(_Attends(), (torch.zeros(8, 16, 4096, 64),), batch=8)
+    product = capture(nn.Linear(8192, 8192), (torch.zeros(16384, 8192),), batch=16384)
+    gains = []
+    for work in (attention, product):
+        old, new = (
+            predict_operators(work, CARDS[name], dtype="bf16").step_ms.p50
+            for name in ("A100 SXM4 80GB", "H100 SXM5 80GB")
+        )
+        gains.append(old / new)
+    assert gains[1] > 2.0
+    assert gains[0] == pytest.approx(0.49 * gains[1], rel=0.2)

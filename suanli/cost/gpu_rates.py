@@ -22,6 +22,11 @@ _FLOATS = {"tf32", "bf16", "fp16", "fp8"}
 # 108.3 as measured (Jia et al., "Dissecting the NVIDIA Volta GPU architecture via
 # microbenchmarking", 2018). Loads of 4 bytes go 8 threads at a time on Pascal and 32 from Volta on.
 _FIRST_CACHE = {6: 0.29}
+# What the attention kernels of PyTorch reach of the products' rate, over what they do on the cards
+# that came before: they are written for Ampere's instructions. FlashAttention-2 reaches 35 % of an
+# H100's printed rate (Shah et al., "FlashAttention-3", arXiv 2407.08608, 2024) and 72 % of an
+# A100's (Dao, "FlashAttention-2", arXiv 2307.08691, 2023).
+_OLDER_ATTENTION = {9: 0.49, 10: 0.49}
 # Cores per multiprocessor and operations per clock give no count of multiprocessors, so a sheet
 # without one gets this many; only quantisation depends on it.
 _USUAL_MULTIPROCESSORS = 80
@@ -172,6 +177,11 @@ def rates(gpu: GpuSheet, parameters: Parameters, dtype: str) -> Rates:
 
 def _for_people(gpu: GpuSheet) -> bool:
     return gpu.name.startswith(_RAISES_ITS_CLOCK)
+
+
+def attention_share(gpu: GpuSheet) -> float:
+    """What attention kernels reach there, over what they do on cards up to Ampere and Ada."""
+    return _OLDER_ATTENTION.get(_major(gpu), 1.0)
 
 
 def first_cache_share(gpu: GpuSheet) -> float:

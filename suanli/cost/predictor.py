@@ -19,7 +19,7 @@ from suanli.base.errors import BadInputError
 from suanli.base.gpu_sheet import GpuSheet
 from suanli.base.prediction import OperatorTime, PlanKind, StepPrediction
 from suanli.base.work import BoundBy, Work
-from suanli.cost.gpu_rates import first_cache_share, peak_flops, rates, unit_of
+from suanli.cost.gpu_rates import attention_share, first_cache_share, peak_flops, rates, unit_of
 from suanli.cost.intervals import interval, spread_of
 from suanli.cost.kernel_time import Number, joined, product_terms, reach, row_traffic
 from suanli.cost.parameters import Parameters, Unit, parameters
@@ -247,7 +247,7 @@ def kernel_terms(
     vector_flops = rates(gpu, p, "fp32").machine.flops if apart else known.machine.flops
     vector_flops = vector_flops * first_cache_share(gpu)
     flops = np.where(kernels["vector"] > 0, vector_flops, known.machine.flops)
-    flops = flops * _shares(p, known.unit)[_index(kernels, "share")]
+    flops = flops * _shares(p, known.unit, gpu)[_index(kernels, "share")]
     turned = np.isin(_index(kernels, "traffic"), _TURNED)
     machine = replace(known.machine, flops=np.where(turned, p.layout_fraction * flops, flops))
     shape = p.products[known.unit]
@@ -293,7 +293,7 @@ def moved_bytes(kernels: Kernels, p: Parameters) -> Number:
     return kernels["moved"] * _traffic(p)[_index(kernels, "traffic")] * kernels["repeat"]
 
 
-def _shares(p: Parameters, unit: Unit) -> Number:
+def _shares(p: Parameters, unit: Unit, gpu: GpuSheet) -> Number:
     """In the order of `SHARES`."""
     convolution = p.convolution_fraction[unit]
     fewer = p.winograd_gain if unit == "vector" else 1.0
@@ -304,7 +304,7 @@ def _shares(p: Parameters, unit: Unit) -> Number:
             p.grouped_fraction,
             p.depthwise_fraction,
             p.depthwise_fraction / 2.0,
-            p.attention_fraction[unit],
+            p.attention_fraction[unit] * (attention_share(gpu) if unit == "tensor" else 1.0),
             convolution * fewer,
             convolution * p.gradient_fraction,
             p.grouped_gradient_fraction,
