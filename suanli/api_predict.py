@@ -39,8 +39,13 @@ def predict(
         BadInputError: The card is unknown or cannot do it, or an option makes no sense.
         CaptureError: The workload cannot run without data.
     """
+    from suanli.base.errors import BadInputError
     from suanli.predicting import verb
 
+    if not isinstance(gpu, str):
+        raise BadInputError(
+            f"gpu must be a card's name, not {gpu!r}", next_step="suanli predict --help"
+        )
     asked = ask or options(**fields)
     return verb.predict(_made(workload, inputs), gpu, asked, prices=prices, on_event=on_event)
 

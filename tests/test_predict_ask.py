@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import suanli
 from suanli import api_predict
 from suanli.base import codec
 from suanli.base.errors import BadInputError
@@ -178,3 +179,8 @@ def test_the_measured_file_wins_over_the_datasheet(
     (folder / "cuda-0-x.json").write_text(codec.dumps(doctored()))
     assert measured.as_measured(T4).mark == "measured"
     assert measured.as_measured(H100) is H100
+
+
+def test_a_card_without_a_name_is_refused() -> None:
+    with pytest.raises(BadInputError, match="gpu must be a card's name, not None"):
+        suanli.predict("mnist-mlp", gpu=None)  # type: ignore[arg-type]
