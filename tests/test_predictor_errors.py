@@ -62,6 +62,14 @@ def test_left_out_cpu_steps_are_near_the_measured_ones() -> None:
     assert f"{18 - len(missed)} of 18 within" in text
 
 
+def test_steps_on_h100_to_which_nothing_was_fitted_are_inside_their_intervals() -> None:
+    from benchmarks.h100_steps import table
+
+    _, inside, error = table()
+    assert len(inside) == 37 and sum(inside) >= 0.9 * 37
+    assert error < 0.3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_table_can_be_made_anew(measured: Path, tmp_path: Path) -> None:

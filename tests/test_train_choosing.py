@@ -138,6 +138,15 @@ def test_the_others_end_with_a_first_process_that_fails_or_says_nothing(
         second.told_by_first(fails, limit_s=0.0)
     assert Replicas().told_by_first(lambda: "alone", limit_s=0.0) == "alone"
 
+    class Gone:
+        def check(self, _: list[str]) -> bool:
+            raise RuntimeError("connection reset by peer")
+
+    place = torch.distributed.distributed_c10d
+    monkeypatch.setattr(place, "_get_default_store", Gone)
+    with pytest.raises(SuanliError, match="the first process is gone"):
+        second.told_by_first(fails, limit_s=1.0)
+
 
 def test_trials_of_a_file_count_for_its_content_only(cache: Path, tmp_path: Path) -> None:
     file = tmp_path / "own.py"

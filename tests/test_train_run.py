@@ -33,6 +33,7 @@ from suanli.training import choosing
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
 from suanli.training.run_folder import read_metrics
+from suanli.training.stopping import StopRequests
 from tests.train_parts import WORKLOAD, data, samples
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
@@ -507,3 +508,13 @@ def test_folders_that_may_not_be_taken(tmp_path: Path) -> None:
         _train(tmp_path / "run")
     with pytest.raises(BadInputError, match="no labelled data"):
         train_workload("resnet50", TrainOptions(out=tmp_path / "x", plan="default"))
+
+
+def test_a_signal_that_was_not_set_from_python_is_restored_as_far_as_can_be() -> None:
+    was = signal.getsignal(signal.SIGTERM)
+    try:
+        with StopRequests() as stop:
+            stop._before[signal.SIGTERM] = None  # as `signal.signal` says of such a handler
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, was)

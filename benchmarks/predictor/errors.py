@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.predictor import jobs, layouts
 from benchmarks.predictor.data import OperatorSet
 from suanli.base.gpu_sheet import GpuSheet
-from suanli.base.prediction import ParallelLayout
+from suanli.base.prediction import ParallelLayout, StepPrediction
 from suanli.cost.kernel_time import joined
 from suanli.cost.parameters import Parameters
 from suanli.cost.predictor import host_seconds, how_of, kernel_terms, waiting_s
@@ -120,7 +120,14 @@ def layout_error(
     found: layouts.Spread, p: Parameters, layout: ParallelLayout | None = None
 ) -> float:
     """log(predicted / measured) of a step on several cards."""
-    answer = predict_parallel(
+    return math.log(parallel(found, p, layout).step_ms.p50 * 1e-3 / found.seconds)
+
+
+def parallel(
+    found: layouts.Spread, p: Parameters, layout: ParallelLayout | None = None
+) -> StepPrediction:
+    """The prediction of a step on several cards."""
+    return predict_parallel(
         found.work,
         found.gpu,
         layout or found.layout,
@@ -129,4 +136,3 @@ def layout_error(
         fabric=found.fabric,
         constants=p,
     )
-    return math.log(answer.step_ms.p50 * 1e-3 / found.seconds)

@@ -1,8 +1,10 @@
 """Measured training steps on several cards: vTrain (tp, dp, pp in one server) and MPT (sharded)."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from benchmarks.predictor.data import gpu, rows
 from benchmarks.predictor.tables import Gpt, gpt_work
@@ -85,43 +87,58 @@ _MPT = {
     "30b": (48, 7168, 56),
     "70b": (80, 8192, 64),
 }
-_NETWORK = 1600e9 / 8  # bytes per second of a server, as the table's title says
+# GPU of the table -> card, and bytes per second of a server, as the tables' titles say.
+_MPT_CARDS = {
+    "a100_80gb": ("A100 SXM4 80GB", 1600e9 / 8),
+    "a100_40gb": ("A100 SXM4 40GB", 1600e9 / 8),
+    "h100_80gb": ("H100 SXM5 80GB", 3200e9 / 8),
+}
+# The same table's rows in bf16 on H100, scripts/train/benchmarking/README.md of llm-foundry
+# (Apache-2.0).
+_H100 = Path(__file__).with_name("llm_foundry_mpt_h100.csv")
 
 
 @cache
 def mpt_steps() -> tuple[Spread, ...]:
     """MPT with flash attention and FSDP on A100 SXM4, 8 to 128 cards, bf16."""
-    found = []
-    for row in rows("llm_foundry_mpt.csv"):
-        layers, wide, heads = _MPT[row["Model"]]
-        card = gpu("A100 SXM4 80GB" if "80gb" in row["GPU"] else "A100 SXM4 40GB")
-        devices, micro, length = (
-            int(row["# GPUs"]),
-            int(row["MicroBatchSize"]),
-            int(row["SeqLen (T)"]),
-        )
-        sizes = Gpt(layers=layers, wide=wide, heads=heads, length=length, words=50368)
-        tokens = int(row["GlobalBatchSize (T)"])
-        layout = ParallelLayout(
-            dp=devices,
-            micro_batches=int(row["GradAccum"]),
-            sharded=True,
-            recompute=row["Activation Checkpointing"] == "True",
-        )
-        found.append(
-            Spread(
-                job=f"{row['Model']} {length}x{micro} {devices} {row['GPU']}",
-                group=f"{devices} x {row['GPU']}",
-                gpu=card,
-                layout=layout,
-                fabric=fabric_of(card, network_bytes_per_s=_NETWORK),
-                work=_work(sizes, micro),
-                seconds=tokens / (float(row["Throughput (T/s/GPU)"]) * devices),
-                flops=_model_flops(sizes, tokens // length),
-                dtype="bf16",
-            )
-        )
-    return tuple(found)
+    return tuple(map(_mpt_step, rows("llm_foundry_mpt.csv")))
+
+
+@cache
+def h100_steps() -> tuple[Spread, ...]:
+    """The same on H100 SXM5, 8 to 64 cards; nothing is fitted to them."""
+    with _H100.open(encoding="utf-8", newline="") as file:
+        return tuple(map(_mpt_step, csv.DictReader(file)))
+
+
+def _mpt_step(row: dict[str, str]) -> Spread:
+    layers, wide, heads = _MPT[row["Model"]]
+    name, network = _MPT_CARDS[row["GPU"]]
+    card = gpu(name)
+    devices, micro, length = (
+        int(row["# GPUs"]),
+        int(row["MicroBatchSize"]),
+        int(row["SeqLen (T)"]),
+    )
+    sizes = Gpt(layers=layers, wide=wide, heads=heads, length=length, words=50368)
+    tokens = int(row["GlobalBatchSize (T)"])
+    layout = ParallelLayout(
+        dp=devices,
+        micro_batches=int(row["GradAccum"]),
+        sharded=True,
+        recompute=row["Activation Checkpointing"] == "True",
+    )
+    return Spread(
+        job=f"{row['Model']} {length}x{micro} {devices} {row['GPU']}",
+        group=f"{devices} x {row['GPU']}",
+        gpu=card,
+        layout=layout,
+        fabric=fabric_of(card, network_bytes_per_s=network),
+        work=_work(sizes, micro),
+        seconds=tokens / (float(row["Throughput (T/s/GPU)"]) * devices),
+        flops=_model_flops(sizes, tokens // length),
+        dtype="bf16",
+    )
 
 
 # What is left out -> whether a row is.

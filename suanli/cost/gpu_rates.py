@@ -24,9 +24,9 @@ _FLOATS = {"tf32", "bf16", "fp16", "fp8"}
 _FIRST_CACHE = {6: 0.29}
 # What the attention kernels of PyTorch reach of the products' rate, over what they do on the cards
 # that came before: they are written for Ampere's instructions. FlashAttention-2 reaches 35 % of an
-# H100's printed rate (Shah et al., "FlashAttention-3", arXiv 2407.08608, 2024) and 72 % of an
-# A100's (Dao, "FlashAttention-2", arXiv 2307.08691, 2023).
-_OLDER_ATTENTION = {9: 0.49, 10: 0.49}
+# H100's printed rate (Shah et al., "FlashAttention-3", arXiv 2407.08608, 2024) and at most 73 % of
+# an A100's (Dao, "FlashAttention-2", arXiv 2307.08691, 2023).
+_OLDER_ATTENTION = {9: 0.35 / 0.73, 10: 0.35 / 0.73}
 # Cores per multiprocessor and operations per clock give no count of multiprocessors, so a sheet
 # without one gets this many; only quantisation depends on it.
 _USUAL_MULTIPROCESSORS = 80
