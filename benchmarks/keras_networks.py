@@ -102,10 +102,10 @@ def _cifar10_fast() -> Any:
     from keras import layers as k
 
     parts: list[Any] = [k.Conv2D(24, 2, trainable=False), k.Activation("gelu")]
-    for width in (64, 256, 256):
-        for second in (False, True):
+    for width, convolutions in ((64, 2), (256, 2), (256, 3)):
+        for place in range(convolutions):
             parts.append(k.Conv2D(width, 3, padding="same", use_bias=False))
-            if not second:
+            if place == 0:
                 parts.append(k.MaxPooling2D(2))
             norm = k.BatchNormalization(momentum=0.6, epsilon=1e-12, scale=False)
             parts += [norm, k.Activation("gelu")]

@@ -334,7 +334,7 @@ def test_a_network_trains_with_them_as_it_does_in_eager() -> None:
     eager_model, fused_model = copy.deepcopy(model), copy.deepcopy(model)
     eager = gradients(eager_model, eager_model, x, labels)
     fused, _ = put_in_place(fused_model, nn.functional.cross_entropy, PLAN)
-    assert sum(isinstance(m, FusedNorm) for m in fused.modules()) == 6
+    assert sum(isinstance(m, FusedNorm) for m in fused.modules()) == 7
     found = gradients(fused_model, fused, x, labels)
 
     assert found.keys() == expected.keys()

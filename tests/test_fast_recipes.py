@@ -118,6 +118,17 @@ def test_an_epoch_depends_on_its_number_and_the_generator_alone(root: Path) -> N
     assert not torch.equal(sets[0], sets[3])
 
 
+def test_each_image_of_an_epoch_has_a_hole(root: Path) -> None:
+    recipe = resolve_recipe("cifar10-fast", data=root)
+    images = torch.randn(40, 3, 32, 32)
+    assert recipe.arrange is not None
+    (arranged,) = recipe.arrange((images,), 0, torch.Generator().manual_seed(1))
+    holes = (arranged == 0).all(1).sum((1, 2))
+    assert holes.max() == 64
+    assert holes.min() >= 16  # of a square whose centre is the image's corner a quarter is left
+    assert (images != 0).all()
+
+
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_plans_are_possible_here_and_on_a_gpu(root: Path, name: str) -> None:
     recipe = resolve_recipe(name, data=root)

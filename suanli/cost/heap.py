@@ -5,7 +5,9 @@ glibc cuts it out of a heap by best fit, or takes a mapping of its own from the 
 room is left and the block is large; mappings are given back when they are freed, and the end of
 the heap when more than a threshold is free there. What was given back comes again page by page,
 and the system clears each page at its first use. The sizes are those of glibc's malloc/malloc.c
-(2.36); where another allocator serves the process the replay does not hold.
+(2.36); where another allocator serves the process the replay does not hold. The few bytes that
+are cut off for alignment count as joined to their neighbours at once; in glibc the first ones of
+each size stay apart for a while, and what is between them cannot grow together.
 """
 
 import bisect

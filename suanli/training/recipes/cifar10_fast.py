@@ -3,7 +3,8 @@
 What is taken from airbench94 (Keller Jordan, arXiv 2404.00498, and its later variant with Muon):
 the network, the whitening layer, Dirac starts, alternating flips, shifts by 2 pixels, label
 smoothing and six views of each test image. Other than there: a whitening layer without a trained
-bias (so no gradient has to pass the first and largest activation), and the number of epochs.
+bias (so no gradient has to pass the first and largest activation), a third convolution in the last
+block, a hole in each image, and the number of epochs.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from suanli.base.train_plan import TrainPlan
-from suanli.training.augment import whole_epoch
+from suanli.training.augment import cut_out, whole_epoch
 from suanli.training.initialise import dirac, whiten
 from suanli.training.muon import Muon, matrix_parameters
 from suanli.training.recipe import Recipe, Tensors
@@ -28,6 +29,7 @@ from suanli.workloads.seeding import pictures, random_weights
 _SCALING = Scaling(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
 _BATCH = 2000
 _WHITENED_IMAGES = 5000
+_MOVED, _HOLE = 2, 8  # pixels: the largest shift, and a side of the square that is cut out
 _MUON_LR = 0.24
 # Found for a loss that is summed over the batch; here it is the mean.
 _HEAD_LR, _SHIFT_LR = 0.67 * _BATCH, 0.053 * _BATCH
@@ -120,7 +122,7 @@ def _rate(done: float, group: str) -> float:
 
 def _arrange(inputs: Tensors, epoch: int, generator: torch.Generator) -> Tensors:
     images = inputs[0].to(torch.bfloat16)  # what the first layer computes with
-    return (whole_epoch(images, epoch, generator, most=2),)
+    return (cut_out(whole_epoch(images, epoch, generator, most=_MOVED), _HOLE, generator),)
 
 
 def _predict(model: nn.Module, inputs: Tensors) -> torch.Tensor:
