@@ -132,12 +132,12 @@ def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     here = report["machine"]
     lines = [
-        f"# The articles' programs as written, on {here['cpu']}, {here['cores']} cores",
+        f"# Five programs of tutorials as written, on {here['cpu']}, {here['cores']} cores",
         "",
         f"{here['date']}. Made by `python -m benchmarks.seed_band`. Accuracy on the acceptance "
         "part (8,000 test images): mean, and the least and the most of the seeds; seconds of "
         "training, compiling included. The plain loop here is Suanli's own in eager fp32, which "
-        "streams batches without a DataLoader: the articles' loops are slower (see training.md). "
+        "streams batches without a DataLoader: the tutorials' loops are slower (see training.md). "
         "The band is two standard deviations of the plain loop's seeds, at least 0.5 points; the "
         "plan is within it where the difference of the means is with 95 % no worse.",
         "",

@@ -9,8 +9,8 @@ counts from the end of the one before, so loading data is in it. Figures are med
 turns; ratios come from turns of the same round. Then Suanli and the fastest other side train anew,
 one after the other, until the quality of TARGETS: seconds of training, compiling included, without
 judging. Suanli's plan is found before by `suanli train`, which verifies it. No side augments: what
-the frameworks leave to the person is left out of all, but for `cifar10-fast`, whose recipe mirrors
-and shifts each epoch as a whole and pays for it here.
+the frameworks leave to the person is left out of all, but for `cifar10-fast`, whose recipe mirrors,
+shifts and cuts each epoch as a whole and pays for it here.
 """
 
 import argparse

@@ -133,8 +133,8 @@ def winner_of(kernel: Declaration, result: TuneResult, device: str) -> Winner:
 def faster_kernel(name: str, sizes: Sizes, dtype: str, torch_device: str) -> Winner | None:
     """The winner of a shipped kernel where it was verified and measured faster, else None.
 
-    This is what a plan asks before it uses a shipped kernel in place of what PyTorch does: only
-    a race on this very device, with the same source, shape, dtype and compiler, says yes.
+    For whoever would use a shipped kernel in place of what PyTorch does: only a race on this very
+    device, with the same source, shape, dtype and compiler, says yes.
 
     Args:
         name: A kernel that ships.

@@ -55,8 +55,8 @@ class TrainOptions:
             the first GPU, and gives work that is not small to the GPU.
         out: The run's folder; by default `runs/NAME`, numbered where that is taken.
         on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
-        budget_s: Seconds for the search; by default a quarter of the run, but no more than 120 s or
-            a twentieth of it, whichever is more.
+        budget_s: Seconds for the search; by default a quarter of the run and no more than 120 s or,
+            where that is longer, a twentieth of it.
         checkpoint_s: Seconds between two checkpoints.
         keep: How many checkpoints stay.
         backup: A second folder for copies of them.

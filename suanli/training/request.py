@@ -20,8 +20,8 @@ class TrainRequest:
         start: safetensors file of weights to start from.
         frozen: Patterns of parameter names that are not trained.
         on_nan: "stop", or "rollback" to the last checkpoint with half the rate.
-        budget_s: Seconds for the search; None is a quarter of the run, at most 120 s or a twentieth
-            of it.
+        budget_s: Seconds for the search; None is a quarter of the run, at most 120 s
+            or, where that is longer, a twentieth of it.
         fresh: Whether to forget earlier trials.
         prune: Already in the recipe; written into the run's record.
         teacher: The same.
