@@ -80,10 +80,8 @@ class Pair(Replicas):
     def share(self, count: int) -> slice:
         return slice(None)
 
-    def exchange(
-        self, parameters: Any, loss: torch.Tensor, *, stop: bool, seconds: float
-    ) -> Agreed:
-        return Agreed(loss=loss, stop=stop, seconds=seconds)
+    def exchange(self, parameters: Any, loss: torch.Tensor, **more: Any) -> Agreed:
+        return Agreed(loss=loss, **more)
 
     def from_first(self, value: float) -> float:
         return value

@@ -1,4 +1,4 @@
-"""Parameters that get their first gradient late, or not in each step, are updated as by torch's loop."""
+"""Parameters whose first gradient comes late, or not in each step, are updated as by a loop."""
 
 from collections.abc import Callable
 from dataclasses import replace
