@@ -52,7 +52,7 @@ def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_tree_refuses_what_is_not_data() -> None:
-    with pytest.raises(TypeError, match="cannot be saved"):
+    with pytest.raises(TypeError, match=r"^x: a object$"):
         taken_apart({"x": object()}, {})
     with pytest.raises(ArtefactError, match="absent"):
         put_together({"$tensor": "x"}, {})

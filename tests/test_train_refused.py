@@ -1,8 +1,11 @@
 """What is refused leaves nothing; what fails on the way keeps every step that was done."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,8 +15,10 @@ import suanli
 from suanli.base import events_log
 from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.train_plan import TrainPlan
-from suanli.training.checkpoints import newest_whole
+from suanli.training.checkpoints import Checkpoints, newest_whole
+from suanli.training.sgd import SGD
 from suanli.workloads.record import Data, Samples
+from tests.train_parts import recipe
 
 _LOSS = functional.cross_entropy
 _X = torch.randn(120, 8, generator=torch.Generator().manual_seed(1))
@@ -196,7 +201,7 @@ def test_after_an_error_in_an_update_only_checkpoints_before_it_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = TrainPlan(optimizer_kernel="loop"), tmp_path / "one"
-    step, calls = torch.optim.SGD.step, list[int]()
+    step, calls = SGD.step, list[int]()
 
     def broken(*given: Any) -> Any:
         calls.append(1)
@@ -204,7 +209,7 @@ def test_after_an_error_in_an_update_only_checkpoints_before_it_count(
             raise RuntimeError("half an update")
         return step(*given)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", broken)
+    monkeypatch.setattr(SGD, "step", broken)
     words = r"^step 3: RuntimeError: half an update, at test_train_refused.py:\d+"
     with pytest.raises(SuanliError, match=words + "$"):
         _train(out, plan=plan)
@@ -212,3 +217,77 @@ def test_after_an_error_in_an_update_only_checkpoints_before_it_count(
     calls.clear()
     with pytest.raises(SuanliError, match=words + r" \(--resume .* behind step 2\)$"):
         _train(tmp_path / "two", plan=plan, checkpoint_s=1e-9)
+
+
+# -- state that no checkpoint could hold ----------------------------------------------------------
+
+
+class Counting:
+    """An average that averages nothing, and counts the steps in what `count` gives."""
+
+    def __init__(self, count: Callable[[int], Any]) -> None:
+        self.count, self.steps = count, 0
+
+    def after_step(self, step: int, done: float) -> None:
+        self.steps += 1
+
+    def finish(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"deep": [{"steps": self.count(self.steps)}]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["deep"][0]["steps"]
+
+
+def _counted(out: Path, count: Callable[[int], Any], **more: Any) -> Any:
+    made = replace(recipe(epochs=1), averaging=lambda model: Counting(count), **more)
+    return suanli.train(made, plan="default", device="cpu", out=out)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    assert _counted(out, np.int64).result.steps == 7
+    loaded = Checkpoints(out / "checkpoints").load()
+    assert loaded is not None
+    assert loaded.state["averaging"] == {"deep": [{"steps": 7}]}
+    assert type(loaded.state["averaging"]["deep"][0]["steps"]) is int
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({1}, "a set"),
+        (torch.float32, "a dtype"),
+        (np.arange(3), "a ndarray"),
+        (np.complex64(1), "a complex"),
+        ({(1, 2): 3}, "a tuple as a key"),
+        (torch.eye(3).to_sparse(), "a tensor of torch.sparse_coo, torch.float32"),
+        (torch.zeros(3, dtype=torch.complex128), "a tensor of torch.strided, torch.complex128"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("since", [0, 1], ids=["at once", "after a step"])
+def test_a_state_that_cannot_be_saved_is_refused_early(
+    tmp_path: Path, bad: Any, words: str, since: int
+) -> None:
+    with pytest.raises(BadInputError) as caught:
+        _counted(tmp_path / "one", lambda step: bad if step >= since else step)
+    assert str(caught.value).startswith(f"averaging/deep/0/steps: {words} cannot be saved (")
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["a set", "an error"])
+def test_weights_are_kept_though_the_last_checkpoint_is_not(tmp_path: Path, how: str) -> None:
+    def count(step: int) -> Any:
+        if step < 3:
+            return step
+        return {step} if how == "a set" else [][step]
+
+    run = _counted(tmp_path / "one", count)
+    assert run.result.steps == 7
+    assert (tmp_path / "one" / "weights.safetensors").is_file()
+    (note,) = (note for note in run.result.notes if "checkpoint" in note)
+    wanted = "averaging/deep/0/steps: a set cannot be saved" if how == "a set" else "IndexError: "
+    assert note.startswith(f"no checkpoint at step 7: {wanted}")

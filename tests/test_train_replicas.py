@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
 
 from suanli.base import codec
 from suanli.base.errors import BadInputError
@@ -24,6 +26,7 @@ from suanli.base.train_results import TrainResult
 from suanli.parallel.replicas import Replicas
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
+from suanli.training.forward import Forward
 from suanli.training.run_folder import read_metrics
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:still_recipe"
@@ -186,6 +189,32 @@ def test_a_share_that_is_nan_is_in_no_checkpoint(tmp_path: Path) -> None:
     newest = newest_whole(out / "checkpoints")
     assert newest is not None
     assert newest.name == "step-000000006"  # of seven
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("micro_batch", [0, 2, 4, 5, 16])
+@pytest.mark.parametrize("count", [10, 3])
+def test_parts_add_up_to_the_batch_however_it_is_cut(
+    micro_batch: int, count: int, reduction: str
+) -> None:
+    def loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(output, labels, reduction=reduction)
+
+    def of(plan: TrainPlan, parts: list[slice]) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        forward = Forward(model, loss, plan)
+        losses = [forward.gradients((x[rows],), y[rows], 1.0, y) for rows in parts]
+        assert model.weight.grad is not None
+        return torch.stack(losses).sum(), model.weight.grad
+
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(count, 4, generator=draw), torch.randint(3, (count,), generator=draw)
+    model = nn.Linear(4, 3)
+    whole = of(TrainPlan(), [slice(None)])
+    plan = TrainPlan(micro_batch=micro_batch)
+    torch.testing.assert_close(of(plan, [Replicas(rank, 2).share(count) for rank in (0, 1)]), whole)
+    forward = Forward(model, loss, plan)
+    torch.testing.assert_close(forward.gradients((x,), y), whole[0])
 
 
 def test_a_sharded_run_needs_processes_and_a_plan_that_allows_it(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def state_of(loop: Loop) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for part, value in loop.state().items():
         taken_apart(value, found, part)
-    return found
+    return {name: tensor.cpu().clone() for name, tensor in found.items()}
 
 
 def _still() -> nn.Module:

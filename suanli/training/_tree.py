@@ -1,31 +1,45 @@
 """Nested state (of an optimiser, an average) as plain JSON and a flat dictionary of tensors."""
 
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import save
 
 from suanli.base.errors import ArtefactError
 
 _TENSOR, _TUPLE, _PAIRS = "$tensor", "$tuple", "$pairs"
 
 
+class NotDataError(TypeError):
+    """Something in a state is neither a tensor that can be saved nor plain data."""
+
+
 def taken_apart(value: Any, tensors: dict[str, torch.Tensor], prefix: str = "") -> Any:
-    """JSON in which each tensor is a name; the tensors are added to `tensors`, on the CPU.
+    """JSON in which each tensor is a name; the tensors themselves are added to `tensors`.
+
+    Single numbers of numpy are taken as Python's.
 
     Raises:
-        TypeError: Something in it is neither a tensor nor plain data.
+        NotDataError: Something in it is neither a tensor nor plain data.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or not _storable(value.dtype):
+            raise NotDataError(f"{prefix}: a tensor of {value.layout}, {value.dtype}")
         name = prefix or "value"
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value.detach()
         return {_TENSOR: name}
     if isinstance(value, dict):
         pairs = [
             [key, taken_apart(item, tensors, f"{prefix}/{key}" if prefix else str(key))]
             for key, item in value.items()
         ]
-        if not all(isinstance(key, int | str) for key, _ in pairs):
-            raise TypeError("a key that is neither a number nor a text")
+        for key, _ in pairs:
+            if not isinstance(key, int | str):
+                raise NotDataError(f"{prefix}: a {type(key).__name__} as a key")
         if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
             return dict(pairs)
         return {_PAIRS: pairs}
@@ -37,7 +51,17 @@ def taken_apart(value: Any, tensors: dict[str, torch.Tensor], prefix: str = "") 
         return {_TUPLE: items} if isinstance(value, tuple) else items
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{prefix}: a {type(value).__name__} cannot be saved")
+    raise NotDataError(f"{prefix}: a {type(value).__name__}")
+
+
+@cache
+def _storable(dtype: torch.dtype) -> bool:
+    """Whether safetensors hold such a type."""
+    try:
+        save({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, RuntimeError):
+        return False
+    return True
 
 
 def put_together(data: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -30,12 +30,10 @@ class Before:
         """
         self._device, self.whole = device, True
         self._buffers: list[_Buffer] = [
-            (module._buffers, name)
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
+            (module._buffers, name) for module in model.modules() for name in module._buffers
         ]
-        self._copies: list[torch.Tensor] = []
+        self._copies: list[Any] = []  # tensors, and None where a buffer holds none
+        self._forms: list[Any] = []  # of the copies
         self._draws, self._known = True, False
         self._chance: tuple[Any, ...] | None = None
         self._place: Place | None = None
@@ -46,16 +44,18 @@ class Before:
         Args:
             place: Of its batch in the order of the data.
         """
-        self._place = place
         if self._draws:
             self._chance = generators(self._device)
         if self._buffers:
             now = self._now()
-            if len(self._copies) != len(now):
-                self._copies = [buffer.detach().clone() for buffer in now]
-            else:
+            forms = [_form(buffer) for buffer in now]
+            if forms == self._forms and None not in forms:
                 with torch.no_grad():
                     torch._foreach_copy_(self._copies, now)
+            else:  # a forward may put another tensor in a buffer's place, or none
+                self._copies = [None if b is None else b.detach().clone() for b in now]
+                self._forms = forms
+        self._place = place
 
     def drop(self) -> None:
         """Within a step: its update begins, behind which there is no way back."""
@@ -66,9 +66,9 @@ class Before:
         if not self._known:
             self._known = True
             self._draws = not _same(self._chance, generators(self._device))
-            moved = [not torch.equal(a, b) for a, b in zip(self._copies, self._now(), strict=True)]
+            moved = [not _same(a, b) for a, b in zip(self._copies, self._now(), strict=True)]
             self._buffers = [b for b, found in zip(self._buffers, moved, strict=True) if found]
-            self._copies = [c for c, found in zip(self._copies, moved, strict=True) if found]
+            self._copies, self._forms = [], []
         self._place = self._chance = None
         self.whole = True
 
@@ -83,22 +83,30 @@ class Before:
             return None
         with torch.no_grad():
             for (kept, name), copy in zip(self._buffers, self._copies, strict=True):
-                buffer = kept[name]
-                if buffer is not None and buffer.shape == copy.shape:
+                buffer = kept.get(name)
+                if buffer is not None and copy is not None and _form(buffer) == _form(copy):
                     buffer.copy_(copy)  # in place: a plan's twin of the model shares it
                 else:
-                    kept[name] = copy.clone()
+                    kept[name] = None if copy is None else copy.clone()
         found = self._place, self._chance
         self._place = self._chance = None
         return found
 
-    def _now(self) -> list[torch.Tensor]:
-        return [buffer for kept, name in self._buffers if (buffer := kept[name]) is not None]
+    def _now(self) -> list[Any]:
+        return [kept.get(name) for kept, name in self._buffers]
+
+
+def _form(buffer: torch.Tensor | None) -> Any:
+    """What a copy must have in common with a buffer to take its values."""
+    return None if buffer is None else (buffer.shape, buffer.dtype)
 
 
 def _same(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
     if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
+        alike = _form(one) == _form(other) and one.device == other.device
+        return alike and torch.equal(one, other)
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     return bool(one == other)

@@ -159,8 +159,10 @@ class Checkpoints:
             for name, part in state.items():
                 tensors: dict[str, torch.Tensor] = {}
                 data = _tree.taken_apart(part, tensors)
+                # copies: two names may share their memory
+                whole = {key: t.cpu().contiguous().clone() for key, t in tensors.items()}
                 for file, content in (
-                    (f"{name}.safetensors", save_tensors(tensors)),
+                    (f"{name}.safetensors", save_tensors(whole)),
                     (f"{name}.json", json.dumps(data).encode()),
                 ):
                     cipher = self._cipher

@@ -92,7 +92,7 @@ class Forward:
         count = int(labels.shape[0])
         whole = labels if whole is None else whole
         size = self._plan.micro_batch or count
-        if size >= int(whole.shape[0]):
+        if whole is labels and size >= count:
             return self._one(inputs, labels, scale)
         total = torch.zeros((), device=labels.device)
         for start in range(0, count, size):

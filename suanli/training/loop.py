@@ -185,22 +185,32 @@ class Loop:
 
     def _run(self) -> str:
         reported = time.monotonic()
+        if self._epoch_open:  # this goes on with a run whose last judgement was broken off
+            self._end_epoch()
+            self._report()
         while not (reason := self._over()):
             self._one_step()
-            for listener in self.on_step:
-                listener()
-            at_end = self.batches.place.position >= self.batches.per_epoch
+            at_end = self._epoch_open
             if at_end:
                 self._end_epoch()
             now = time.monotonic()
             if at_end or now - reported >= _REPORT_EVERY_S:
                 reported = now
                 self._report()
-        if self._reported < len(self._losses):
+            # behind the epoch's end, so that a state that is saved now has it
+            for listener in self.on_step:
+                listener()
+        if self._losses:
             self._settle()
             self._note_epoch()
+        if self._reported < len(self._losses):
             self._report()
         return reason
+
+    @property
+    def _epoch_open(self) -> bool:
+        """Whether an epoch's last step is done, and what belongs to its end is not."""
+        return bool(self._losses) and self.batches.place.position >= self.batches.per_epoch
 
     def _settle(self) -> None:
         """Wait for the GPU, on the run's time."""
@@ -214,7 +224,8 @@ class Loop:
         limits, agreed = self.limits, self.stepper.agreed
         stop = bool(self._stop.asked)
         if self.stepper.replicas.world > 1:
-            stop = agreed is not None and agreed.stop
+            # a judgement that was broken off is known to all
+            stop = (agreed is not None and agreed.stop) or self._epoch_open
         if self.step >= self.steps:
             return "epochs"
         if limits.max_seconds is not None and self._clock >= limits.max_seconds:
@@ -270,19 +281,21 @@ class Loop:
         raise NotFiniteError(f"the loss is {value} at step {step}: {where}".rstrip(": "), step=step)
 
     def _end_epoch(self) -> None:
+        """Note the epoch's loss, and judge; where that is broken off, the epoch stays open."""
         self._note_epoch()
+        if self._watched is not None:
+            due = self.seconds - self._judged_s >= self._cost_s / _JUDGING_SHARE
+            due |= self.stepper.replicas.world > 1  # each has a clock of its own
+            asked_for = self.limits.target is not None or self.step >= self.steps
+            if (due or asked_for) and not self.watch():
+                return
         self._losses, self._reported = [], 0
-        if self._watched is None:
-            return
-        due = self.seconds - self._judged_s >= self._cost_s / _JUDGING_SHARE
-        due |= self.stepper.replicas.world > 1  # each has a clock of its own
-        if due or self.limits.target is not None or self.step >= self.steps:
-            self.watch()
 
     def judged(self, samples: Samples) -> float | None:
         """The model's quality on some samples; None where the end was asked for meanwhile.
 
-        All processes call it; the first one judges, of a sharded model all together.
+        All processes call it; the first one judges, of a sharded model all together. When a run is
+        judged depends on clocks, so what it draws then is no part of the run's chance.
         """
         stepper, recipe, stop = self.stepper, self.recipe, self._stop
         replicas, value, stopped = stepper.replicas, 0.0, False
@@ -293,29 +306,34 @@ class Loop:
 
         if replicas.first or stepper.sharded:  # whose forward pass takes all processes
             try:
-                value = judge(
-                    stepper.model,
-                    samples,
-                    loss=recipe.workload.loss,
-                    device=self.plan.device,
-                    predict=recipe.predict,
-                    batch=recipe.settings.batch,
-                    stop=late,
-                )
+                with own_generators(), torch.random.fork_rng(devices=self._devices()):
+                    value = judge(
+                        stepper.model,
+                        samples,
+                        loss=recipe.workload.loss,
+                        device=self.plan.device,
+                        predict=recipe.predict,
+                        batch=recipe.settings.batch,
+                        stop=late,
+                    )
             except JudgementStoppedError:
                 stopped = True
         stopped = replicas.from_first(float(stopped)) > 0
         value = replicas.from_first(value)
         return None if stopped else value
 
-    def watch(self) -> None:
-        """Judge the watched part now; what was known of it stays where the end is asked for."""
+    def watch(self) -> bool:
+        """Judge the watched part now.
+
+        Returns:
+            False where the end was asked for meanwhile; what was known of it stays.
+        """
         assert self._watched is not None
         start = time.monotonic()
         workload = self.recipe.workload
         found = self.judged(self._watched)
         if found is None:
-            return
+            return False
         self.quality = found
         target = self.limits.target if self.limits.target is not None else workload.target
         if target is not None and self.reached_at_s is None:
@@ -323,6 +341,7 @@ class Loop:
             if reached(metric, self.quality, target):
                 self.reached_at_s = self.seconds
         self._judged_s, self._cost_s = self.seconds, time.monotonic() - start
+        return True
 
     def _note_epoch(self) -> None:
         epoch = self.batches.place.epoch

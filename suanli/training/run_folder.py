@@ -27,16 +27,24 @@ from suanli.base.files import absent_folders, remove_empty, write_atomic
 from suanli.base.hardware import Environment
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
+from suanli.training._tree import NotDataError, taken_apart
 from suanli.training.checkpoints import Checkpoints
 from suanli.training.encryption import Cipher
 from suanli.training.events_file import EventsFile
+from suanli.training.failing import in_one_line
 from suanli.training.loop import Loop
 from suanli.training.shards import facts_of, is_sharded, read_shards, write_shards
 from suanli.workloads.record import TrainingSettings
 
 _SCALARS = ("loss", "quality", "samples_per_s", "sol_fraction", "mfu")
 
+_SAVABLE = "a state_dict holds tensors, numbers, texts, and lists and dictionaries of them"
+
 Note = Callable[[str], None]
+
+
+class NotSavableError(BadInputError):
+    """The state of a run is such that no checkpoint can hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +241,24 @@ class RunFolder:
     def follow(self, loop: Loop, note: Note) -> None:
         """Keep metrics at every report, and a checkpoint every so often.
 
-        The first process calls it; of a sharded run all do, because each writes its share.
+        All processes call it. The first one writes, and of a sharded run each its share.
+
+        Raises:
+            NotSavableError: No checkpoint could hold the state; so may the first step.
         """
+        self._check(loop)
+        known = False
+
+        def behind_step() -> None:
+            nonlocal known
+            if not known:  # an optimiser makes its state in the first step
+                self._check(loop)
+                known = True
+            if loop.stepper.replicas.first or loop.stepper.sharded:
+                self._maybe_save(loop, note)
+
         self._saved_at = _clock(loop)
-        loop.on_step.append(lambda: self._maybe_save(loop, note))
+        loop.on_step.append(behind_step)
         if not loop.stepper.replicas.first:
             return
         try:
@@ -257,11 +279,24 @@ class RunFolder:
             self.newest = self._saved(loop)
             self._failed = False
             self._say_copy(loop.step, note)
-        except OSError as error:
+        except Exception as error:
+            if loop.plan.sharded and not isinstance(error, OSError):
+                raise  # the other processes may wait elsewhere
             if not self._failed:
-                note(f"no checkpoint at step {loop.step}: {error.strerror or error}")
+                note(f"no checkpoint at step {loop.step}: {_why_not(error)}")
             self._failed = True
         self._saved_at = _clock(loop)
+
+    def _check(self, loop: Loop) -> None:
+        """Refuse a state that no checkpoint could hold, before it costs the steps of a run."""
+        if loop.plan.sharded:  # torch's own optimisers and no average: there is nothing else in it
+            return
+        try:
+            for part, value in loop.state().items():
+                taken_apart(value, {}, part)
+        except NotDataError as error:
+            self._failed = True  # it is said here
+            raise NotSavableError(_why_not(error), next_step=_SAVABLE) from None
 
     def _say_copy(self, step: int, note: Note) -> None:
         """Tell once that the backup takes no copies, until it does again."""
@@ -331,6 +366,15 @@ def _finite(loop: Loop) -> bool:
         own = (p.to_local() if isinstance(p, DTensor) else p for p in stepper.model.parameters())
         finite = all(bool(p.isfinite().all()) for p in own)
     return not stepper.replicas.any(not finite) if stepper.sharded else finite
+
+
+def _why_not(error: Exception) -> str:
+    """Why a state is not kept, in one line."""
+    if isinstance(error, NotDataError):
+        return f"{error} cannot be saved"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return in_one_line(error)
 
 
 def _clock(loop: Loop) -> float:

@@ -13,6 +13,7 @@ from suanli.training.forward import Forward
 from suanli.training.native import update
 from suanli.training.recipe import Averaging, Recipe, Tensors
 from suanli.training.schedules import apart, rate
+from suanli.training.sgd import SGD
 from suanli.workloads.record import TrainingSettings
 
 
@@ -225,7 +226,7 @@ def standard_optimizer(
         kernel = {"foreach": plan.optimizer_kernel == "foreach"}
     decay = settings.weight_decay
     if settings.optimizer == "sgd":
-        sgd = update.SGD if native else torch.optim.SGD
+        sgd = update.SGD if native else SGD
         return sgd(
             parameters,
             lr=settings.lr,

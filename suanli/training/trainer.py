@@ -34,7 +34,7 @@ from suanli.training.loop import Limits, Loop, NotFiniteError
 from suanli.training.readers import ReadingError, how_read, in_memory, stays
 from suanli.training.recipe import Recipe
 from suanli.training.request import TrainRequest
-from suanli.training.run_folder import RunFolder, RunRecord
+from suanli.training.run_folder import NotSavableError, RunFolder, RunRecord
 from suanli.training.start import freeze, frozen_norms, held_out_end, starting_point, take_weights
 from suanli.training.step import Stepper
 from suanli.training.stopping import StopRequests
@@ -98,7 +98,8 @@ class Trainer:
         try:
             return self._run()
         except Exception as error:
-            if self._fresh and (self._begun is None or not self._begun.step):
+            unsaved = isinstance(error, NotSavableError)
+            if self._fresh and (unsaved or self._begun is None or not self._begun.step):
                 self._folder.withdraw()
             if isinstance(error, SuanliError) or not in_own_code(error):
                 raise
@@ -143,8 +144,7 @@ class Trainer:
             self._begun = loop = self._loop(model, plan, record, train, watched)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
             self._replicas.wait()  # before the first one writes again
-            if self._replicas.first or loop.stepper.sharded:
-                self._folder.follow(loop, self._note)
+            self._folder.follow(loop, self._note)
             try:
                 stopped = self._train(loop, stop)
             finally:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suanli.training import sgd
 from suanli.training.native.library import kernels
 
 SOURCE = Path(__file__).with_name("update.c")
@@ -76,7 +77,7 @@ class OnePass(torch.optim.Optimizer):
         raise NotImplementedError
 
 
-class SGD(OnePass, torch.optim.SGD):
+class SGD(OnePass, sgd.SGD):
     """`torch.optim.SGD` in one pass."""
 
     def _updated(self, group: _Group, trained: _Tensors, gradients: _Tensors) -> bool:
