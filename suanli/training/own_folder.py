@@ -113,9 +113,8 @@ def own_folder(out: Path | None, name: str, *, resume: bool) -> Iterator[Path]:
     """
     if out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise BadInputError("several processes need one folder", next_step="give it with -o")
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one has the lock
-        assert out is not None
-        yield out
+    if out is not None and os.environ.get("RANK", "0") != "0":
+        yield out  # of several processes the first one has the lock
         return
     folder, lock = _locked(out, name, resume=resume)
     try:
