@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from suanli.base import leftovers
-from suanli.base.files import replaced_folder
+from suanli.base.files import replaced_folder, write_atomic
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
 
@@ -68,6 +68,19 @@ def test_an_older_folder_that_never_came_back_is_put_back(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
+def test_what_a_killed_writer_left_of_a_file_goes_when_it_is_written(tmp_path: Path) -> None:
+    pid, start, place = leftovers.owner().rstrip(".").split("-")
+    if start == "0":
+        pytest.skip("this system does not tell when a process started")
+    dead = f"{pid}-{int(start) - 1}-{place}"
+    left, other = (tmp_path / f".{name}.{dead}.abc" for name in ("result.json", "plan.json"))
+    for path in (left, other):
+        path.touch()
+        aged(path)
+    write_atomic(tmp_path / "result.json", "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "result.json"]
+
+
 def test_nothing_of_a_living_process_goes(tmp_path: Path) -> None:
     mine = aged(leftovers.temporary_folder(tmp_path, "engine-"))
     leftovers.sweep(tmp_path, "engine-")
@@ -111,6 +124,18 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
         ),
         ("from suanli.engines.staging import temporary_engine; temporary_engine()", "engine-"),
         ("from suanli.base.compiler import _temporary_folder as f; f()", "suanli-native-"),
+        (
+            "from suanli.base import compiler as c\n"
+            "c.Compiler._compile = lambda *_: (print('ready', flush=True), time.sleep(100))\n"
+            "c.Compiler(command=('cc',), version='1', kind='gcc').build_shared(Path(c.__file__))",
+            ".build.",
+        ),
+        (
+            "import os; from suanli.base import files\n"
+            "os.fsync = lambda _: (print('ready', flush=True), time.sleep(100))\n"
+            "files.write_atomic(files.cache_dir() / 'weights.safetensors', b'half')",
+            ".weights.safetensors.",
+        ),
     ],
 )
 def test_each_kind_of_leftover_is_known(

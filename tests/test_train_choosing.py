@@ -19,8 +19,11 @@ from suanli.plans.store import TrialStore
 from suanli.training import calls, choosing, faster_device, trainer
 from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.choosing import PlanChoice
+from suanli.training.exchange import Exchange, Facts
+from suanli.training.host import TrainHost
+from suanli.training.prune import pruned
 from suanli.training.request import TrainRequest
-from suanli.training.start import starting_point
+from suanli.training.start import freeze, starting_point
 from suanli.training.trials import Chosen, situation_of
 from suanli.workloads.stream import Stream
 from tests.stream_parts import Pictures
@@ -156,6 +159,69 @@ def test_trials_of_a_file_count_for_its_content_only(cache: Path, tmp_path: Path
         keys.append(choosing._named(f"{file}:recipe"))
     assert keys[0] != keys[1]
     assert choosing._named("digits-resnet?weights=none") == "digits-resnet"
+
+
+def test_trials_of_a_frozen_or_pruned_run_are_its_own(cache: Path, tmp_path: Path) -> None:
+    made, train = replace(recipe(), ref=REF), data().train
+    request = TrainRequest(plan="auto", device="cpu", out=tmp_path / "run")
+
+    def place(asked: TrainRequest, frozen: tuple[str, ...] = ()) -> Path:
+        model = starting_point(made, train, 0)
+        if frozen:
+            freeze(model, frozen)
+        choice = PlanChoice(made, asked, Replicas(), lambda e: None, lambda n: None)
+        store = choice._store(model)
+        assert store is not None
+        return store.path
+
+    places = [
+        place(request),
+        place(request, ("body.*",)),
+        place(request, ("*.bias",)),
+        place(replace(request, prune="0.5")),
+        place(replace(request, prune="0.8")),
+    ]
+    assert len(set(places)) == len(places)
+    assert place(replace(request, seed=3, out=tmp_path / "other")) == places[0]
+
+
+def test_trials_of_a_pruned_run_prune(tmp_path: Path) -> None:
+    plain, train = recipe(), data().train
+    made = pruned(plain, "0.5")
+    model = starting_point(made, train, 0)
+    facts = Facts(
+        settings=made.settings,
+        seed=0,
+        check_steps=2,
+        total_steps=28,
+        trained=tuple(name for name, _ in model.named_parameters()),
+        prune="0.5",
+    )
+    folder = str(Exchange.write(tmp_path / "exchange", model, made, train, facts).folder)
+    plan = TrainPlan()
+    hosts = [TrainHost(ref=REF, plan=None, exchange=folder)]  # as a trial's own process makes it
+    hosts += [TrainHost(ref="", plan=None, exchange=folder, recipe=one) for one in (made, plain)]
+    apart, here, unpruned = (host.trace(plan, 0) for host in hosts)
+    assert all(torch.equal(apart[name], here[name]) for name in here)
+    assert not all(torch.equal(apart[name], unpruned[name]) for name in unpruned)
+
+
+def test_a_full_disk_before_the_search_is_said_with_a_way_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, train = replace(recipe(), ref=REF), data().train
+
+    def full(*_: object) -> Exchange:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Exchange, "write", full)
+    request = TrainRequest(plan="auto", device="cpu", out=tmp_path / "run")
+    choice = PlanChoice(made, request, Replicas(), lambda e: None, lambda n: None)
+    monkeypatch.setattr(choosing, "ceilings", lambda device: None)
+    with pytest.raises(SuanliError, match=r"No space left on device \(make room .*default") as told:
+        choice._searched(starting_point(made, train, 0), train, 30.0, 1.0)
+    assert str(cache / "scratch") in str(told.value)
+    assert list((cache / "scratch").iterdir()) == []
 
 
 def test_a_short_run_takes_what_an_earlier_search_found(cache: Path, tmp_path: Path) -> None:

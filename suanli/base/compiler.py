@@ -85,7 +85,7 @@ class Compiler:
                 return library
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                build = Path(tempfile.mkdtemp(dir=folder, prefix=".build."))
+                build = temporary_folder(folder, ".build.")
             except OSError:
                 continue
             try:

@@ -35,12 +35,16 @@ def config_dir() -> Path:
 def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part.
 
+    What killed processes left of an earlier try beside it is removed.
+
     Raises:
         OSError: The disk is full or the folder cannot be written; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     payload = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    prefix = f".{path.name}."
+    leftovers.sweep(path.parent, prefix)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix + leftovers.owner())
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(payload)

@@ -1,6 +1,7 @@
 """A job's command: which words mean what, and how it is started again."""
 
 import json
+import math
 from pathlib import Path
 
 from suanli.base.errors import BadInputError
@@ -49,6 +50,24 @@ def value_of(command: tuple[str, ...], *names: str) -> str | None:
             elif len(name) == 2 and word.startswith(name) and len(word) > 2:
                 found = word[2:]  # -oDIR
     return found
+
+
+def number_of(command: tuple[str, ...], name: str) -> float | None:
+    """The value of an option that is a number more than 0; None where it is not given.
+
+    Raises:
+        BadInputError: It is no such number.
+    """
+    text = value_of(command, name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise BadInputError(f"{name} must be a number more than 0, not {text!r}")
+    return value
 
 
 def out_of(command: tuple[str, ...]) -> str:

@@ -67,7 +67,7 @@ def needs_of(job: Job, devices: Sequence[Place], earlier: Sequence[Job]) -> tupl
     """
     found = {place.device: measured_need(job, place.device, earlier) for place in devices}
     if job.command[0] == "optimize":
-        budget = float(commands.value_of(job.command, "--budget") or _OPTIMIZE_S)
+        budget = commands.number_of(job.command, "--budget") or _OPTIMIZE_S
         guess = Need(device="", seconds=_BEHIND_SEARCH * budget, source="predicted")
         return tuple(known or _on(guess, device) for device, known in found.items())
     folder = commands.value_of(job.command, "--data")
@@ -100,12 +100,11 @@ class _Predictor:
         self._recipe = recipe
         train = recipe.workload.load().train
         settings = recipe.settings
-        epochs = int(commands.value_of(job.command, "--epochs") or settings.epochs)
+        epochs = int(commands.number_of(job.command, "--epochs") or settings.epochs)
         self._steps = epochs * -(-len(train) // settings.batch)
         first = sum(part.nbytes for part in train.head(1).inputs)
         self._data_bytes = first * len(train) if stays(train, "cpu") else 0
-        limit = commands.value_of(job.command, "--max-seconds")
-        self._most_s = float(limit) if limit else None
+        self._most_s = commands.number_of(job.command, "--max-seconds")
         self._subjects: dict[bool, Subject] = {}
 
     def need(self, device: str) -> Need:

@@ -21,6 +21,7 @@ from suanli.base.queue_results import Job
 from suanli.jobs import command as commands
 from suanli.jobs.place import Place, next_start, why_nowhere, why_waits
 from suanli.jobs.store import JobStore
+from suanli.training.own_folder import holder
 from suanli.training.stopping import StopRequests
 
 _LOOK_S = 0.2
@@ -138,9 +139,17 @@ class Runner:
                 else:
                     del self._children[job.id]
                     self._ended(job.id, code)
+            elif job.pid is None and (pid := _trains(job)) is not None:
+                # its queue was killed before it could write down which process it had started
+                self._adopt(job.id, pid)
             elif not _lives(job):
                 # started by a call that was killed: how it ended is not known, so it goes on
                 self._end(job.id, lambda j: _again(j, "its queue was killed"))
+
+    def _adopt(self, number: int, pid: int) -> None:
+        self._store.change(
+            number, lambda j: replace(j, pid=pid, born=_born(pid)) if j.pid is None else None
+        )
 
     def _ended(self, number: int, code: int) -> None:
         peak = self._peaks.pop(number, 0) or None
@@ -226,6 +235,11 @@ def _lives(job: Job) -> bool:
     if job.pid is None:
         return time.time() - (job.started_s or 0.0) < _STOP_S
     return job.born is not None and _born(job.pid) == job.born
+
+
+def _trains(job: Job) -> int | None:
+    """The process that trains in a job's folder, or None."""
+    return holder(Path(job.folder) / job.out) if job.out else None
 
 
 def _last_line(log: Path, code: int) -> str:

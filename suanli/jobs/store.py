@@ -73,7 +73,7 @@ class JobStore:
         for job in self.all():
             if job.id == number:
                 return job
-        raise BadInputError(f"there is no job {number}", next_step="suanli queue list")
+        raise _unknown(number)
 
     def change(self, number: int, how: Callable[[Job], Job | None]) -> Job | None:
         """Read a job, let `how` make the new one, and write it, in one transaction.
@@ -113,11 +113,15 @@ class JobStore:
         Raises:
             BadInputError: There is none, or it runs.
         """
-        job = self.get(number)
-        if job.state == "running":
-            raise BadInputError(f"job {number} runs", next_step="stop `suanli queue run` first")
+        self.get(number)  # makes no queue where there is none
         with self._transaction() as jobs:
-            jobs.execute("DELETE FROM jobs WHERE id = ? AND state != 'running'", (number,))
+            row = jobs.execute("SELECT record FROM jobs WHERE id = ?", (number,)).fetchone()
+            if row is None:
+                raise _unknown(number)
+            job = _read(row[0])
+            if job.state == "running":
+                raise BadInputError(f"job {number} runs", next_step="stop `suanli queue run` first")
+            jobs.execute("DELETE FROM jobs WHERE id = ?", (number,))
         return job
 
     @property
@@ -126,8 +130,7 @@ class JobStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._file, timeout=_WAIT_S, isolation_level=None)
+        connection = self._connected()
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
@@ -136,6 +139,11 @@ class JobStore:
             )
             yield connection
             connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:  # a full disk, rights, another's long transaction
+            raise ArtefactError(
+                f"the queue {self._file} cannot be used: {error}",
+                next_step="see to the rights and the room of its folder, and try again",
+            ) from None
         except sqlite3.DatabaseError as error:
             raise ArtefactError(
                 f"the queue {self._file} cannot be used: {error}",
@@ -143,6 +151,17 @@ class JobStore:
             ) from None
         finally:
             connection.close()  # what was not committed is undone
+
+    def _connected(self) -> sqlite3.Connection:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return sqlite3.connect(self._file, timeout=_WAIT_S, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ArtefactError(
+                f"the queue {self._file} cannot be used: {reason}",
+                next_step="see to the rights of its folder, or name another by SUANLI_CONFIG",
+            ) from None
 
     @staticmethod
     def _all(jobs: sqlite3.Connection) -> Iterator[Job]:
@@ -153,6 +172,10 @@ class JobStore:
 def over(state: JobState) -> bool:
     """Whether nothing more will happen to a job."""
     return state in ("done", "failed")
+
+
+def _unknown(number: int) -> BadInputError:
+    return BadInputError(f"there is no job {number}", next_step="suanli queue list")
 
 
 def _write(jobs: sqlite3.Connection, job: Job) -> None:

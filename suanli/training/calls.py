@@ -20,6 +20,7 @@ from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
 from suanli.training.checks import checked_settings
 from suanli.training.distill import Taught, distilled
+from suanli.training.own_folder import own_folder
 from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe, as_written
 from suanli.training.recipes import resolve_recipe
@@ -162,12 +163,19 @@ def train_workload(
 
 @own_generators()  # from the first look at the data on: what is imported may draw as well
 def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener) -> "Run":
+    """Train a recipe in a folder that no other process trains in."""
+    recipe = replace(recipe, settings=checked_settings(recipe.settings))
+    with own_folder(asked.out, recipe.name, resume=asked.resume) as out:
+        return _trained_in(out, recipe, asked, data, listener)
+
+
+def _trained_in(
+    out: Path, recipe: Recipe, asked: TrainOptions, data: Path | None, listener: Listener
+) -> "Run":
     """Train a recipe with what the options add to it."""
     notes: tuple[str, ...] = ()
-    recipe = replace(recipe, settings=checked_settings(recipe.settings))
     if asked.resume:
-        folder = RunFolder(_folder(asked, recipe.name), Keeping(backup=asked.backup))
-        record, plan = folder.read()
+        record, plan = RunFolder(out, Keeping(backup=asked.backup)).read()
         notes = _without_effect(asked, record, plan)
         asked = replace(asked, prune=record.prune, teacher=record.teacher)
     elif asked.lr_of:
@@ -177,7 +185,7 @@ def _trained(recipe: Recipe, asked: TrainOptions, data: Path | None, listener: L
         recipe = distilled(recipe, resolve(asked.teacher, data=data))
     if asked.prune:
         recipe = pruned(recipe, asked.prune)
-    request = replace(_request(asked, recipe), notes=notes)
+    request = replace(_request(asked, out), notes=notes)
     if asked.tune and not asked.resume:
         recipe, line = _tuned(recipe, request, asked.tune, listener)
         request = replace(request, notes=(*notes, line))
@@ -321,7 +329,7 @@ def _recipe_of(
     return as_written(workload)
 
 
-def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
+def _request(options: TrainOptions, out: Path) -> TrainRequest:
     plan: str | TrainPlan
     if isinstance(options.plan, TrainPlan) or options.plan in ("auto", "default"):
         plan = options.plan
@@ -333,7 +341,7 @@ def _request(options: TrainOptions, recipe: Recipe) -> TrainRequest:
     return TrainRequest(
         plan=plan,
         device=plan.device if isinstance(plan, TrainPlan) else device,
-        out=_folder(options, recipe.name),
+        out=out,
         seed=options.seed,
         epochs=options.epochs,
         max_seconds=options.max_seconds,
@@ -365,17 +373,3 @@ def _device(options: TrainOptions) -> str:
         return "cpu"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return "cuda:0" if several or options.tune or options.resume else "auto"
-
-
-def _folder(options: TrainOptions, name: str) -> Path:
-    """The folder that was given; else a new one under `runs/`, or to resume the newest there."""
-    if options.out is not None:
-        return options.out
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise BadInputError("several processes need one folder", next_step="give it with -o")
-    plain = Path("runs") / name.replace(":", "-").replace("/", "-")
-    taken = [plain, *(plain.with_name(f"{plain.name}-{i}") for i in range(2, 1000))]
-    free = next(i for i, folder in enumerate(taken) if not folder.exists())
-    if options.resume and free == 0:
-        raise BadInputError(f"there is no run in {plain}", next_step="give its folder with -o")
-    return taken[free - 1] if options.resume else taken[free]

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from suanli.base import codec
+from suanli.base.errors import SuanliError
 from suanli.base.events import Event, Listener
 from suanli.base.files import cache_dir
 from suanli.base.hardware import Ceilings
@@ -174,12 +176,13 @@ class PlanChoice:
             total_steps=settings.epochs * -(-len(train) // settings.batch),
             trained=tuple(n for n, p in model.named_parameters() if p.requires_grad),
             streamed=isinstance(train, Stream),
+            prune=request.prune,
         )
         scratch = cache_dir() / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         folder = temporary_folder(scratch, "train-")  # what a killed search left goes
         try:
-            exchange = Exchange.write(folder, model, self._recipe, train, facts)
+            exchange = self._exchange(folder, model, train, facts)
             work = step_work(model, self._recipe, train)
             situation = situation_of(
                 self._recipe,
@@ -196,8 +199,23 @@ class PlanChoice:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _exchange(self, folder: Path, model: nn.Module, train: Samples, facts: Facts) -> Exchange:
+        """The start of the run as files, for the trials."""
+        try:
+            return Exchange.write(folder, model, self._recipe, train, facts)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SuanliError(
+                f"the trials' files cannot be written to {folder.parent}: {reason}",
+                next_step="make room there, or --plan default, which needs no search",
+            ) from None
+
     def _store(self, model: nn.Module) -> TrialStore | None:
-        """Earlier trials of the same model, settings, machine and libraries."""
+        """Earlier trials of the same model, settings, machine and libraries.
+
+        What is trained and pruned counts: a step with a frozen body is another computation, and
+        is proved by its head's gradients alone.
+        """
         if not self._recipe.ref:
             return None
         shapes = sorted((n, list(t.shape), str(t.dtype)) for n, t in model.state_dict().items())
@@ -209,7 +227,11 @@ class PlanChoice:
             environment=environment(),
             batch=self._recipe.settings.batch,
             objective="throughput",
-            conditions={"threads": torch.get_num_threads()},
+            conditions={
+                "threads": torch.get_num_threads(),
+                "trained": ",".join(n for n, p in model.named_parameters() if p.requires_grad),
+                "prune": self._request.prune,
+            },
         )
         return TrialStore(key, fresh=self._request.fresh)
 

@@ -29,6 +29,7 @@ class Facts:
         total_steps: Steps of the run.
         trained: Names of the parameters that are trained.
         streamed: Whether the samples of the run are read from a data set.
+        prune: Kind of pruning, or "": a recipe that is made anew from its reference has none.
     """
 
     settings: TrainingSettings
@@ -37,6 +38,7 @@ class Facts:
     total_steps: int
     trained: tuple[str, ...]
     streamed: bool = False
+    prune: str = ""
 
 
 class Exchange:

@@ -14,6 +14,7 @@ from suanli.measure.timing import measure, timed_calls
 from suanli.training.batches import Batch, Batches
 from suanli.training.exchange import Exchange
 from suanli.training.forward import machine_as_planned
+from suanli.training.prune import pruned
 from suanli.training.recipe import Recipe
 from suanli.training.recipes import resolve_recipe
 from suanli.training.start import held_out_end
@@ -57,7 +58,10 @@ class TrainHost:
         """
         self._exchange = Exchange(Path(exchange))
         self._facts = self._exchange.facts
-        made = recipe if recipe is not None else resolve_recipe(ref)
+        made = recipe
+        if made is None:
+            made, kind = resolve_recipe(ref), self._facts.prune
+            made = pruned(made, kind) if kind else made
         self._recipe = replace(made, settings=self._facts.settings)
         self._plan = codec.from_json(TrainPlan, plan).checked() if plan is not None else None
         self._stepper: Stepper | None = None

@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from suanli.base import codec
-from suanli.base.errors import ArtefactError, BadInputError
+from suanli.base.errors import ArtefactError, BadInputError, SuanliError
 from suanli.base.files import absent_folders, remove_empty, write_atomic
 from suanli.base.hardware import Environment
+from suanli.base.plan import Option
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
 from suanli.training._tree import NotDataError, taken_apart
@@ -36,6 +38,7 @@ from suanli.training.loop import Loop
 from suanli.training.shards import facts_of, is_sharded, read_shards, write_shards
 from suanli.workloads.record import TrainingSettings
 
+_PARTS = ("environment.json", "plan.json", "run.json")  # with the last one the run exists
 _SCALARS = ("loss", "quality", "samples_per_s", "sol_fraction", "mfu")
 
 _SAVABLE = "a state_dict holds tensors, numbers, texts, and lists and dictionaries of them"
@@ -73,6 +76,14 @@ class RunRecord:
     encrypted: bool = False
     prune: str = ""
     teacher: str = ""
+
+    @property
+    def hyper_parameters(self) -> dict[str, Option]:
+        """The settings as the flat record of a result."""
+        return {
+            name: ",".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in codec.to_json(self.settings).items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +129,7 @@ class RunFolder:
         self.newest: Path | None = None
         self._events: EventsFile | None = None
         self._saved_at = time.monotonic()
-        self._failed = self._uncopied = False
+        self._failed = self._uncopied = self._unkept = False
         self._made: list[list[Path]] = []  # folders that were not there before
 
     @property
@@ -141,20 +152,43 @@ class RunFolder:
         self.check_free()
         if self._cipher is not None:
             self._cipher.ready()
-        for place in self._places:
-            try:
+        for left in _cut_short(self.folder):
+            left.unlink(missing_ok=True)
+        texts = [codec.dumps(environment), codec.dumps(plan), codec.dumps(record)]
+        try:
+            for place in self._places:
                 self._made.append(absent_folders(place))
-                write_atomic(place / "plan.json", codec.dumps(plan))
-                write_atomic(place / "environment.json", codec.dumps(environment))
-                write_atomic(place / "run.json", codec.dumps(record))  # with it the run exists
-            except OSError as error:
+                for name, text in zip(_PARTS, texts, strict=True):
+                    write_atomic(place / name, text)
+        except BaseException as error:
+            self.withdraw()
+            if isinstance(error, OSError):
                 raise BadInputError(f"cannot write to {place}: {error.strerror}") from None
+            raise
+
+    def keep(self, record: RunRecord, note: Note) -> None:
+        """Write what a run that goes on is by now; a backup that knows nothing of it learns it.
+
+        Raises:
+            BadInputError: The folder cannot be written.
+        """
+        backup = self.keeping.backup
+        try:
+            _bring_up(self.folder, record, self.folder)
+        except OSError as error:
+            raise BadInputError(f"cannot write to {self.folder}: {error.strerror}") from None
+        if backup is not None:
+            try:
+                _bring_up(backup, record, self.folder)
+            except OSError as error:
+                note(f"the backup does not know what the run is: {error.strerror}")
 
     def withdraw(self) -> None:
         """Take back what `begin` wrote: no step was done, and nothing is left of the run."""
-        for place in self._places:
-            for name in ("run.json", "plan.json", "environment.json", "metrics.jsonl"):
-                (place / name).unlink(missing_ok=True)
+        for place in reversed(self._places):
+            for name in (*reversed(_PARTS), "metrics.jsonl"):
+                with suppress(OSError):
+                    (place / name).unlink()
         for folder in self.checkpoints.places:
             shutil.rmtree(folder / "step-000000000", ignore_errors=True)
         remove_empty([self.checkpoints.folder])
@@ -164,9 +198,9 @@ class RunFolder:
 
     @property
     def _places(self) -> list[Path]:
-        """The backup, where there is one, and the folder."""
+        """The folder, and the backup where there is one."""
         backup = self.keeping.backup
-        return [*([backup] if backup is not None else []), self.folder]
+        return [self.folder, *([backup] if backup is not None else [])]
 
     def check_free(self) -> None:
         """Refuse a place that a new run may not take.
@@ -176,7 +210,8 @@ class RunFolder:
         """
         if self.folder.is_file():
             raise BadInputError(f"{self.folder} is a file", next_step="give a folder with -o")
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        taken = self.folder.is_dir() and any(self.folder.iterdir())
+        if taken and not _cut_short(self.folder):
             if (self.folder / "run.json").exists():
                 raise BadInputError(
                     f"{self.folder} holds a run",
@@ -200,7 +235,7 @@ class RunFolder:
         """
         backup = self.keeping.backup
         if backup is not None and not self.exists and (backup / "run.json").is_file():
-            for name in ("plan.json", "environment.json", "run.json"):
+            for name in _PARTS:
                 text = (backup / name).read_text(encoding="utf-8")
                 write_atomic(self.folder / name, text)
         if not (self.folder / "run.json").is_file():
@@ -277,6 +312,8 @@ class RunFolder:
             return
         try:
             self.newest = self._saved(loop)
+            if self._failed:
+                note(f"checkpoints are written again, from step {loop.step} on")
             self._failed = False
             self._say_copy(loop.step, note)
         except Exception as error:
@@ -351,9 +388,31 @@ class RunFolder:
                 known = {n: data[n] for n in _SCALARS if data[n] is not None}
                 self._events.add(progress.step, known)
         except OSError as error:
-            if not self._failed:
+            if not self._unkept:
                 note(f"metrics are not kept: {error.strerror}")
-            self._failed = True
+            self._unkept = True
+
+
+def _cut_short(folder: Path) -> list[Path]:
+    """What a process left that was killed while it began a run; empty for any other folder."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    temporary = tuple(f".{name}." for name in _PARTS)
+    ours = all(f.name in _PARTS[:2] or f.name.startswith(temporary) for f in found)
+    first = any(f.name == _PARTS[0] or f.name.startswith(temporary[0]) for f in found)
+    return found if ours and first else []
+
+
+def _bring_up(place: Path, record: RunRecord, source: Path) -> None:
+    """Let a place hold what a run is; the parts that do not change come from its folder."""
+    for name in _PARTS[:2] if place != source else ():
+        if not (place / name).is_file() and (source / name).is_file():
+            write_atomic(place / name, (source / name).read_text(encoding="utf-8"))
+    try:
+        known = codec.read(RunRecord, place / _PARTS[2]) == record
+    except ArtefactError:
+        known = False
+    if not known:
+        write_atomic(place / _PARTS[2], codec.dumps(record))
 
 
 def _finite(loop: Loop) -> bool:
@@ -403,4 +462,10 @@ def _cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps that will come again."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     if path.exists():
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        try:
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        except OSError as error:
+            raise SuanliError(
+                f"cannot write {path}: {error.strerror}",
+                next_step="make room; --resume goes on from the last checkpoint",
+            ) from None

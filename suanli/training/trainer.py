@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -13,12 +12,8 @@ from suanli.base.errors import ArtefactError, BadInputError, SuanliError
 from suanli.base.events import Event, Listener
 from suanli.base.files import write_atomic
 from suanli.base.hardware import Ceilings
-from suanli.base.plan import Option
-from suanli.base.timing import Estimate
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress, TrainQuality, TrainResult
-from suanli.base.work import SpeedOfLight
-from suanli.cost import speed_of_light
 from suanli.devices import device as find_device
 from suanli.measure.ceilings import kept_ceilings
 from suanli.measure.environment import environment
@@ -82,6 +77,7 @@ class Trainer:
         self._ceilings: Ceilings | None = None
         self._fresh = False  # whether the run's folder was made here
         self._begun: Loop | None = None
+        self._rates: list[float] = []  # as the settings have them
 
     def run(self) -> tuple[TrainResult, nn.Module]:
         """Train.
@@ -111,7 +107,7 @@ class Trainer:
         record, plan = self._record(), None
         if self._resume:
             record, plan = self._folder.read()
-            self._recipe = self._as_recorded(record)
+            record = self._gone_on_with(record)
             if isinstance(self._request.plan, TrainPlan) and self._request.plan != plan:
                 self._note("the run goes on with its own plan, which is not the one given")
         else:
@@ -144,6 +140,8 @@ class Trainer:
             self._begun = loop = self._loop(model, plan, record, train, watched)
             resumed_from = self._folder.restore(loop, self._note) if self._resume else None
             self._replicas.wait()  # before the first one writes again
+            if self._resume:
+                self._first_does(lambda: self._folder.keep(record, self._note))
             self._folder.follow(loop, self._note)
             try:
                 stopped = self._train(loop, stop)
@@ -203,17 +201,21 @@ class Trainer:
         self._request = replace(self._request, to=to)
         return record if self._resume else replace(record, target=to)
 
-    def _as_recorded(self, record: RunRecord) -> Recipe:
+    def _gone_on_with(self, record: RunRecord) -> RunRecord:
+        """The record of a run that goes on, with other epochs where they are asked for."""
         if record.workload != self._recipe.name:
             raise BadInputError(
                 f"{self._request.out} holds a run of {record.workload}, not of {self._recipe.name}"
             )
-        settings = record.settings
-        if self._request.epochs is not None:
-            settings = replace(settings, epochs=self._request.epochs)
-        elif settings != self._recipe.settings:
+        epochs, begun = self._request.epochs, record.settings.epochs
+        if epochs is not None and epochs != begun:
+            self._note(f"the run goes on to {epochs} epochs, and was begun with {begun}")
+            settings = replace(record.settings, epochs=epochs)
+            record = replace(record, settings=settings, as_written=False)
+        elif record.settings != self._recipe.settings:
             self._note("the run's own hyper-parameters are used, which are not the workload's")
-        return replace(self._recipe, settings=settings)
+        self._recipe = replace(self._recipe, settings=record.settings)
+        return record
 
     def _model(self, record: RunRecord, train: Samples) -> nn.Module:
         model = starting_point(self._recipe, train, record.seed)
@@ -265,6 +267,7 @@ class Trainer:
             target=request.to if request.to is not None else record.target,
         )
         stepper = Stepper(model, self._recipe, plan, self._replicas)
+        self._rates = stepper.peak_rates
         loop = Loop(stepper, train, seed=record.seed, limits=limits, watched=watched)
         loop.limit = self._limit
         for line in stepper.own_rates:
@@ -332,6 +335,8 @@ class Trainer:
         resumed_from: int | None,
     ) -> tuple[TrainResult, nn.Module]:
         asked, first = stopped == "asked", self._replicas.first
+        if loop.stepper.peak_rates != self._rates:  # a rollback halved them, now or before
+            record = replace(record, as_written=False)
         if loop.averaging is not None and not asked:
             loop.averaging.finish()
         quality = None if asked else self._judged(loop, data)
@@ -367,7 +372,8 @@ class Trainer:
     ) -> None:
         """Keep a built-in workload's weights, trained as written, where its name finds them."""
         built_in = record.ref.partition("?")[0] == record.workload
-        if built_in and record.as_written and stopped == "epochs" and not record.frozen:
+        whole = stopped == "epochs" and not record.frozen and not record.start
+        if built_in and record.as_written and whole:
             save_weights(model, kept_weights(record.workload, record.settings), facts)
 
     def _judged(self, loop: Loop, data: Data) -> TrainQuality | None:
@@ -412,13 +418,13 @@ class Trainer:
             device=find_device(loop.plan.device).info,
             environment=environment(),
             plan=loop.plan,
-            hyper_parameters=_plain(codec.to_json(record.settings)),
+            hyper_parameters=record.hyper_parameters,
             as_written=record.as_written,
             batch=self._recipe.settings.batch,
             seed=record.seed,
             step_ms=step_ms,
             samples_per_s=samples_per_s,
-            sol=_sol(limit, step_ms),
+            sol=limit.reached(step_ms.p50) if limit and step_ms else None,
             mfu=limit.mfu(step_ms.p50) if limit and step_ms else None,
             loss=loop.epoch_losses[-1] if loop.epoch_losses else float("nan"),
             quality=quality,
@@ -481,19 +487,3 @@ class Trainer:
     def _note(self, text: str) -> None:
         self._notes.append(text)
         self._listener(Event(kind="note", text=text))
-
-
-def _sol(limit: Limit | None, step_ms: Estimate | None) -> SpeedOfLight | None:
-    if limit is None or step_ms is None:
-        return None
-    return speed_of_light(
-        limit.work, limit.ceilings, precision=limit.precision, measured_ms=step_ms.p50
-    )
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Option]:
-    """Settings as the flat record of a result."""
-    return {
-        name: ",".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in settings.items()
-    }

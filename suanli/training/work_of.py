@@ -9,7 +9,7 @@ from torch import nn
 from suanli.base.errors import SuanliError
 from suanli.base.hardware import Ceilings
 from suanli.base.train_plan import TrainPlan
-from suanli.base.work import Work
+from suanli.base.work import SpeedOfLight, Work
 from suanli.cost import speed_of_light
 from suanli.measure.capture import capture
 from suanli.training.batches import Batches
@@ -40,6 +40,12 @@ class Limit:
     def mfu(self, step_ms: float) -> float | None:
         """Model FLOPs utilisation of a step that takes so long."""
         return self.peak_ms / step_ms if self.peak_ms is not None else None
+
+    def reached(self, step_ms: float) -> SpeedOfLight:
+        """How near to the speed of light a step comes that takes so long."""
+        return speed_of_light(
+            self.work, self.ceilings, precision=self.precision, measured_ms=step_ms
+        )
 
 
 def step_work(model: nn.Module, recipe: Recipe, train: Samples) -> Work | None:
