@@ -170,7 +170,7 @@ def test_a_run_that_was_begun_without_a_key_is_not_gone_on_with_one(tmp_path: Pa
     out, key = tmp_path / "run", tmp_path / "key"
     _train(tmp_path / "other", epochs=1, key=key)
     _train(out, epochs=1)
-    with pytest.raises(BadInputError, match="begun without a key.*go on without --key"):
+    with pytest.raises(BadInputError, match=r"begun without a key.*go on without --key"):
         _train(out, epochs=2, resume=True, key=key)
     with pytest.raises(BadInputError, match="sharded run cannot be encrypted"):
         _train(tmp_path / "third", key=key, plan=TrainPlan(sharded=True))

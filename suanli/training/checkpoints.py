@@ -219,30 +219,30 @@ def why_not_whole(folder: Path, cipher: Cipher | None = None) -> str:
     """
     try:
         marker = json.loads((folder / _MARKER).read_bytes())
-        files = dict(marker["files"])
+        sums = {n: (facts["bytes"], facts["sha256"]) for n, facts in marker["files"].items()}
         known = marker["format"] == _FORMAT and isinstance(marker["encrypted"], bool)
-        sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in files.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it was not finished"
     if not known:
         return "it is of another version"
-    if cipher is not None:
-        if not marker["encrypted"]:
-            return "it is not encrypted, so it was not made with this key"
-        if not cipher.tagged(_signed(marker), str(marker.get("tag"))):
-            return "it was made with another key, or changed since"
+    if cipher is not None and not marker["encrypted"]:
+        return "it is not encrypted, so it was not made with this key"
+    if cipher is not None and not cipher.tagged(_signed(marker), str(marker.get("tag"))):
+        return "it was made with another key, or changed since"
     if marker.get("step") != _step(folder):
         return "it is of another step than its folder says"
-    for name, facts in sums.items():
-        if Path(name).name != name:
-            return f"{name} leads out of the folder"
-        try:
-            payload = (folder / name).read_bytes()
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-        if (len(payload), _sha256(payload)) != facts:
-            return f"{name} is damaged"
-    return ""
+    return next(filter(None, (_why_damaged(folder, *one) for one in sums.items())), "")
+
+
+def _why_damaged(folder: Path, name: str, facts: tuple[Any, Any]) -> str:
+    """What is wrong with a file that should have so many bytes and that SHA-256."""
+    if Path(name).name != name:
+        return f"{name} leads out of the folder"
+    try:
+        payload = (folder / name).read_bytes()
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    return "" if (len(payload), _sha256(payload)) == facts else f"{name} is damaged"
 
 
 def newest_whole(folder: Path, cipher: Cipher | None = None) -> Path | None:

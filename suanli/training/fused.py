@@ -5,7 +5,8 @@ become one operator, other activations one each. Everywhere, convolutions of str
 whose weight gradient is fp32, together with the pool and the activation behind them where there is
 no norm in between, and batch norms on their own become one, together with the shortcut and the
 activation that a residual block's `forward` puts behind them (see `fused_blocks`).
-Everything else stays as it is, layers with hooks of their own among it. The parameters and buffers stay the model's own.
+Everything else stays as it is, layers with hooks of their own among it. The parameters and buffers
+stay the model's own.
 """
 
 from typing import TypeGuard, cast
@@ -82,11 +83,7 @@ class FusedConv2d(nn.Module):
         """Take in a pool or an activation; a pool behind a ReLU is one before it."""
         if self.layer.out_channels % BLOCK:
             return False
-        if (
-            _pools_by_two(layer)
-            and self.pool is None
-            and self._kind in _MONOTONE
-        ):
+        if _pools_by_two(layer) and self.pool is None and self._kind in _MONOTONE:
             self.pool = layer
         elif activation_kind(layer) not in ("", "identity") and self.activation is None:
             self.activation, self._kind = layer, activation_kind(layer)
