@@ -58,6 +58,22 @@ def test_a_chip_is_all_its_versions_and_no_other() -> None:
         assert sum(of_chip(card, chip) for chip in CHIPS) <= 1
 
 
+@pytest.mark.parametrize("place", [None, "", "nowhere"])
+def test_without_the_measurements_their_programs_end_with_one_line(
+    place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.predictor import data
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "measured").mkdir()  # not for want of a name
+    if place is None:
+        monkeypatch.delenv("SUANLI_DATA", raising=False)
+    else:
+        monkeypatch.setenv("SUANLI_DATA", place)
+    with pytest.raises(SystemExit, match="set SUANLI_DATA to the folder of the data"):
+        data.rows("neusight_bmm.csv")
+
+
 def test_measurements_of_a_chip_left_out_change_nothing(
     measured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

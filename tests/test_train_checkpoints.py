@@ -1,6 +1,7 @@
 """Whatever ends the writing of a checkpoint, the last complete one loads."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -216,6 +217,75 @@ def test_encrypted_ones_open_with_their_key_only(tmp_path: Path) -> None:
         Checkpoints(tmp_path / "run", cipher=other).load()
     with pytest.raises(ArtefactError, match="is encrypted"):
         Checkpoints(tmp_path / "run").load()
+
+
+def _rewritten(folder: Path, **changes: Any) -> None:
+    """The marker as somebody without the key can write it, with the sums of what is there."""
+    marker = json.loads((folder / "complete.json").read_text())
+    for name in marker["files"]:
+        payload = (folder / name).read_bytes()
+        sha256 = hashlib.sha256(payload).hexdigest()
+        marker["files"][name] = {"bytes": len(payload), "sha256": sha256}
+    (folder / "complete.json").write_text(json.dumps({**marker, **changes}))
+
+
+@pytest.mark.parametrize("place", ["run", "backup"])
+@pytest.mark.parametrize(
+    "forged", ["in clear", "said to be in clear", "file of another step", "renamed", "other format"]
+)
+def test_with_a_key_nothing_loads_that_was_not_made_with_it(
+    forged: str, place: str, tmp_path: Path
+) -> None:
+    cipher = Cipher(bytes(range(32)))
+    kept = Checkpoints(tmp_path / "run", keep=3, backup=tmp_path / "backup", cipher=cipher)
+    for step in (1, 2):
+        kept.save(step, _state(step))
+    shutil.rmtree(tmp_path / ({"run", "backup"} - {place}).pop())
+    old, new = (tmp_path / place / f"step-00000000{step}" for step in (1, 2))
+    if forged == "in clear":
+        Checkpoints(tmp_path / place).save(3, _state(666))
+        reason = "step-000000003: it is not encrypted, so it was not made with this key"
+    elif forged == "said to be in clear":
+        for file in Checkpoints(tmp_path / "clear").save(2, _state(666)).iterdir():
+            (new / file.name).write_bytes(file.read_bytes())
+        _rewritten(new, encrypted=True)
+        reason = "step-000000002: it was made with another key, or changed since"
+    elif forged == "file of another step":
+        (new / "model.safetensors").write_bytes((old / "model.safetensors").read_bytes())
+        _rewritten(new)
+        reason = "step-000000002: it was made with another key, or changed since"
+    elif forged == "renamed":
+        old.rename(old.with_name("step-000000009"))
+        reason = "step-000000009: it is of another step than its folder says"
+    else:
+        _rewritten(new, format=1)
+        reason = "step-000000002: it is of another version"
+    loaded = kept.load()
+    assert loaded is not None
+    assert loaded.passed_over == (reason,)
+    assert _same(loaded.state, _state(loaded.step))
+    assert newest_whole(tmp_path / place, cipher) == loaded.folder
+    # what is in the way stays, and does not push out what the run itself goes on to write
+    kept.save(4, _state(4))
+    kept.save(5, _state(5))
+    again = kept.load()
+    assert again is not None
+    assert _same(again.state, _state(5))
+
+
+def test_a_file_s_place_is_a_part_of_its_encryption(tmp_path: Path) -> None:
+    cipher = Cipher(bytes(32))
+    folder = Checkpoints(tmp_path, cipher=cipher).save(7, _state(7))
+    payload = (folder / "model.json").read_bytes()
+    assert cipher.decrypted(payload, "step-000000007/model.json")
+    with pytest.raises(ArtefactError, match="cannot be decrypted"):
+        cipher.decrypted(payload, "step-000000008/model.json")
+
+
+def test_an_earlier_format_is_one_line(tmp_path: Path) -> None:
+    _rewritten(Checkpoints(tmp_path).save(1, _state(1)), format=1)
+    with pytest.raises(ArtefactError, match="step-000000001: it is of another version"):
+        Checkpoints(tmp_path).load()
 
 
 def test_encryption_binds_name_order_and_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,17 @@ def test_a_mistyped_key_of_a_run_that_goes_on_is_not_made(tmp_path: Path) -> Non
     assert not typo.exists()
 
 
+def test_a_run_that_was_begun_without_a_key_is_not_gone_on_with_one(tmp_path: Path) -> None:
+    out, key = tmp_path / "run", tmp_path / "key"
+    _train(tmp_path / "other", epochs=1, key=key)
+    _train(out, epochs=1)
+    with pytest.raises(BadInputError, match=r"begun without a key.*go on without --key"):
+        _train(out, epochs=2, resume=True, key=key)
+    with pytest.raises(BadInputError, match="sharded run cannot be encrypted"):
+        _train(tmp_path / "third", key=key, plan=TrainPlan(sharded=True))
+    assert not (tmp_path / "third").exists()
+
+
 def test_options_that_a_run_that_goes_on_does_not_take_are_said(tmp_path: Path) -> None:
     out = tmp_path / "run"
     _train(out, epochs=1, seed=2, freeze=("body.0.*",))

@@ -1,9 +1,14 @@
 """Hyper-parameters are searched within their ranges, from what was kept, and never to the worse."""
 
+import math
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from suanli.base.errors import BadInputError, MissingBackendError
 from suanli.base.events import Event, ignore
@@ -11,6 +16,7 @@ from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.loop import Loop
 from suanli.training.recipe import Range
 from suanli.training.tune import default_ranges, tune
+from suanli.workloads.record import Data, Samples
 from tests.train_parts import recipe
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
@@ -79,6 +85,85 @@ def test_rates_that_explode_are_no_trials_that_count(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="'warmth' is no hyper-parameter"):
         odd = replace(recipe(), ranges={"warmth": Range()})
         tune(odd, 1, tmp_path / "t.db", seed=0, device="cpu", listener=ignore)
+
+
+def _judged_as(
+    monkeypatch: pytest.MonkeyPatch, judged: Callable[[Loop], float | None], *, last: bool = False
+) -> None:
+    """Let the loop judge as told; `last`: only what is judged behind the training."""
+    real = Loop.judged
+
+    def instead(self: Loop, samples: Samples) -> float | None:
+        return real(self, samples) if last and self._running else judged(self)
+
+    monkeypatch.setattr(Loop, "judged", instead)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_quality_that_is_no_number_is_no_trial_that_is_made_for_ever(
+    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    _judged_as(monkeypatch, lambda _: value)
+    events: list[Event] = []
+
+    def told(event: Event) -> None:
+        events.append(event)
+        assert len(events) < 5, "it goes on for ever"
+
+    with pytest.raises(BadInputError, match="no trial"):
+        tune(recipe(epochs=1), 2, tmp_path / "s.db", seed=0, device="cpu", listener=told)
+    study = optuna.load_study(study_name="stripes", storage=f"sqlite:///{tmp_path / 's.db'}")
+    assert [t.state.name for t in study.trials] == ["PRUNED", "PRUNED"]
+
+
+def test_labels_of_the_watched_part_are_looked_at_first(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    inputs, labels = torch.randn(40, 4), torch.randn(40, 1)
+    part = Samples(inputs=(inputs,), labels=labels)
+    broken = Samples(inputs=(inputs,), labels=torch.full((40, 1), math.nan))
+    workload = replace(
+        recipe().workload,
+        name="line",
+        make_model=lambda: nn.Linear(4, 1),
+        data=lambda: Data(train=part, search=broken, acceptance=part),
+        loss=nn.functional.mse_loss,
+    )
+    made = replace(recipe(augmentation=(), epochs=1), workload=workload)
+    with pytest.raises(BadInputError, match="number 0 of the search samples holds NaN"):
+        tune(made, 2, tmp_path / "s.db", seed=0, device="cpu", listener=ignore)
+
+
+@pytest.mark.parametrize("cut_short", [True, False])
+def test_one_ctrl_c_in_a_last_judgement_ends_the_search(
+    cut_short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+
+    def judged(loop: Loop) -> float | None:
+        signal.raise_signal(signal.SIGINT)
+        return None if cut_short else 0.5
+
+    _judged_as(monkeypatch, judged, last=True)
+    with pytest.raises(KeyboardInterrupt):
+        tune(recipe(epochs=1), 2, tmp_path / "s.db", seed=0, device="cpu", listener=ignore)
+    monkeypatch.undo()
+    found = tune(recipe(epochs=1), 1, tmp_path / "s.db", seed=0, device="cpu", listener=ignore)
+    assert found.trials == 1  # what was cut short is no trial that counts
+
+
+def test_ctrl_c_is_not_taken_for_falling_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip("optuna")
+
+    def behind(self: object) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(optuna.Trial, "should_prune", behind)
+    with pytest.raises(KeyboardInterrupt):
+        tune(recipe(epochs=2), 2, tmp_path / "s.db", seed=0, device="cpu", listener=ignore)
 
 
 def test_without_ranges_the_rate_and_the_decay_are_searched() -> None:

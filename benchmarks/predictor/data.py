@@ -41,8 +41,11 @@ GPUS = {
 
 
 def folder() -> Path:
-    """Where the measurements lie."""
-    return Path(os.environ["SUANLI_DATA"]) / "measured"
+    """Where the measurements lie; without them the program ends with one line."""
+    found = Path(os.environ.get("SUANLI_DATA", "")) / "measured"
+    if not (os.environ.get("SUANLI_DATA") and found.is_dir()):
+        raise SystemExit("set SUANLI_DATA to the folder of the data, with measured/ in it")
+    return found
 
 
 @cache

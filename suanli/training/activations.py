@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from suanli.training.native.library import KINDS
+from suanli.training.twin import hooked
 
 _LAYERS = {nn.GELU: "gelu", nn.ReLU: "relu", nn.SiLU: "silu"}
 
@@ -14,7 +15,7 @@ def activation_kind(layer: nn.Module | None) -> str:
     """The name of an activation in `KINDS`, "identity" for none, "" for one that is not there."""
     if layer is None:
         return "identity"
-    if type(layer) is nn.GELU and layer.approximate != "none":
+    if hooked(layer) or (type(layer) is nn.GELU and layer.approximate != "none"):
         return ""
     return _LAYERS.get(type(layer), "")
 

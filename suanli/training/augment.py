@@ -27,7 +27,7 @@ def augment(
         A new tensor of the same shape.
 
     Raises:
-        BadInputError: An unknown kind.
+        BadInputError: An unknown kind, or a shift that is not shorter than the images' sides.
     """
     for kind in kinds:
         sized = re.fullmatch(r"(shift|cutout)(\d+)", kind)
@@ -101,7 +101,11 @@ def whole_epoch(
 
     Returns:
         A new tensor of the same shape and layout.
+
+    Raises:
+        BadInputError: The moves are not shorter than the images' sides.
     """
+    _check_reflection(images, most)
     mirror = flipped_in(epoch, len(images)).to(images.device)
     shifts = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator)
     if can_move(images):
@@ -115,7 +119,18 @@ def _flipped(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
+def _check_reflection(images: torch.Tensor, most: int) -> None:
+    """An image reflects as many lines as it has beside the edge, and no more."""
+    height, width = images.shape[-2:]
+    if not 0 <= most < min(height, width):
+        raise BadInputError(
+            f"images of {height}x{width} pixels cannot be shifted by up to {most}",
+            next_step=f"{min(height, width) - 1} at most: what comes in is their own reflection",
+        )
+
+
 def _shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    _check_reflection(images, most)
     shifts = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator)
     return _windows(images, most, shifts)
 

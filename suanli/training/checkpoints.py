@@ -5,7 +5,9 @@ Each one is a fresh folder, `step-000001200/`, with safetensors and JSON. The la
 file that does not agree with it, is passed over. So whatever ends a write (kill -9, a full disk, a
 cut file), the last complete one loads.
 
-With a key each file is encrypted (AES-256-GCM in pieces); the hashes are those of what is on disk.
+With a key each file is encrypted (AES-256-GCM in pieces) for its place in this very checkpoint; the
+hashes are those of what is on disk, and the marker has a tag made with the key. Then only what was
+made with the key loads: nothing in clear, no marker that was rewritten, no file of another step.
 """
 
 import hashlib
@@ -29,7 +31,7 @@ from suanli.training.encryption import Cipher
 
 _MARKER = "complete.json"
 _NAME = re.compile(r"step-(\d{9})")
-_FORMAT = 1
+_FORMAT = 2
 _AT_ONCE = 1 << 26  # bytes of one write
 
 
@@ -69,7 +71,7 @@ class Checkpoints:
             folder: Where they lie; made on the first save.
             keep: How many complete ones stay; older ones are removed.
             backup: A second folder that gets a copy of each, complete ones only.
-            cipher: Encrypts the files.
+            cipher: Encrypts the files; what was not made with its key counts as damaged.
         """
         self.folder, self._keep, self._backup, self._cipher = folder, max(1, keep), backup, cipher
         self.not_copied = ""
@@ -105,12 +107,12 @@ class Checkpoints:
     def finish(self, target: Path, state: dict[str, dict[str, Any]]) -> Path:
         """Write the state into a folder that `begin` made, and the marker; see `save`."""
         self._write(target, state)
-        _retain(self.folder, self._keep)
+        _retain(target, self._keep)
         self.not_copied = ""
         if self._backup is not None:
             try:
                 _copied(target, self._backup / target.name)
-                _retain(self._backup, self._keep)
+                _retain(self._backup / target.name, self._keep)
             except OSError as error:
                 self.not_copied = error.strerror or str(error)
         return target
@@ -119,14 +121,14 @@ class Checkpoints:
         """The newest one that is whole, here or in the backup; None where there is none.
 
         Raises:
-            ArtefactError: It is encrypted, and the key is not the one.
+            ArtefactError: It is encrypted and there is no key, or there are some and none is whole.
         """
         found = sorted(
             (f for place in self.places for f in _folders(place)), key=_step, reverse=True
         )
         passed_over = []
         for folder in found:
-            reason = why_not_whole(folder)
+            reason = why_not_whole(folder, self._cipher)
             if reason:
                 passed_over.append(f"{folder.name}: {reason}")
                 continue
@@ -151,7 +153,7 @@ class Checkpoints:
     @property
     def any_whole(self) -> bool:
         """Whether there is one to go on with, here or in the backup."""
-        return any(newest_whole(place) is not None for place in self.places)
+        return any(newest_whole(place, self._cipher) is not None for place in self.places)
 
     def _write(self, target: Path, state: dict[str, dict[str, Any]]) -> None:
         try:
@@ -166,7 +168,8 @@ class Checkpoints:
                     (f"{name}.json", json.dumps(data).encode()),
                 ):
                     cipher = self._cipher
-                    payload = content if cipher is None else cipher.encrypted(content, file)
+                    place = f"{target.name}/{file}"
+                    payload = content if cipher is None else cipher.encrypted(content, place)
                     _durable(target / file, payload)
                     sums[file] = {"bytes": len(payload), "sha256": _sha256(payload)}
             others = [file for file in target.iterdir() if file.name not in sums]
@@ -179,6 +182,8 @@ class Checkpoints:
                 "encrypted": self._cipher is not None,
                 "files": sums,
             }
+            if self._cipher is not None:
+                marker["tag"] = self._cipher.tag(_signed(marker))
             _sync_folder(target)
             _durable(target / _MARKER, json.dumps(marker, indent=1).encode())
             _sync_folder(target)
@@ -196,8 +201,8 @@ class Checkpoints:
             payloads = []
             for name in (file, f"{stem}.safetensors"):
                 payload = (folder / name).read_bytes()
-                if marker["encrypted"] and self._cipher is not None:
-                    payload = self._cipher.decrypted(payload, name)
+                if self._cipher is not None:
+                    payload = self._cipher.decrypted(payload, f"{folder.name}/{name}")
                 payloads.append(payload)
             try:
                 tensors = load_tensors(payloads[1])
@@ -207,32 +212,50 @@ class Checkpoints:
         return state
 
 
-def why_not_whole(folder: Path) -> str:
-    """What is wrong with a checkpoint's folder, in one line; "" if it is whole."""
+def why_not_whole(folder: Path, cipher: Cipher | None = None) -> str:
+    """What is wrong with a checkpoint's folder, in one line; "" if it is whole.
+
+    Args:
+        folder: Of the checkpoint.
+        cipher: With it, whatever was not made with its key is wrong.
+    """
     try:
         marker = json.loads((folder / _MARKER).read_bytes())
-        files = dict(marker["files"])
+        sums = {n: (facts["bytes"], facts["sha256"]) for n, facts in marker["files"].items()}
         known = marker["format"] == _FORMAT and isinstance(marker["encrypted"], bool)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it was not finished"
     if not known:
         return "it is of another version"
-    for name, facts in files.items():
-        if Path(name).name != name:
-            return f"{name} leads out of the folder"
-        try:
-            payload = (folder / name).read_bytes()
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-        if len(payload) != facts["bytes"] or _sha256(payload) != facts["sha256"]:
-            return f"{name} is damaged"
-    return ""
+    if cipher is not None and not marker["encrypted"]:
+        return "it is not encrypted, so it was not made with this key"
+    if cipher is not None and not cipher.tagged(_signed(marker), str(marker.get("tag"))):
+        return "it was made with another key, or changed since"
+    if marker.get("step") != _step(folder):
+        return "it is of another step than its folder says"
+    return next(filter(None, (_why_damaged(folder, *one) for one in sums.items())), "")
 
 
-def newest_whole(folder: Path) -> Path | None:
+def _why_damaged(folder: Path, name: str, facts: tuple[Any, Any]) -> str:
+    """What is wrong with a file that should have so many bytes and that SHA-256."""
+    if Path(name).name != name:
+        return f"{name} leads out of the folder"
+    try:
+        payload = (folder / name).read_bytes()
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    return "" if (len(payload), _sha256(payload)) == facts else f"{name} is damaged"
+
+
+def newest_whole(folder: Path, cipher: Cipher | None = None) -> Path | None:
     """The newest complete checkpoint in a run's checkpoint folder, or None."""
     found = sorted(_folders(folder), key=_step, reverse=True)
-    return next((one for one in found if not why_not_whole(one)), None)
+    return next((one for one in found if not why_not_whole(one, cipher)), None)
+
+
+def _signed(marker: dict[str, Any]) -> bytes:
+    """What the tag of a marker is made of: all the rest of it, however it is written."""
+    return json.dumps({k: v for k, v in marker.items() if k != "tag"}, sort_keys=True).encode()
 
 
 def _folders(place: Path) -> Iterator[Path]:
@@ -246,17 +269,18 @@ def _step(folder: Path) -> int:
     return int(match[1])
 
 
-def _retain(place: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` complete ones, complete or not."""
-    found = sorted(_folders(place), key=_step, reverse=True)
-    complete = [f for f in found if (f / _MARKER).is_file()][:keep]
-    if complete:
-        oldest = _step(complete[-1])
-        for folder in found:
-            if _step(folder) < oldest:
-                # the marker first: a removal that is cut short leaves nothing that looks complete
-                (folder / _MARKER).unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
+def _retain(written: Path, keep: int) -> None:
+    """Remove what is older than the last `keep` complete ones up to the one just written.
+
+    Newer ones are what a run that goes on has passed over: they do not count as kept.
+    """
+    found = [f for f in _folders(written.parent) if _step(f) <= _step(written)]
+    complete = sorted((_step(f) for f in found if (f / _MARKER).is_file()), reverse=True)[:keep]
+    for folder in found:
+        if _step(folder) < complete[-1]:
+            # the marker first: a removal that is cut short leaves nothing that looks complete
+            (folder / _MARKER).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copied(source: Path, target: Path) -> None:

@@ -1,15 +1,18 @@
 """Encryption of checkpoints at rest: AES-256-GCM with a key that the user keeps in a file.
 
-A file is a header and pieces of 64 MiB, each with a nonce of its own; the file's name, the piece's
+A file is a header and pieces of 64 MiB, each with a nonce of its own; what file it is, the piece's
 number and whether it is the last are authenticated too, so that pieces cannot be exchanged, moved
-or cut off. Without the key's file the checkpoints are lost: nothing else opens them.
+or cut off. Texts that stay readable get a tag (HMAC-SHA256, RFC 2104), which nobody makes without
+the key. Without the key's file the checkpoints are lost: nothing else opens them.
 """
 
 import base64
 import binascii
+import hmac
 import os
 import struct
 import time
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -17,21 +20,21 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from suanli.base.errors import ArtefactError, BadInputError
 
-_HEADER = b"suanli-aes256gcm-1\n"
+_HEADER = b"suanli-aes256gcm-2\n"
 _PIECE = 64 << 20
 _NONCE = 12  # bytes, as NIST SP 800-38D recommends for GCM
 _TAG = 16
 _KEY_BYTES = 32
+_TAGS = b"suanli: tags of texts"  # what the key of the tags is derived for: no key has two uses
 _WAIT_S = 5.0  # for another process that makes the key
 
 
 class Cipher:
-    """Encrypts and decrypts whole files."""
+    """Encrypts and decrypts whole files, and tags texts."""
 
     def __init__(self, key: bytes | Path) -> None:
         """Take a key of 32 bytes, or the file that will hold it when it is used."""
         self._key = key
-        self._aes_made: AESGCM | None = None
 
     @classmethod
     def from_file(cls, path: Path, *, make: bool = False) -> "Cipher":
@@ -64,13 +67,15 @@ class Cipher:
                 raise BadInputError(f"cannot write the key {self._key}: {error.strerror}") from None
             self._key = self._read(self._key)
 
-    @property
+    @cached_property
+    def _bytes(self) -> bytes:
+        self.ready()
+        assert isinstance(self._key, bytes)
+        return self._key
+
+    @cached_property
     def _aes(self) -> AESGCM:
-        if self._aes_made is None:
-            self.ready()
-            assert isinstance(self._key, bytes)
-            self._aes_made = AESGCM(self._key)
-        return self._aes_made
+        return AESGCM(self._bytes)
 
     @staticmethod
     def _read(path: Path) -> bytes:
@@ -89,8 +94,17 @@ class Cipher:
             )
         return key
 
+    def tag(self, text: bytes) -> str:
+        """What shows that somebody with the key wrote this text, as 64 hexadecimal digits."""
+        own = hmac.digest(self._bytes, _TAGS, "sha256")
+        return hmac.digest(own, text, "sha256").hex()
+
+    def tagged(self, text: bytes, tag: str) -> bool:
+        """Whether the tag is the text's."""
+        return hmac.compare_digest(self.tag(text).encode(), tag.encode(errors="replace"))
+
     def encrypted(self, payload: bytes, name: str) -> bytes:
-        """The file's content as it goes to disk."""
+        """A file's content as it goes to disk; it opens under the same name only."""
         pieces = [payload[i : i + _PIECE] for i in range(0, max(len(payload), 1), _PIECE)]
         result = [_HEADER]
         for number, piece in enumerate(pieces):

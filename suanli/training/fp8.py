@@ -18,7 +18,7 @@ from torch.nn import functional
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.headless import last_linear
-from suanli.training.twin import replace_module, twin_of
+from suanli.training.twin import hooked, replace_module, twin_of
 
 _FORWARD, _BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 _MULTIPLE = 16  # of all sizes of a product: torch._scaled_mm on GPUs takes no others
@@ -33,6 +33,7 @@ def fp8_layers(model: nn.Module) -> dict[str, nn.Linear]:
         for name, module in model.named_modules()
         if type(module) is nn.Linear
         and name
+        and not hooked(module)
         and (last is None or name != last[0])
         and module.in_features % _MULTIPLE == 0
         and module.out_features % _MULTIPLE == 0

@@ -5,7 +5,8 @@ become one operator, other activations one each. Everywhere, convolutions of str
 whose weight gradient is fp32, together with the pool and the activation behind them where there is
 no norm in between, and batch norms on their own become one, together with the shortcut and the
 activation that a residual block's `forward` puts behind them (see `fused_blocks`).
-Everything else stays as it is. The parameters and buffers stay the model's own.
+Everything else stays as it is, layers with hooks of their own among it. The parameters and buffers
+stay the model's own.
 """
 
 from typing import TypeGuard, cast
@@ -18,7 +19,7 @@ from suanli.base.train_plan import TrainPlan
 from suanli.training.activations import activation_kind, fused_activation
 from suanli.training.fused_blocks import join_blocks
 from suanli.training.native.library import BLOCK, KINDS, library
-from suanli.training.twin import replace_children, twin_of
+from suanli.training.twin import hooked, replace_children, twin_of
 from suanli.workloads.record import Workload
 
 _MONOTONE = ("identity", "relu")  # a largest value stays the largest
@@ -76,19 +77,16 @@ class FusedConv2d(nn.Module):
         self.layer = layer
         self.pool: nn.Module | None = None
         self.activation: nn.Module | None = None
+        self._kind = "identity"
 
     def joins(self, layer: nn.Module) -> bool:
         """Take in a pool or an activation; a pool behind a ReLU is one before it."""
         if self.layer.out_channels % BLOCK:
             return False
-        if (
-            _pools_by_two(layer)
-            and self.pool is None
-            and activation_kind(self.activation) in _MONOTONE
-        ):
+        if _pools_by_two(layer) and self.pool is None and self._kind in _MONOTONE:
             self.pool = layer
         elif activation_kind(layer) not in ("", "identity") and self.activation is None:
-            self.activation = layer
+            self.activation, self._kind = layer, activation_kind(layer)
         else:
             return False
         return True
@@ -105,8 +103,7 @@ class FusedConv2d(nn.Module):
         result = conv2d(images, layer.weight, None, padding)
         if pooled and min(result.shape[2:]) < 2:
             raise ValueError(f"a 2x2 max-pool of images of {tuple(result.shape[2:])}")
-        kind = KINDS[activation_kind(self.activation)]
-        return cast(Tensor, bias_act(result, layer.bias, pooled, kind)[0])
+        return cast(Tensor, bias_act(result, layer.bias, pooled, KINDS[self._kind])[0])
 
 
 class FusedNorm(nn.Module):
@@ -225,6 +222,8 @@ def _fused(layer: nn.Module) -> nn.Module | None:
 def _pools_by_two(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.MaxPool2d) or layer.return_indices or layer.ceil_mode:
         return False
+    if hooked(layer):
+        return False
     return (
         layer.kernel_size in (2, (2, 2))
         and layer.stride in (2, (2, 2))
@@ -240,7 +239,8 @@ def _normalised_next(layers: list[nn.Module], position: int) -> bool:
 
 
 def _normalises(layer: nn.Module) -> bool:
-    return type(layer) is nn.BatchNorm2d and layer.num_features % BLOCK == 0
+    right = type(layer) is nn.BatchNorm2d and layer.num_features % BLOCK == 0
+    return right and not hooked(layer)
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -253,4 +253,5 @@ def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and layer.padding_mode == "zeros"
         and isinstance(layer.padding, tuple)
         and layer.padding[0] == layer.padding[1]
+        and not hooked(layer)
     )

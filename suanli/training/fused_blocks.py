@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from suanli.training.activations import activation_kind
 from suanli.training.chance import chance_watched
+from suanli.training.twin import hooked
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ACTIVATIONS: dict[tuple[str, Any], type[nn.Module]] = {
@@ -66,6 +67,8 @@ def join_blocks(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.Sequential) or not any(
         isinstance(m, Joinable) for m in model.children()
     ):
+        return model
+    if hooked(model):  # what is traced is its forward alone
         return model
     return _joined(model)
 

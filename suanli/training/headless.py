@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.loss_forms import CrossEntropyForm, Loss, cross_entropy_form
-from suanli.training.twin import replace_module, twin_of
+from suanli.training.twin import hooked, replace_module, twin_of
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
@@ -46,12 +46,14 @@ def behead(
     """A twin of the model without its last linear layer, and the loss that belongs to it.
 
     Raises:
-        BadInputError: The model has no such layer, or the loss is not torch's mean cross-entropy
-            of rows.
+        BadInputError: The model has no such layer, or one with hooks, or the loss is not torch's
+            mean cross-entropy of rows.
     """
     head, form = last_linear(model), cross_entropy_form(loss)
     if head is None:
         raise BadInputError("the model has no last linear layer that its loss could take over")
+    if hooked(head[1]):
+        raise BadInputError(f"{head[0]} has hooks, which a loss that takes it over would not call")
     if form is None or not form.takes_rows():
         raise BadInputError("the loss is not torch's mean cross-entropy of the outputs' rows")
     body = Headless(model, head[0])

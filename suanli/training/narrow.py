@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from suanli.base.errors import BadInputError
 from suanli.base.train_plan import TrainPlan
 from suanli.training.native.library import library
-from suanli.training.twin import replace_children, twin_of
+from suanli.training.twin import hooked, replace_children, twin_of
 from suanli.workloads.record import Workload
 
 _FEW = 16  # output channels, from where a library's blocks are full
@@ -58,7 +58,8 @@ class NarrowConv2d(nn.Module):
         layer = self.layer
         padding = cast(tuple[int, int], layer.padding)[0]
         small = min(images.shape[-2:]) + 2 * padding < layer.kernel_size[0]
-        if images.dtype is not torch.float32 or images.dim() != 4 or small or not len(images):
+        both = images.dtype is layer.weight.dtype is torch.float32
+        if not both or images.dim() != 4 or small or not len(images):
             return cast(Tensor, layer(images))
         return cast(Tensor, narrow_conv2d(images, layer.weight, layer.bias, padding))
 
@@ -68,7 +69,7 @@ def _narrow(layer: nn.Module) -> NarrowConv2d | None:
 
 
 def _is_narrow(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether it is a convolution of stride 1 with a small square kernel and few outputs."""
+    """Whether it is a convolution of stride 1, a small square kernel and few outputs, no hooks."""
     from suanli.training.native.narrow import MOST_COLUMNS
 
     return (
@@ -81,4 +82,5 @@ def _is_narrow(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and layer.padding_mode == "zeros"
         and isinstance(layer.padding, tuple)
         and layer.padding[0] == layer.padding[1] < layer.kernel_size[0]
+        and not hooked(layer)
     )

@@ -151,6 +151,8 @@ class RunFolder:
         """
         self.check_free()
         if self._cipher is not None:
+            if plan.sharded:  # also of a plan that was given
+                raise BadInputError("the checkpoints of a sharded run cannot be encrypted yet")
             self._cipher.ready()
         for left in _cut_short(self.folder):
             left.unlink(missing_ok=True)
@@ -227,11 +229,15 @@ class RunFolder:
                 next_step="give another folder with --backup",
             )
 
-    def read(self) -> tuple[RunRecord, TrainPlan]:
+    def read(self, *, go_on: bool = False) -> tuple[RunRecord, TrainPlan]:
         """What the run is; where its folder is lost, as the backup has it.
 
+        Args:
+            go_on: Whether more checkpoints are to follow: with a key if it was begun with one, and
+                else without.
+
         Raises:
-            BadInputError: There is no run.
+            BadInputError: There is no run, or there should be a key, or none.
         """
         backup = self.keeping.backup
         if backup is not None and not self.exists and (backup / "run.json").is_file():
@@ -241,6 +247,17 @@ class RunFolder:
         if not (self.folder / "run.json").is_file():
             raise BadInputError(f"there is no run in {self.folder}", next_step="give it with -o")
         record = codec.read(RunRecord, self.folder / "run.json")
+        if go_on and record.encrypted and self._cipher is None:
+            raise BadInputError(
+                f"the checkpoints of the run in {self.folder} are encrypted",
+                next_step="give the key that it was begun with: --key FILE",
+            )
+        if go_on and self._cipher is not None and not record.encrypted:
+            raise BadInputError(
+                f"the run in {self.folder} was begun without a key, and its checkpoints are in "
+                "clear",
+                next_step="go on without --key; a new run may have one",
+            )
         return record, codec.read(TrainPlan, self.folder / "plan.json").checked()
 
     def restore(self, loop: Loop, note: Note) -> int | None:

@@ -106,7 +106,7 @@ class Trainer:
             self._note(line)
         record, plan = self._record(), None
         if self._resume:
-            record, plan = self._folder.read()
+            record, plan = self._folder.read(go_on=True)
             record = self._gone_on_with(record)
             if isinstance(self._request.plan, TrainPlan) and self._request.plan != plan:
                 self._note("the run goes on with its own plan, which is not the one given")

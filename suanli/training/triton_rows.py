@@ -12,7 +12,7 @@ from suanli.base.lazy import present
 from suanli.base.train_plan import TrainPlan
 from suanli.training.headless import HeadLoss, behead, last_linear
 from suanli.training.loss_forms import CrossEntropyForm, Loss, cross_entropy_form
-from suanli.training.twin import replace_module, twin_of
+from suanli.training.twin import hooked, replace_module, twin_of
 from suanli.workloads.record import Workload
 
 # Below so many classes the logits are no large part of a step's memory traffic.
@@ -62,7 +62,7 @@ def suits_fused_norm(model: nn.Module, workload: Workload | None) -> bool:
 
 
 def _fits(module: nn.Module) -> bool:
-    if type(module) not in (nn.LayerNorm, nn.RMSNorm):
+    if type(module) not in (nn.LayerNorm, nn.RMSNorm) or hooked(module):
         return False
     return module.weight is not None and len(module.normalized_shape) == 1  # type: ignore[arg-type]
 

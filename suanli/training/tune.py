@@ -6,7 +6,6 @@ Quality is that of the watched part; the acceptance part is not looked at.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from suanli.workloads.record import Samples
 
 _OVER = ("COMPLETE", "PRUNED")  # trials that count; others were cut short
 _WRITTEN = "as_written"  # marks the trial of the settings as written
+_PRUNER = "the pruner"  # who asks a trial to end that falls behind
 _FACTOR = 10.0  # how far a rate or a decay is searched to both sides, where nothing is declared
 
 
@@ -122,10 +122,11 @@ class _Objective:
         self._recipe, self._ranges, self._optuna = recipe, ranges, optuna
         self._seed, self._device = seed, device
         self._train, held_out = held_out_end(data.train, recipe.settings.validation_split)
-        self._watched: Samples = held_out or data.search
-        self.metric = metric_of(self._watched)
         model = starting_point(recipe, self._train, seed)
         self._train = check_samples(model, recipe, self._train)
+        watched = held_out or data.search
+        self._watched: Samples = check_samples(model, recipe, watched, part="search")
+        self.metric = metric_of(self._watched)
 
     def __call__(self, trial: Any) -> float:
         values = {name: _suggested(trial, name, one) for name, one in self._ranges.items()}
@@ -133,19 +134,23 @@ class _Objective:
         plan = default_plan(recipe, self._device, self._train)
         with machine_as_planned(plan), StopRequests() as stop:
             loop = self._loop(recipe, plan)
-            falls_behind = self._followed(loop, trial, stop)
+            self._follow(loop, trial, stop)
+            reason = ""
             try:
                 loop.run(stop)
+                if not stop.asked:
+                    if loop.averaging is not None:
+                        loop.averaging.finish()
+                    loop.watch()
             except NotFiniteError as error:
-                raise self._optuna.TrialPruned(str(error)) from None
-            if falls_behind():
-                raise self._optuna.TrialPruned
-            if stop.asked:
-                raise KeyboardInterrupt
-            if loop.averaging is not None:
-                loop.averaging.finish()
-            loop.watch()
+                reason = str(error)
+        if stop.asked not in ("", _PRUNER):  # also in the last judgement, which may be cut short
+            raise KeyboardInterrupt
+        if stop.asked or reason:
+            raise self._optuna.TrialPruned(reason or "it falls behind")
         assert loop.quality is not None
+        if not math.isfinite(loop.quality):  # which would be no trial that counts, again and again
+            raise self._optuna.TrialPruned(f"its quality is {loop.quality}")
         return loop.quality
 
     def _loop(self, recipe: Recipe, plan: Any) -> Loop:
@@ -154,20 +159,17 @@ class _Objective:
         stepper = Stepper(model, recipe, plan)
         return Loop(stepper, self._train, seed=self._seed, limits=limits, watched=self._watched)
 
-    def _followed(self, loop: Loop, trial: Any, stop: StopRequests) -> Callable[[], bool]:
-        """Report each epoch's quality; gives whether the trial was ended for it."""
-        behind: list[bool] = []
+    def _follow(self, loop: Loop, trial: Any, stop: StopRequests) -> None:
+        """Report each epoch's quality, and end the trial for it where it falls behind."""
 
         def at_report(_: object) -> None:
             place = loop.batches.place
             if place.position >= loop.batches.per_epoch and loop.quality is not None:
                 trial.report(loop.quality, place.epoch)
                 if trial.should_prune() and loop.done < 1.0:
-                    behind.append(True)
-                    stop.ask("the pruner")
+                    stop.ask(_PRUNER)
 
         loop.on_report.append(at_report)
-        return lambda: bool(behind)
 
 
 def _suggested(trial: Any, name: str, one: Range) -> Any:

@@ -42,6 +42,19 @@ def refuse_hooks(model: nn.Module, what: str) -> None:
             raise BadInputError(f"{name} has a hook on its gradient, which {what} would not call")
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether it has hooks around its forward or backward pass, as old spectral norms have.
+
+    Whoever computes in its place would not call them.
+    """
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )
+
+
 def twin_of(model: nn.Module) -> nn.Module:
     """A copy with modules of its own that shares the model's parameters and buffers."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suanli.training.native.library import address, kernels
+from suanli.training.native.library import address, kernels, need
 
 SOURCE = Path(__file__).with_name("attention.c")
 LANES, MOST_KEYS = 16, 8192  # as in attention.c
@@ -33,6 +33,8 @@ def _library() -> ctypes.CDLL:
 
 def _record(like: Tensor, scale: float, causal: bool, **addresses: Any) -> Weighing:
     queries, keys = like.shape[-2:]
+    right = like.dtype is torch.bfloat16 and keys % LANES == 0 and keys <= MOST_KEYS
+    need(right, f"bf16 [..., queries, keys], keys a multiple of {LANES}, {MOST_KEYS} at most")
     return Weighing(
         matrices=like.numel() // max(1, queries * keys),
         queries=queries,
@@ -71,6 +73,7 @@ def attention_weights_backward(
 ) -> Tensor:
     """Gradient with respect to the scores."""
     gradient, weights = gradient.to(torch.bfloat16).contiguous(), weights.contiguous()
+    need(gradient.shape == weights.shape, "a gradient of the weights' shape")
     result = torch.empty_like(weights)
     record = _record(
         *(weights, scale, causal),

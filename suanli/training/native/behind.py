@@ -11,8 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suanli.training.native.library import BLOCK, CHUNKS, KINDS, address, kernels
-from suanli.training.native.operators import empty_rows, pooled_sizes, rows, shape_fields
+from suanli.training.native.library import BLOCK, CHUNKS, KINDS, address, kernels, need, vector
+from suanli.training.native.operators import (
+    empty_rows,
+    fits_masks,
+    need_images,
+    pooled_sizes,
+    rows,
+    shape_fields,
+)
 
 SOURCE = Path(__file__).with_name("bias.c")
 _RELU = KINDS["relu"]
@@ -58,7 +65,8 @@ def bias_act(
         (the values are empty where the result or the images tell the slope, the places without a
         pool).
     """
-    images = rows(images)
+    need_images(images, some=False)
+    images, bias = rows(images), vector(bias, images.shape[1])
     height, width = pooled_sizes(images, pool)
     result = empty_rows(images, height, width)
     apart = pool and kind != _RELU
@@ -105,10 +113,18 @@ def bias_act_backward(
         sizes: Height and width of the images.
         kind: As in the forward pass.
     """
-    pool = masks.numel() > 0
-    gradient = rows(gradient.to(torch.bfloat16))
+    pool = list(gradient.shape[2:]) != list(sizes)
+    gradient, kept, masks = rows(gradient.to(torch.bfloat16)), rows(kept), masks.contiguous()
     result = empty_rows(gradient, *sizes)
+    need_images(result, some=False)
     channels = gradient.shape[1]
+    bias = vector(bias, channels)
+    need(
+        gradient.shape == kept.shape == (*result.shape[:2], *pooled_sizes(result, pool))
+        and kept.dtype is torch.bfloat16
+        and (not pool or fits_masks(masks, kept)),
+        "a gradient and kept values of the result's shape, and places of the largest for each",
+    )
     by_bias = torch.empty(channels, dtype=torch.float32)
     partial = torch.empty(CHUNKS, channels, dtype=torch.float32)
     line = CHUNKS * (sizes[1] // 2) * channels if pool else 0
@@ -117,7 +133,7 @@ def bias_act_backward(
         **shape_fields(result, pool, kind),
         bias=address(bias),
         masks=address(masks),
-        kept=address(rows(kept)),
+        kept=address(kept),
         output_gradient=address(gradient),
         input_gradient=address(result),
         bias_gradient=address(by_bias),

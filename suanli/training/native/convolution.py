@@ -14,7 +14,7 @@ from torch import Tensor
 
 from suanli.base.compiler import CompilerError
 from suanli.base.errors import MissingBackendError
-from suanli.training.native.library import address, kernels
+from suanli.training.native.library import address, kernels, need
 
 SOURCE = Path(__file__).with_name("weights.c")
 _CHUNK_PIXELS = 512  # packed at a time: what stays in a core's second-level cache with 256 channels
@@ -63,12 +63,23 @@ def weight_gradient(gradient: Tensor, images: Tensor, kernel: int, padding: int)
 
     Raises:
         RuntimeError: There are no tile registers; ask `tile_library` first.
+        ValueError: The shapes do not belong together, or the kernel is none that it takes.
     """
     tiles = tile_library()
     if tiles is None:
         raise RuntimeError("no tile registers")
+    gradient, images = _rows(gradient), _rows(images)
     batch, inputs, height, width = images.shape
     outputs = gradient.shape[1]
+    sides = (height + 2 * padding - kernel + 1, width + 2 * padding - kernel + 1)
+    need(
+        kernel % 2 == 1 and kernel * kernel <= _MOST_TAPS and 0 <= padding <= kernel // 2,
+        f"odd kernels of at most {_MOST_TAPS} places, and a padding of at most half of them",
+    )
+    need(
+        gradient.shape == (batch, outputs, *sides) and min(inputs, outputs, *sides) > 0,
+        "a gradient of the result's shape",
+    )
     threads = torch.get_num_threads()
     per_image = (height + kernel // 2) * (width + kernel // 2)
     result = torch.empty(

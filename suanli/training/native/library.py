@@ -131,6 +131,29 @@ def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def vector(tensor: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """A weight or a bias as the kernels read it: fp32 without gaps, itself where it is so already.
+
+    Raises:
+        ValueError: It has another length.
+    """
+    if tensor is None:
+        return None
+    if tensor.shape != (length,):
+        raise ValueError(f"{list(tensor.shape)} values where {length} channels need one each")
+    return tensor.to(torch.float32).contiguous()
+
+
+def need(right: bool, what: str) -> None:
+    """Refuse what a kernel would read or write beyond its end.
+
+    Raises:
+        ValueError: It is not right; the message says what the kernel takes.
+    """
+    if not right:
+        raise ValueError(f"the kernel takes {what}")
+
+
 def _built(source: Path, flags: tuple[str, ...]) -> Path:
     """The shared library of one C file, for this processor.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from suanli.base.compiler import CompilerError
 from suanli.base.errors import MissingBackendError
-from suanli.training.native.library import address, kernels
+from suanli.training.native.library import address, kernels, need
 
 SOURCE = Path(__file__).with_name("moves.c")
 _MOST_WIDTH = 4096  # as in moves.c
@@ -48,8 +48,16 @@ def moved(images: Tensor, down: Tensor, right: Tensor, mirror: Tensor) -> Tensor
 
     Returns:
         The same shape and layout.
+
+    Raises:
+        ValueError: A move is too long, or there is not one for each image.
     """
+    need(can_move(images), f"images channels last on the CPU, {_MOST_WIDTH} columns at most")
     count, channels, height, width = images.shape
+    for moves, side in ((down, height), (right, width)):
+        fit = moves.shape == (count,) and (not count or int(moves.abs().max()) < side)
+        need(fit, "a move for each image, shorter than its side")
+    need(mirror.shape == (count,), "a flag for each image")
     result = torch.empty_like(images, memory_format=torch.channels_last)
     shifts = [part.to(torch.int32).contiguous() for part in (down, right)]
     flags = mirror.to(torch.uint8).contiguous()

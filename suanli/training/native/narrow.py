@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suanli.training.native.library import Functions, address, kernels
+from suanli.training.native.library import Functions, address, kernels, need, vector
 
 SOURCE = Path(__file__).with_name("narrow.c")
 MOST_COLUMNS = 7  # of a kernel, as in narrow.c
@@ -49,7 +49,20 @@ def _sizes(*shape: int) -> tuple[int, int, int]:
 
 
 def _record(images: Tensor, weight: Tensor, padding: int, **more: Any) -> tuple[Narrow, Tensor]:
-    """The argument, and its work space, which has to live as long."""
+    """The argument, and its work space, which has to live as long.
+
+    Raises:
+        ValueError: They are no images and weights that the kernel takes.
+    """
+    need(
+        images.dim() == weight.dim() == 4
+        and images.dtype is weight.dtype is torch.float32
+        and images.shape[1] == weight.shape[1]
+        and weight.shape[2] == weight.shape[3] <= MOST_COLUMNS
+        and 0 <= padding < weight.shape[2]
+        and min(*images.shape, *_result_shape(images, weight, padding)) > 0,
+        f"fp32 [B, I, H, W] and [O, I, K, K], K at most {MOST_COLUMNS} and more than the padding",
+    )
     batch, inputs, height, width = images.shape
     outputs, kernel = weight.shape[0], weight.shape[2]
     shape = (batch, inputs, height, width, outputs, kernel, padding)  # Narrow's first fields
@@ -85,6 +98,7 @@ def narrow_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, padding: 
         padding: On each side, less than K.
     """
     images, weight = images.contiguous(), weight.contiguous()
+    bias = vector(bias, weight.shape[0])
     result = torch.empty(_result_shape(images, weight, padding), dtype=torch.float32)
     record, _space = _record(
         *(images, weight, padding), x=address(images), bias=address(bias), y=address(result)
@@ -104,6 +118,8 @@ def narrow_conv2d_backward(
 ) -> list[Tensor]:
     """Gradients of images, weight and bias; an empty tensor for each that is not wanted."""
     gradient, images, weight = (t.contiguous() for t in (gradient, images, weight))
+    right = gradient.shape == _result_shape(images, weight, padding)
+    need(right and gradient.dtype is torch.float32, "a gradient in fp32 of the result's shape")
     by_images = images.new_empty(images.shape if wanted[0] else 0)
     weighs = wanted[1] or wanted[2]
     by_weight = weight.new_empty(weight.shape if weighs else 0)

@@ -17,6 +17,8 @@ from suanli.training.native.library import (
     Norm,
     address,
     library,
+    need,
+    vector,
 )
 
 _NAMESPACE = "suanli"
@@ -39,6 +41,16 @@ def in_blocks(values: Tensor) -> bool:
     return (last or values.is_contiguous()) and values.numel() % BLOCK == 0
 
 
+def need_images(images: Tensor, *, some: bool) -> None:
+    """Refuse a tensor that the kernels would read beyond its end.
+
+    Raises:
+        ValueError: `fits` does not hold; where there need not be some, none are right too.
+    """
+    right = fits(images) or (not some and images.numel() == 0 and images.dim() == 4)
+    need(right, f"bf16 [B, C, H, W], C a multiple of {BLOCK}")
+
+
 def rows(images: Tensor) -> Tensor:
     """The same values with channels innermost and no gaps."""
     return images.contiguous(memory_format=torch.channels_last)
@@ -51,6 +63,11 @@ def empty_rows(images: Tensor, height: int, width: int) -> Tensor:
     return torch.empty(
         shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last
     )
+
+
+def fits_masks(masks: Tensor, values: Tensor) -> bool:
+    """Whether there are places of the largest pixels for all pooled values."""
+    return masks.dtype is torch.int32 and masks.numel() * BLOCK == 2 * values.numel()
 
 
 def pooled_sizes(images: Tensor, pool: bool) -> tuple[int, int]:
@@ -85,9 +102,10 @@ def norm_act(
         backward pass: 1 / deviation [C], pooled values, and where the largest pixels were (the last
         two are empty without a pool).
     """
-    images = rows(images)
-    added = None if added is None else rows(added)
-    batch, channels = images.shape[:2]
+    need_images(images, some=True)
+    images, (batch, channels) = rows(images), images.shape[:2]
+    weight, bias = vector(weight, channels), vector(bias, channels)
+    added = _added_rows(added, images, pool)
     out_height, out_width = pooled_sizes(images, pool)
     result = empty_rows(images, out_height, out_width)
     values = empty_rows(images, out_height, out_width) if pool else images
@@ -159,19 +177,27 @@ def norm_act_backward(
         added: As in the forward pass.
         mode: 1 with a pool or 0 without, and the kind, as in the forward pass.
     """
+    need_images(images, some=True)
     pool, kind = bool(mode[0]), mode[1]
-    values, masks = pooled
+    batch, channels = images.shape[:2]
+    out_height, width = pooled_sizes(images, pool)
+    values, masks = rows(pooled[0] if pool else images), pooled[1].contiguous()
     gradient = rows(gradient.to(torch.bfloat16))
-    if not pool:
-        values = rows(images)
-    channels, width = images.shape[1], pooled_sizes(images, pool)[1]
+    need(
+        gradient.shape == values.shape == (batch, channels, out_height, width)
+        and values.dtype is torch.bfloat16
+        and (not pool or fits_masks(masks, values)),
+        "a gradient and values of the result's shape, and places of the largest for each",
+    )
     result = empty_rows(images, *images.shape[2:])
     partial = torch.empty(CHUNKS, 2, channels, dtype=torch.float32)
     means = torch.empty(2, channels, dtype=torch.float32)
     lines = torch.empty(CHUNKS * width * channels if pool else 0, dtype=torch.bfloat16)
-    mean, inverse = statistics
-    weight_gradient, bias_gradient = torch.empty_like(mean), torch.empty_like(mean)
-    added = None if added is None else rows(added)
+    mean, inverse = (vector(one, channels) for one in statistics)
+    weight, bias = vector(weight, channels), vector(bias, channels)
+    weight_gradient = torch.empty(channels, dtype=torch.float32)
+    bias_gradient = torch.empty(channels, dtype=torch.float32)
+    added = _added_rows(added, images, pool)
     by_added = empty_rows(gradient, *gradient.shape[2:]) if added is not None else torch.empty(0)
     record = Norm(
         **shape_fields(images, pool, kind),
@@ -210,6 +236,19 @@ def _(
     result = empty_rows(images, *images.shape[2:])
     by_added = images.new_empty(0) if added is None else empty_rows(images, *images.shape[2:])
     return result, torch.empty_like(mean), torch.empty_like(mean), by_added
+
+
+def _added_rows(added: Tensor | None, images: Tensor, pool: bool) -> Tensor | None:
+    """A shortcut as the kernels read it.
+
+    Raises:
+        ValueError: It is no bf16 of the images' shape, or there is a pool.
+    """
+    if added is None:
+        return None
+    right = added.dtype is torch.bfloat16 and added.shape == images.shape and not pool
+    need(right, "a shortcut in bf16 of the images' shape, and none with a pool")
+    return rows(added)
 
 
 def shape_fields(images: Tensor, pool: bool, kind: int) -> dict[str, Any]:
@@ -284,11 +323,15 @@ def _(gradient: Tensor, values: Tensor, kind: int) -> Tensor:
 
 
 def _elementwise(values: Tensor, gradient: Tensor | None, kind: int) -> Tensor:
-    if not in_blocks(values):
-        raise ValueError("the activation kernel takes whole blocks without gaps")
+    need(
+        values.dtype is torch.bfloat16 and in_blocks(values),
+        f"bf16 without gaps, a multiple of {BLOCK} values",
+    )
     result = torch.empty_like(values)
-    if gradient is not None and gradient.stride() != values.stride():
-        gradient = torch.empty_like(values).copy_(gradient)
+    if gradient is not None:
+        need(gradient.shape == values.shape, "a gradient of the values' shape")
+        if gradient.dtype is not values.dtype or gradient.stride() != values.stride():
+            gradient = torch.empty_like(values).copy_(gradient)
     record = Activation(
         input=address(values),
         output_gradient=address(gradient),

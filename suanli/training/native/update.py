@@ -137,7 +137,10 @@ class Adam(OnePass, torch.optim.Adam):
 
 
 def _fits(trained: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
-    """Whether all are fp32 on the CPU, and lie in memory as their parameter does, without gaps."""
+    """Whether all are fp32 on the CPU, and lie in memory as their parameter does, without gaps.
+
+    A state that was loaded may be of another shape: torch compares counts only.
+    """
     for parameter in trained:
         dense = parameter.is_contiguous() or (
             parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
@@ -147,9 +150,11 @@ def _fits(trained: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
             return False
     for tensors in others:
         for tensor, parameter in zip(tensors, trained, strict=bool(tensors)):
-            if tensor.dtype != torch.float32 or tensor.stride() != parameter.stride():
+            if tensor.dtype != torch.float32 or tensor.layout != torch.strided:
                 return False
-            if tensor.layout != torch.strided or not tensor.is_cpu:
+            if tensor.shape != parameter.shape or tensor.stride() != parameter.stride():
+                return False
+            if not tensor.is_cpu:
                 return False
     return True
 
