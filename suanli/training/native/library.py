@@ -141,6 +141,8 @@ def vector(tensor: torch.Tensor | None, length: int) -> torch.Tensor | None:
         return None
     if tensor.shape != (length,):
         raise ValueError(f"{list(tensor.shape)} values where {length} channels need one each")
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        return tensor  # as nearly always
     return tensor.to(torch.float32).contiguous()
 
 

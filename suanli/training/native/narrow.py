@@ -12,6 +12,7 @@ from suanli.training.native.library import Functions, address, kernels, need, ve
 
 SOURCE = Path(__file__).with_name("narrow.c")
 MOST_COLUMNS = 7  # of a kernel, as in narrow.c
+_TAKES = f"fp32 [B, I, H, W] and [O, I, K, K], K at most {MOST_COLUMNS} and more than the padding"
 _THREADS_FROM = 500_000  # multiplications, under which waking a second thread does not pay
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
@@ -42,7 +43,15 @@ def _library() -> ctypes.CDLL:
 
 @cache
 def _sizes(*shape: int) -> tuple[int, int, int]:
-    """Floats of the work space: frames of the images, of the gradient, and packed weights."""
+    """Floats of the work space: frames of the images, of the gradient, and packed weights.
+
+    Raises:
+        ValueError: These are sizes that the kernel does not take; they are looked at once.
+    """
+    batch, inputs, height, width, outputs, kernel, padding = shape
+    sides = [side + 2 * padding - kernel + 1 for side in (height, width)]
+    right = kernel <= MOST_COLUMNS and 0 <= padding < kernel
+    need(right and min(batch, inputs, height, width, outputs, *sides) > 0, _TAKES)
     record, sizes = Narrow(*shape), (_LONG * 3)()
     _library().suanli_narrow_sizes(ctypes.byref(record), sizes)
     return sizes[0], sizes[1], sizes[2]
@@ -54,17 +63,10 @@ def _record(images: Tensor, weight: Tensor, padding: int, **more: Any) -> tuple[
     Raises:
         ValueError: They are no images and weights that the kernel takes.
     """
-    need(
-        images.dim() == weight.dim() == 4
-        and images.dtype is weight.dtype is torch.float32
-        and images.shape[1] == weight.shape[1]
-        and weight.shape[2] == weight.shape[3] <= MOST_COLUMNS
-        and 0 <= padding < weight.shape[2]
-        and min(*images.shape, *_result_shape(images, weight, padding)) > 0,
-        f"fp32 [B, I, H, W] and [O, I, K, K], K at most {MOST_COLUMNS} and more than the padding",
-    )
     batch, inputs, height, width = images.shape
-    outputs, kernel = weight.shape[0], weight.shape[2]
+    outputs, of, kernel, columns = weight.shape
+    fp32 = images.dtype is weight.dtype is torch.float32
+    need(fp32 and of == inputs and columns == kernel, _TAKES)
     shape = (batch, inputs, height, width, outputs, kernel, padding)  # Narrow's first fields
     sums = batch * outputs * inputs * kernel * kernel * height * width
     sizes = _sizes(*shape)

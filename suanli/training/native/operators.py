@@ -22,6 +22,7 @@ from suanli.training.native.library import (
 )
 
 _NAMESPACE = "suanli"
+_IMAGES = f"bf16 [B, C, H, W], C a multiple of {BLOCK}"
 
 
 def fits(images: Tensor) -> bool:
@@ -48,7 +49,7 @@ def need_images(images: Tensor, *, some: bool) -> None:
         ValueError: `fits` does not hold; where there need not be some, none are right too.
     """
     right = fits(images) or (not some and images.numel() == 0 and images.dim() == 4)
-    need(right, f"bf16 [B, C, H, W], C a multiple of {BLOCK}")
+    need(right, _IMAGES)
 
 
 def rows(images: Tensor) -> Tensor:

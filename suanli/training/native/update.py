@@ -141,20 +141,18 @@ def _fits(trained: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
 
     A state that was loaded may be of another shape: torch compares counts only.
     """
-    for parameter in trained:
+    for parameter, *rest in zip(trained, *filter(None, others), strict=True):
         dense = parameter.is_contiguous() or (
             parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
         )
         plain = type(parameter) in (Tensor, torch.nn.Parameter)  # a share of one is none
         if not (plain and dense and parameter.is_cpu and parameter.dtype == torch.float32):
             return False
-    for tensors in others:
-        for tensor, parameter in zip(tensors, trained, strict=bool(tensors)):
+        shape, stride = parameter.shape, parameter.stride()
+        for tensor in rest:
             if tensor.dtype != torch.float32 or tensor.layout != torch.strided:
                 return False
-            if tensor.shape != parameter.shape or tensor.stride() != parameter.stride():
-                return False
-            if not tensor.is_cpu:
+            if tensor.shape != shape or tensor.stride() != stride or not tensor.is_cpu:
                 return False
     return True
 
