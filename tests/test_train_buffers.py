@@ -44,7 +44,7 @@ _N, _ONE = torch.arange(5.0), torch.tensor([7.0])
 )
 @pytest.mark.parametrize("in_place", [False, True])
 def test_what_a_step_changed_is_put_back(values: list[Any], in_place: bool) -> None:
-    def change(value: torch.Tensor | None) -> None:
+    def change(value: Any) -> None:
         held = model.moving
         if in_place and None not in (held, value) and held.dtype == value.dtype:
             held.data = value.clone()  # the same tensor, with other values
@@ -82,6 +82,9 @@ def test_the_first_step_is_put_back_as_well() -> None:
 
 class Remembers(nn.Module):
     """Keeps the last batch, whose size varies, and from the first step on nothing in `start`."""
+
+    last: torch.Tensor
+    start: torch.Tensor | None
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from suanli.base.train_results import TrainResult
 from suanli.parallel.replicas import Agreed, Replicas
 from suanli.training import loop as module
 from suanli.training.calls import TrainOptions, train_workload
+from suanli.training.judging import judge
 from suanli.training.loop import Limits, Loop
 from suanli.training.run_folder import read_metrics
 from suanli.training.start import starting_point
@@ -95,18 +96,18 @@ def test_a_judgement_that_is_broken_off_is_made_up_for(
         return _loop(replicas=Pair() if world == 2 else None)
 
     whole, first, again, stop = made(), made(), made(), StopRequests()
-    expected, judged = _end(whole), module.judge
+    expected = _end(whole)
 
     def asked_meanwhile(*given: Any, **more: Any) -> float:
         torch.rand(3)  # what is drawn in half a judgement must not matter
         stop.ask()
-        return judged(*given, **more)
+        return judge(*given, **more)
 
     monkeypatch.setattr(module, "judge", asked_meanwhile)
     monkeypatch.setattr(module, "_LONGEST_JUDGING_S", 0.0)
     # of several processes the request came behind the exchange of the epoch's last step
     assert _end(first, stop) == ("asked", STEPS, whole.epoch_losses, None)
-    monkeypatch.setattr(module, "judge", judged)
+    monkeypatch.setattr(module, "judge", judge)
     again.restore(copy.deepcopy(first.state()))
     assert _end(again) == expected
     assert _same(again, whole)
@@ -114,7 +115,7 @@ def test_a_judgement_that_is_broken_off_is_made_up_for(
 
 def test_after_an_error_in_a_judgement_it_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, first, again = _loop(), _loop(), _loop()
-    expected, judged = _end(whole), module.judge
+    expected = _end(whole)
 
     def broken(*given: Any, **more: Any) -> float:
         raise KeyError("a hole in the table")
@@ -123,18 +124,18 @@ def test_after_an_error_in_a_judgement_it_is_made_up_for(monkeypatch: pytest.Mon
     with pytest.raises(KeyError):
         first.run()
     assert first.go_back()
-    monkeypatch.setattr(module, "judge", judged)
+    monkeypatch.setattr(module, "judge", judge)
     again.restore(copy.deepcopy(first.state()))
     assert _end(again) == expected
     assert _same(again, whole)
 
 
 def test_what_a_judgement_draws_is_no_part_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, other, judged = _loop(target=None), _loop(target=None), module.judge
+    whole, other = _loop(target=None), _loop(target=None)
 
     def drawing(*given: Any, **more: Any) -> float:
         torch.rand(3)
-        return judged(*given, **more)
+        return judge(*given, **more)
 
     whole.run()
     monkeypatch.setattr(module, "judge", drawing)

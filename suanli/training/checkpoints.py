@@ -159,12 +159,9 @@ class Checkpoints:
         try:
             sums = {}
             for name, part in state.items():
-                tensors: dict[str, torch.Tensor] = {}
-                data = _tree.taken_apart(part, tensors)
-                # copies: two names may share their memory
-                whole = {key: t.cpu().contiguous().clone() for key, t in tensors.items()}
+                data, tensors = _apart(name, part)
                 for file, content in (
-                    (f"{name}.safetensors", save_tensors(whole)),
+                    (f"{name}.safetensors", save_tensors(tensors)),
                     (f"{name}.json", json.dumps(data).encode()),
                 ):
                     cipher = self._cipher
@@ -210,6 +207,17 @@ class Checkpoints:
             except (SafetensorError, ValueError) as error:
                 raise ArtefactError(f"{folder.name}/{stem}: {error}") from None
         return state
+
+
+def _apart(name: str, part: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A part of a state as plain data and tensors on the CPU."""
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        data = _tree.taken_apart(part, tensors)
+    except _tree.NotDataError as error:
+        raise _tree.NotDataError(f"{name}/{error}") from None
+    # copies: two names may share their memory
+    return data, {key: t.cpu().contiguous().clone() for key, t in tensors.items()}
 
 
 def why_not_whole(folder: Path, cipher: Cipher | None = None) -> str:

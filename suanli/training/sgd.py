@@ -18,7 +18,7 @@ class SGD(torch.optim.SGD):
         self, group: dict[str, Any], params: list[Any], grads: list[Any], averages: list[Any]
     ) -> bool:
         """Torch's way to collect what a step needs; the averages are none without momentum."""
-        sparse: bool = super()._init_group(group, params, grads, averages)  # type: ignore[misc]
+        sparse: bool = super()._init_group(group, params, grads, averages)  # type: ignore[no-untyped-call]
         # the first gradient counts whole, and not by its dampened share, as it would behind zeros
         if group["fused"] and not group["dampening"]:
             for place, average in enumerate(averages):
