@@ -50,7 +50,7 @@ def recipe(root: Path | None) -> Recipe:
     )
     return Recipe(
         workload=workload,
-        settings=TrainingSettings(optimizer="muon", lr=_MUON_LR, batch=_BATCH, epochs=10),
+        settings=TrainingSettings(optimizer="muon", lr=_MUON_LR, batch=_BATCH, epochs=12),
         plan=TrainPlan(
             precision="bf16",
             memory_layout="channels_last",
