@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from suanli.base.errors import BadInputError, SuanliError
+from suanli.base.files import write_atomic
 from suanli.base.train_results import TrainResult
 from suanli.training import own_folder, run_folder
 from suanli.training.calls import TrainOptions, train_workload
@@ -275,13 +276,13 @@ class _Killed(BaseException):
 
 def _failing_at(number: int, error: BaseException) -> Any:
     """Write files, but for the one of this number."""
-    real, calls = run_folder.write_atomic, list[Path]()
+    calls: list[Path] = []
 
     def write(path: Path, text: str) -> None:
         calls.append(path)
         if len(calls) == number:
             raise error
-        real(path, text)
+        write_atomic(path, text)
 
     return write
 
