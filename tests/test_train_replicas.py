@@ -88,7 +88,10 @@ def test_they_learn_what_one_process_does(
     one, many = alone, tmp_path / "many"
     said = _finished(_launch(count, many, 3, *more))
     assert said.count("accuracy") == 1  # one of them speaks
-    losses = [[line["loss"] for line in read_metrics(f / "metrics.jsonl")] for f in (one, many)]
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one, many)]
+    # at the ends of epochs; a busy machine reports between them as well
+    losses = [[line["loss"] for line in kept if line["step"] % 7 == 0] for kept in lines]
+    assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     weights = [load_file(f / "weights.safetensors") for f in (one, many)]
     for name, tensor in weights[0].items():
