@@ -59,6 +59,13 @@ def test_tree_refuses_what_is_not_data() -> None:
         put_together({"$tensor": "x"}, {})
 
 
+def test_keys_that_look_like_a_path_keep_their_own_values() -> None:
+    one = {"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}, "a/b'": torch.full((1,), 2.0)}
+    tensors: dict[str, torch.Tensor] = {}
+    found = put_together(taken_apart(one, tensors), tensors)
+    assert [found["a/b"].item(), found["a"]["b"].item(), found["a/b'"].item()] == [1, 0, 2]
+
+
 class Killed(BaseException):
     """What kill -9 looks like from inside: nothing after it runs."""
 

@@ -30,6 +30,8 @@ def taken_apart(value: Any, tensors: dict[str, torch.Tensor], prefix: str = "") 
         if value.layout != torch.strided or not _storable(value.dtype):
             raise NotDataError(f"{prefix}: a tensor of {value.layout}, {value.dtype}")
         name = prefix or "value"
+        while name in tensors:  # "a/b" is a key as well as the path of one
+            name += "'"
         tensors[name] = value.detach()
         return {_TENSOR: name}
     if isinstance(value, dict):
