@@ -74,6 +74,24 @@ def test_other_epochs_of_a_run_that_goes_on_are_recorded(tmp_path: Path, kept: P
     assert len(list(kept.iterdir())) == 1
 
 
+def test_limits_of_a_run_that_goes_on_are_recorded(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    slow = replace(recipe(), settings=replace(recipe().settings, lr=1e-5))
+
+    def trained(**asked: Any) -> TrainResult:
+        request = TrainRequest(plan="default", device="cpu", out=out, **asked)
+        return Trainer(slow, request, lambda event: None).run()[0]
+
+    first = trained(to=1e-6)
+    assert (first.stopped, first.steps) == ("target", 7)
+    assert trained(resume=True).steps == 7  # there already
+    assert first.quality.value < 1
+    again = trained(resume=True, to=1.0, max_seconds=1e6)
+    assert (again.stopped, again.quality.target) == ("epochs", 1)
+    record = json.loads((out / "run.json").read_text())
+    assert (record["target"], record["max_seconds"]) == (1, 1e6)
+
+
 def test_a_refused_resume_changes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     _built_in(out, steps=9)

@@ -336,12 +336,16 @@ class Loop:
             return False
         self.quality = found
         target = self.limits.target if self.limits.target is not None else workload.target
-        if target is not None and self.reached_at_s is None:
-            metric = metric_of(self._watched)
-            if reached(metric, self.quality, target):
-                self.reached_at_s = self.seconds
+        if target is not None and self.reached_at_s is None and self._reaches(target):
+            self.reached_at_s = self.seconds
         self._judged_s, self._cost_s = self.seconds, time.monotonic() - start
         return True
+
+    def _reaches(self, target: float) -> bool:
+        """Whether the quality as it was judged last is as good as a target."""
+        if self._watched is None or self.quality is None:
+            return False
+        return reached(metric_of(self._watched), self.quality, target)
 
     def _note_epoch(self) -> None:
         epoch = self.batches.place.epoch
@@ -439,6 +443,8 @@ class Loop:
         self.seconds = float(run["seconds"])
         self.epoch_losses = list(run["epoch_losses"])
         self.quality, self.reached_at_s = run["quality"], run["reached_at_s"]
+        if self.limits.target is not None and not self._reaches(self.limits.target):
+            self.reached_at_s = None  # that was an easier target
         self.batches.move_to(
             Place(
                 epoch=int(run["epoch"]),

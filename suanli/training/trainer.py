@@ -121,7 +121,7 @@ class Trainer:
         watched = check_samples(model, self._recipe, held_out or data.search, part="search")
         accepted = check_samples(model, self._recipe, data.acceptance, part="acceptance")
         data = replace(data, acceptance=accepted)
-        record = self._with_target(record, metric_of(watched))
+        record = self._with_limits(record, metric_of(watched))
         self._accepted()
         if self._request.device == "auto":
             self._take_device(model, train)
@@ -193,13 +193,18 @@ class Trainer:
             teacher=request.teacher,
         )
 
-    def _with_target(self, record: RunRecord, metric: str) -> RunRecord:
-        """The record, with the quality to stop at as a fraction; a loss stays as it is."""
-        to = self._request.to
+    def _with_limits(self, record: RunRecord, metric: str) -> RunRecord:
+        """The record with its limits, of a run that goes on those that are given anew.
+
+        The quality to stop at is a fraction; a loss stays as it is.
+        """
+        to, most_s = self._request.to, self._request.max_seconds
         if to is not None and to > 1 and metric != "loss":
             to /= 100
-        self._request = replace(self._request, to=to)
-        return record if self._resume else replace(record, target=to)
+        if self._resume:
+            to = to if to is not None else record.target
+            most_s = most_s if most_s is not None else record.max_seconds
+        return replace(record, target=to, max_seconds=most_s)
 
     def _gone_on_with(self, record: RunRecord) -> RunRecord:
         """The record of a run that goes on, with other epochs where they are asked for."""
@@ -263,8 +268,8 @@ class Trainer:
         limits = Limits(
             epochs=settings.epochs,
             steps=request.steps,
-            max_seconds=request.max_seconds if request.max_seconds else record.max_seconds,
-            target=request.to if request.to is not None else record.target,
+            max_seconds=record.max_seconds,
+            target=record.target,
         )
         stepper = Stepper(model, self._recipe, plan, self._replicas)
         self._rates = stepper.peak_rates
