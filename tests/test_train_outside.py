@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from suanli.base import events_log, files, processes
 from suanli.base.errors import ArtefactError, BadInputError, SuanliError
 from suanli.base.queue_results import Job
 from suanli.parallel.replicas import Replicas
+from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import Checkpoints, why_not_whole
 from suanli.training.encryption import Cipher
 from suanli.training.own_folder import FolderLock, holder
 from suanli.workloads.weights import load_weights, save_weights
 
+REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
 locks = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 
 # -- a lock that is none -------------------------------------------------------------------------
@@ -171,3 +174,22 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
 def test_a_job_s_words_are_what_a_shell_takes() -> None:
     job = Job(id=1, command=("train", "my file.py:w", "-o", "a b"), folder="/", log="")
     assert shlex.split(job.words) == list(job.command)
+
+
+# -- another target ------------------------------------------------------------------------------
+
+
+def test_a_run_that_goes_on_to_a_higher_target_does_not_stop_at_the_old_one(
+    tmp_path: Path,
+) -> None:
+    options = TrainOptions(out=tmp_path / "run", plan="default", device="cpu", to=40)
+    first = train_workload(REF, options)
+    assert first.stopped == "target"
+    again = train_workload(REF, replace(options, resume=True, to=99.99))
+    assert again.steps > first.steps
+    assert again.quality is not None
+    assert (again.quality.reached_at_s is not None) == (again.quality.search >= 0.9999)
+    same = train_workload(REF, replace(options, resume=True))  # it is there already
+    assert same.steps == again.steps
+    assert same.quality is not None
+    assert same.quality.reached_at_s is not None

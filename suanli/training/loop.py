@@ -330,18 +330,22 @@ class Loop:
         """
         assert self._watched is not None
         start = time.monotonic()
-        workload = self.recipe.workload
         found = self.judged(self._watched)
         if found is None:
             return False
         self.quality = found
-        target = self.limits.target if self.limits.target is not None else workload.target
-        if target is not None and self.reached_at_s is None:
-            metric = metric_of(self._watched)
-            if reached(metric, self.quality, target):
-                self.reached_at_s = self.seconds
+        if self.reached_at_s is None and self._at_target():
+            self.reached_at_s = self.seconds
         self._judged_s, self._cost_s = self.seconds, time.monotonic() - start
         return True
+
+    def _at_target(self) -> bool:
+        """Whether the newest judgement is as good as the target."""
+        limit, watched = self.limits.target, self._watched
+        target = limit if limit is not None else self.recipe.workload.target
+        if target is None or watched is None or self.quality is None:
+            return False
+        return reached(metric_of(watched), self.quality, target)
 
     def _note_epoch(self) -> None:
         epoch = self.batches.place.epoch
@@ -439,6 +443,8 @@ class Loop:
         self.seconds = float(run["seconds"])
         self.epoch_losses = list(run["epoch_losses"])
         self.quality, self.reached_at_s = run["quality"], run["reached_at_s"]
+        if self.limits.target is not None:  # which may be another one than before: a run ends at it
+            self.reached_at_s = self.seconds if self._at_target() else None
         self.batches.move_to(
             Place(
                 epoch=int(run["epoch"]),
