@@ -20,6 +20,7 @@ from suanli import (
     cli_report,
 )
 from suanli.base.errors import EXIT_BAD_INPUT, EXIT_FAILED, SuanliError
+from suanli.base.processes import rank
 from suanli.cli_output import EXIT_STOPPED as _EXIT_STOPPED
 from suanli.cli_output import WORKLOAD as _WORKLOAD
 from suanli.cli_output import Budget, Json, Report, check_report
@@ -345,7 +346,7 @@ def train(  # noqa: PLR0913, PLR0917
         teacher=teacher,
         sharded=sharded,
     )
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    first = rank() == 0  # of the processes that torchrun started
     with text.Live(quiet=as_json or not first) as live:
         result = train_workload(workload, options, data=data, on_event=live.event)
     if first:

@@ -1,11 +1,11 @@
 """The command `suanli profile`: arguments to `suanli.api_profile`, nothing else."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from suanli.base.processes import rank
 from suanli.cli_output import Json, Report, check_report, examples, print_result
 
 _WHAT = typer.Argument(
@@ -70,7 +70,7 @@ def profile(  # noqa: PLR0913, PLR0917
     from suanli.reports import profile_text, text
 
     check_report(report)
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
+    first = rank() == 0  # of torchrun's processes one speaks
     with text.Live(quiet=as_json or not first) as live:
         result = run(
             what,

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from suanli.base import codec
 from suanli.base.errors import ArtefactError
 from suanli.base.events import Event, Listener, ignore
-from suanli.base.files import absent_folders, remove_empty
+from suanli.base.files import absent_folders, beside, remove_empty
 
 SUFFIX = ".events.jsonl"
 LIMIT_BYTES = 256 << 20  # of a file that is read: far more than any search writes
@@ -72,7 +72,7 @@ class Line:
 
 def path_of(result: Path) -> Path:
     """Where the events of what is made at `result` are kept."""
-    return result.with_name(result.name + SUFFIX)
+    return beside(result, SUFFIX)
 
 
 class EventsLog:

@@ -57,6 +57,12 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The path of the same name with an ending, also where the name is elsewhere, as of `.`."""
+    named = path.resolve() if path.name in ("", "..") else path
+    return named.parent / (named.name + ending)
+
+
 def absent_folders(folder: Path) -> list[Path]:
     """The folder and those above it that are not there yet, the innermost first."""
     return [place for place in (folder, *folder.parents) if not place.exists()]

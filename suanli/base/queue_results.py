@@ -1,5 +1,6 @@
 """The queue of one machine: its jobs, and what `suanli queue` prints with `--json`."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,8 +69,8 @@ class Job:
 
     @property
     def words(self) -> str:
-        """The command on one line."""
-        return " ".join(self.command)
+        """The command on one line, as a shell takes it."""
+        return shlex.join(self.command)
 
     def need_on(self, device: str) -> Need:
         """What it needs there; an empty entry where nothing is known."""

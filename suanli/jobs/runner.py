@@ -6,6 +6,7 @@ the next call finds them by their number and start, and waits for them.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -105,7 +106,7 @@ class Runner:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as out:
-                out.write(f"$ suanli {' '.join(words)}\n".encode())
+                out.write(f"$ suanli {shlex.join(words)}\n".encode())
                 out.flush()
                 child = subprocess.Popen(
                     [*self._program, *words],
@@ -122,7 +123,7 @@ class Runner:
         self._peaks[job.id] = job.peak_bytes or 0
         born = _born(child.pid)
         self._store.change(job.id, lambda j: replace(j, pid=child.pid, born=born))
-        self._say(f"job {job.id} on {job.device}: {' '.join(words)}")
+        self._say(f"job {job.id} on {job.device}: {shlex.join(words)}")
 
     # -- ending ---------------------------------------------------------------------------------
 

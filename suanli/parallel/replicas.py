@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from suanli.base import processes
 from suanli.base.errors import SuanliError
 
 _LOOK_EVERY_S = 0.1
@@ -55,7 +56,7 @@ class Replicas:
         Raises:
             SuanliError: They do not reach each other.
         """
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        world = processes.world()
         if world < 2:
             return cls(device=device)
         if device.startswith("cuda"):
@@ -64,7 +65,7 @@ class Replicas:
         if not dist.is_initialized():
             try:
                 _join("nccl" if device.startswith("cuda") else "gloo")
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:  # the latter of what the environment lacks
                 reason = " ".join(str(error).split())[:_LONGEST]
                 raise SuanliError(f"the processes do not reach each other: {reason}") from None
         return cls(rank=dist.get_rank(), world=world, device=device)
@@ -214,4 +215,4 @@ def _join(backend: str) -> None:
 
 def restarted() -> bool:
     """Whether torchrun started these processes anew after one of them had ended."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return processes.starts() > 0

@@ -1,11 +1,11 @@
 """A step that several processes take together: they stay in step, and their waiting is measured."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from suanli.base import processes
 from suanli.base.errors import BadInputError
 from suanli.profiling.joining import Joined
 from suanli.profiling.recording import Node, Recording, exchanges
@@ -38,12 +38,12 @@ def several() -> bool:
 
 def number() -> int:
     """This process's among those that torchrun started; 0 for one alone."""
-    return int(os.environ.get("RANK", "0"))
+    return processes.rank()
 
 
 def world() -> int:
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return processes.world()
 
 
 def first_before_others(work: Callable[[], T]) -> T:

@@ -1,7 +1,6 @@
 """The verb `train`, for a workload by name and for a module of the caller's own."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from suanli.base import codec
 from suanli.base.errors import BadInputError
 from suanli.base.events import Event, Listener, ignore
 from suanli.base.events_log import EventsLog
+from suanli.base.files import beside
+from suanli.base.processes import rank, world
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainResult
 from suanli.devices import device as find_device
@@ -220,7 +221,7 @@ def _without_effect(asked: TrainOptions, record: RunRecord, plan: TrainPlan) -> 
 
 def _followed(recipe: Recipe, request: TrainRequest, listener: Listener) -> "Run":
     """Train, with the events kept beside the run's folder for those who look on."""
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    first = rank() == 0  # of the processes that torchrun started
     out = request.out if first else None
     begun = RunFolder(request.out).exists  # also where torchrun has started the processes again
     with EventsLog(
@@ -250,7 +251,7 @@ def _tuned(
     """
     if request.epochs is not None:
         recipe = replace(recipe, settings=replace(recipe.settings, epochs=request.epochs))
-    study = request.out.with_name(f"{request.out.name}-tune") / "study.db"
+    study = beside(request.out, "-tune") / "study.db"
     try:
         found = tune(
             recipe, trials, study, seed=request.seed, device=request.device, listener=on_event
@@ -371,5 +372,5 @@ def _device(options: TrainOptions) -> str:
         return options.device
     if not torch.cuda.is_available():
         return "cpu"
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = world() > 1
     return "cuda:0" if several or options.tune or options.resume else "auto"

@@ -197,6 +197,8 @@ class Checkpoints:
             stem = file.removesuffix(".json")
             payloads = []
             for name in (file, f"{stem}.safetensors"):
+                if name not in marker["files"]:
+                    raise ArtefactError(f"{folder.name}/{name} is absent")
                 payload = (folder / name).read_bytes()
                 if self._cipher is not None:
                     payload = self._cipher.decrypted(payload, f"{folder.name}/{name}")
@@ -204,7 +206,7 @@ class Checkpoints:
             try:
                 tensors = load_tensors(payloads[1])
                 state[stem] = _tree.put_together(json.loads(payloads[0]), tensors)
-            except (SafetensorError, ValueError) as error:
+            except (SafetensorError, ValueError, TypeError, RecursionError) as error:
                 raise ArtefactError(f"{folder.name}/{stem}: {error}") from None
         return state
 
@@ -231,13 +233,14 @@ def why_not_whole(folder: Path, cipher: Cipher | None = None) -> str:
         marker = json.loads((folder / _MARKER).read_bytes())
         sums = {n: (facts["bytes"], facts["sha256"]) for n, facts in marker["files"].items()}
         known = marker["format"] == _FORMAT and isinstance(marker["encrypted"], bool)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        signed = _signed(marker)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "it was not finished"
     if not known:
         return "it is of another version"
     if cipher is not None and not marker["encrypted"]:
         return "it is not encrypted, so it was not made with this key"
-    if cipher is not None and not cipher.tagged(_signed(marker), str(marker.get("tag"))):
+    if cipher is not None and not cipher.tagged(signed, str(marker.get("tag"))):
         return "it was made with another key, or changed since"
     if marker.get("step") != _step(folder):
         return "it is of another step than its folder says"
@@ -246,8 +249,8 @@ def why_not_whole(folder: Path, cipher: Cipher | None = None) -> str:
 
 def _why_damaged(folder: Path, name: str, facts: tuple[Any, Any]) -> str:
     """What is wrong with a file that should have so many bytes and that SHA-256."""
-    if Path(name).name != name:
-        return f"{name} leads out of the folder"
+    if Path(name).name != name or not name.isprintable():
+        return f"{name!r} is no name of a file in the folder"
     try:
         payload = (folder / name).read_bytes()
     except OSError as error:

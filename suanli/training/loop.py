@@ -330,22 +330,22 @@ class Loop:
         """
         assert self._watched is not None
         start = time.monotonic()
-        workload = self.recipe.workload
         found = self.judged(self._watched)
         if found is None:
             return False
         self.quality = found
-        target = self.limits.target if self.limits.target is not None else workload.target
-        if target is not None and self.reached_at_s is None and self._reaches(target):
+        if self.reached_at_s is None and self._at_target():
             self.reached_at_s = self.seconds
         self._judged_s, self._cost_s = self.seconds, time.monotonic() - start
         return True
 
-    def _reaches(self, target: float) -> bool:
-        """Whether the quality as it was judged last is as good as a target."""
-        if self._watched is None or self.quality is None:
+    def _at_target(self) -> bool:
+        """Whether the newest judgement is as good as the target."""
+        limit, watched = self.limits.target, self._watched
+        target = limit if limit is not None else self.recipe.workload.target
+        if target is None or watched is None or self.quality is None:
             return False
-        return reached(metric_of(self._watched), self.quality, target)
+        return reached(metric_of(watched), self.quality, target)
 
     def _note_epoch(self) -> None:
         epoch = self.batches.place.epoch
@@ -442,9 +442,11 @@ class Loop:
         self.step, self.samples = int(run["step"]), int(run["samples"])
         self.seconds = float(run["seconds"])
         self.epoch_losses = list(run["epoch_losses"])
-        self.quality, self.reached_at_s = run["quality"], run["reached_at_s"]
-        if self.limits.target is not None and not self._reaches(self.limits.target):
-            self.reached_at_s = None  # that was an easier target
+        self.quality, known = run["quality"], run["reached_at_s"]
+        if self.limits.target is not None:  # it may be another one than before
+            since = known if known is not None else self.seconds
+            known = since if self._at_target() else None
+        self.reached_at_s = known
         self.batches.move_to(
             Place(
                 epoch=int(run["epoch"]),

@@ -3,11 +3,15 @@
 The lock is a file `.NAME.lock` beside the folder, under flock(2): the system takes it back when its
 owner is gone, however that ended. Where there are no such locks (Windows, some network file
 systems, a parent that cannot be written) nobody is stopped.
+
+A file of that name that holds something else is locked all the same, and left as it is; a link is
+not followed, and nothing but a file can be a lock.
 """
 
 import os
 import platform
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +19,12 @@ from pathlib import Path
 
 from suanli.base.errors import BadInputError
 from suanli.base.files import absent_folders, remove_empty
+from suanli.base.processes import rank, world
 
 _ATTEMPTS, _PAUSE_S = 5, 0.05  # somebody who only looks has it for a moment
 _HELD: set[int] = set()  # handles of the locks of this process
+_CONTENT = re.compile(rb"(?:[0-9]{1,20} [^\s]*\n?)?")  # of a lock: its owner's number and machine
+_MOST_CONTENT = 400  # bytes
 
 
 class FolderLock:
@@ -27,10 +34,15 @@ class FolderLock:
         """Name the folder; nothing is taken yet."""
         self._path = _path_of(folder)
         self._handle: int | None = None
+        self._own = False  # whether the file is nothing but a lock
         self._made: list[Path] = []
 
     def take(self) -> bool:
-        """Try to get it; False where another process has it."""
+        """Try to get it; False where another process has it.
+
+        Raises:
+            BadInputError: Something that is no file has the lock's name.
+        """
         self._made = absent_folders(self._path.parent)
         try:
             for attempt in range(_ATTEMPTS):
@@ -47,7 +59,8 @@ class FolderLock:
     def _tried(self) -> bool:
         import fcntl
 
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _opened(self._path)
+        self._own = _is_lock(handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # its last owner may have removed the file meanwhile: that lock keeps nobody out
@@ -56,14 +69,15 @@ class FolderLock:
             mine = False
         except OSError:
             os.close(handle)
-            self._path.unlink(missing_ok=True)
+            self._remove()
             raise
         if not mine:
             os.close(handle)
             return False
-        with suppress(OSError):  # on a full disk nobody learns who has it
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
+        if self._own:
+            with suppress(OSError):  # on a full disk nobody learns who has it
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()} {platform.node()}\n".encode(), 0)
         self._handle = handle
         _HELD.add(handle)
         return True
@@ -71,12 +85,16 @@ class FolderLock:
     def release(self) -> None:
         """Give it back; the file goes, and so do folders that were made for it and are empty."""
         if self._handle is not None:
-            with suppress(OSError):
-                self._path.unlink()
+            self._remove()
             _HELD.discard(self._handle)
             os.close(self._handle)
             self._handle = None
         remove_empty(self._made)
+
+    def _remove(self) -> None:
+        if self._own:
+            with suppress(OSError):
+                self._path.unlink()
 
 
 def holder(folder: Path) -> int | None:
@@ -84,13 +102,15 @@ def holder(folder: Path) -> int | None:
     try:
         import fcntl
 
-        handle = os.open(_path_of(folder), os.O_RDONLY)
+        handle = os.open(_path_of(folder), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, ImportError):
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        number, _, place = os.read(handle, 1000).decode(errors="replace").strip().partition(" ")
+        number, _, place = (
+            os.read(handle, _MOST_CONTENT).decode(errors="replace").strip().partition(" ")
+        )
         return int(number) if number.isdecimal() and place == platform.node() else None
     except OSError:
         return None
@@ -111,9 +131,9 @@ def own_folder(out: Path | None, name: str, *, resume: bool) -> Iterator[Path]:
     Raises:
         BadInputError: Another process trains there, or there is no run to go on with.
     """
-    if out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if out is None and world() > 1:
         raise BadInputError("several processes need one folder", next_step="give it with -o")
-    if out is not None and os.environ.get("RANK", "0") != "0":
+    if out is not None and rank() > 0:
         yield out  # of several processes the first one has the lock
         return
     folder, lock = _locked(out, name, resume=resume)
@@ -178,11 +198,38 @@ def _path_of(folder: Path) -> Path:
     return whole.parent / f".{whole.name}.lock"
 
 
+def _opened(path: Path) -> int:
+    """The file of a lock, made where it is not there; another user's is read only.
+
+    Raises:
+        BadInputError: It is a link, a folder, or nothing that can be a lock.
+        OSError: It cannot be opened.
+    """
+    aside = os.O_NOFOLLOW | os.O_NONBLOCK  # no link leads elsewhere, and no pipe keeps us waiting
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BadInputError(
+                f"{path} is no file, so it cannot be the lock of a run",
+                next_step="remove it, or give another folder with -o",
+            )
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | aside, 0o644)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | aside)
+
+
+def _is_lock(handle: int) -> bool:
+    """Whether a file is a lock and nothing else, so that it may be written and removed."""
+    if os.fstat(handle).st_nlink > 1:  # somebody's file under a second name
+        return False
+    return _CONTENT.fullmatch(os.pread(handle, _MOST_CONTENT, 0)) is not None
+
+
 def _is_at(handle: int, path: Path) -> bool:
     """Whether a path still names the file that was opened."""
     mine = os.fstat(handle)
     try:
-        there = path.stat()
+        there = path.lstat()
     except FileNotFoundError:
         return False
     return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

@@ -282,7 +282,7 @@ class RunFolder:
                 loop.restore_run(loaded.state["run"])
             else:
                 loop.restore(loaded.state)
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtefactError(f"{loaded.folder.name} is of another model: {reason}") from None
         self.newest = loaded.folder

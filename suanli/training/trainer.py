@@ -363,9 +363,11 @@ class Trainer:
         except OSError as error:
             reason = error.strerror or str(error)
             if self._recipe.ref:
+                newest = self._folder.newest
+                where = f"goes on from {newest.name}" if newest else "begins anew: no step is kept"
                 raise SuanliError(
                     f"the trained weights cannot be written to {self._request.out}: {reason}",
-                    next_step="make room; --resume goes on from the last checkpoint",
+                    next_step=f"make room; --resume {where}",
                 ) from None
             # the trained module lives in the caller's process, who must not lose it
             self._note(f"the trained weights are not kept on disk: {reason}")

@@ -42,7 +42,22 @@ def save_weights(model: nn.Module, path: Path, facts: dict[str, str] | None = No
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in model.state_dict().items()
     }
-    write_atomic(path, save(state, metadata=facts))
+    write_atomic(path, _with_facts(save(state), facts or {}))
+
+
+def _with_facts(payload: bytes, facts: dict[str, str]) -> bytes:
+    """Safetensors with facts of their own, in order: safetensors itself shuffles them.
+
+    Then equal weights are equal files. A file is the size of its header (8 bytes, little-endian),
+    the header as JSON, with blanks up to a multiple of 8 bytes, and the values.
+    """
+    if not facts:
+        return payload
+    begin = 8 + int.from_bytes(payload[:8], "little")
+    header = {"__metadata__": dict(sorted(facts.items())), **json.loads(payload[8:begin])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(payload)[begin:]))
 
 
 def load_weights(model: nn.Module, path: Path, *, ignored: tuple[str, ...] = ()) -> None:
