@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,3 +194,47 @@ def test_a_run_that_goes_on_to_a_higher_target_does_not_stop_at_the_old_one(
     assert same.steps == again.steps
     assert same.quality is not None
     assert same.quality.reached_at_s is not None
+
+
+# -- where copies lie ----------------------------------------------------------------------------
+
+
+def test_a_backup_in_the_run_s_own_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for place in ("run", "run/checkpoints", "run/../run/copies", "link/copies"):
+        options = TrainOptions(out=tmp_path / "run", plan="default", backup=tmp_path / place)
+        with pytest.raises(BadInputError, match="lies in the run's folder"):
+            train_workload(REF, options)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_backup_writes_over_nobody_s_files(tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    (copies / "plan.json").write_text("mine")
+    (copies / "letter.txt").write_text("mine")
+    options = TrainOptions(
+        out=tmp_path / "run", plan="default", device="cpu", epochs=1, backup=copies
+    )
+    with pytest.raises(BadInputError, match=r"copies holds a plan\.json already"):
+        train_workload(REF, options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copies"]
+    assert (copies / "plan.json").read_text() == "mine"
+    (copies / "plan.json").unlink()
+    train_workload(REF, options)
+    assert (copies / "letter.txt").read_text() == "mine"
+
+
+def test_another_run_s_backup_is_not_gone_on_with(tmp_path: Path) -> None:
+    def options(name: str, copies: str, **more: Any) -> TrainOptions:
+        places = {"out": tmp_path / name, "backup": tmp_path / copies}
+        return TrainOptions(plan="default", device="cpu", epochs=1, **places, **more)
+
+    train_workload(REF, options("one", "copies of one"))
+    train_workload(REF, replace(options("two", "copies of two", seed=2), epochs=2))
+    before = (tmp_path / "copies of two" / "run.json").read_bytes()
+    with pytest.raises(BadInputError, match="backup of another run: its seed is 2, and not 0"):
+        train_workload(REF, options("one", "copies of two", resume=True))
+    assert (tmp_path / "copies of two" / "run.json").read_bytes() == before
+    result = train_workload(REF, replace(options("one", "copies of one", resume=True), epochs=2))
+    assert result.steps == 14

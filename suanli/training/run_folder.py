@@ -30,6 +30,7 @@ from suanli.base.plan import Option
 from suanli.base.train_plan import TrainPlan
 from suanli.base.train_results import TrainProgress
 from suanli.training._tree import NotDataError, taken_apart
+from suanli.training.backup_place import check_apart, check_same_run, check_unused
 from suanli.training.checkpoints import Checkpoints
 from suanli.training.encryption import Cipher
 from suanli.training.events_file import EventsFile
@@ -117,12 +118,14 @@ class RunFolder:
             new_key: Whether a key that is not there may be made: a run that was begun has its own.
 
         Raises:
-            BadInputError: There is no key, or the file holds none.
+            BadInputError: There is no key, or the file holds none; the backup lies in the folder.
         """
         self.folder, self.keeping = folder, keeping or Keeping()
         key = self.keeping.key
         self._cipher = cipher = Cipher.from_file(key, make=new_key) if key else None
         backup = self.keeping.backup
+        if backup is not None:
+            check_apart(folder, backup)
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=self.keeping.keep, backup=backup, cipher=cipher
         )
@@ -188,7 +191,7 @@ class RunFolder:
     def withdraw(self) -> None:
         """Take back what `begin` wrote: no step was done, and nothing is left of the run."""
         for place in reversed(self._places):
-            for name in (*reversed(_PARTS), "metrics.jsonl"):
+            for name in (*reversed(_PARTS), *(["metrics.jsonl"] if place == self.folder else [])):
                 with suppress(OSError):
                     (place / name).unlink()
         for folder in self.checkpoints.places:
@@ -228,6 +231,8 @@ class RunFolder:
                 f"{self.keeping.backup} holds checkpoints of another run",
                 next_step="give another folder with --backup",
             )
+        if self.keeping.backup is not None:
+            check_unused(self.keeping.backup, _PARTS)
 
     def read(self, *, go_on: bool = False) -> tuple[RunRecord, TrainPlan]:
         """What the run is; where its folder is lost, as the backup has it.
@@ -247,6 +252,9 @@ class RunFolder:
         if not (self.folder / "run.json").is_file():
             raise BadInputError(f"there is no run in {self.folder}", next_step="give it with -o")
         record = codec.read(RunRecord, self.folder / "run.json")
+        if backup is not None:
+            with suppress(ArtefactError):  # there is none, or a damaged one
+                check_same_run(record, codec.read(RunRecord, backup / "run.json"), backup)
         if go_on and record.encrypted and self._cipher is None:
             raise BadInputError(
                 f"the checkpoints of the run in {self.folder} are encrypted",
