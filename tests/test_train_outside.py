@@ -21,6 +21,7 @@ from suanli.training.checkpoints import Checkpoints, why_not_whole
 from suanli.training.encryption import Cipher
 from suanli.training.own_folder import FolderLock, holder
 from suanli.workloads.weights import load_weights, save_weights
+from tests.train_parts import new_loop, recipe, samples
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
 locks = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
@@ -180,20 +181,14 @@ def test_a_job_s_words_are_what_a_shell_takes() -> None:
 # -- another target ------------------------------------------------------------------------------
 
 
-def test_a_run_that_goes_on_to_a_higher_target_does_not_stop_at_the_old_one(
-    tmp_path: Path,
-) -> None:
-    options = TrainOptions(out=tmp_path / "run", plan="default", device="cpu", to=40)
-    first = train_workload(REF, options)
-    assert first.stopped == "target"
-    again = train_workload(REF, replace(options, resume=True, to=99.99))
-    assert again.steps > first.steps
-    assert again.quality is not None
-    assert (again.quality.reached_at_s is not None) == (again.quality.search >= 0.9999)
-    same = train_workload(REF, replace(options, resume=True))  # it is there already
-    assert same.steps == again.steps
-    assert same.quality is not None
-    assert same.quality.reached_at_s is not None
+def test_a_run_that_goes_on_is_held_against_its_own_target() -> None:
+    loop = new_loop(recipe())
+    loop._watched = samples(60, 2)
+    state = {**loop.run_state(), "quality": 0.6, "reached_at_s": 1.0}
+    for target, found in ((0.5, 0.0), (0.9, None), (None, 1.0)):
+        loop.limits = replace(loop.limits, target=target)
+        loop.restore_run(state)
+        assert loop.reached_at_s == found
 
 
 # -- where copies lie ----------------------------------------------------------------------------
