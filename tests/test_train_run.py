@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +33,7 @@ from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
 from suanli.training.run_folder import read_metrics
 from suanli.training.stopping import StopRequests
-from tests.train_parts import WORKLOAD, data, samples
+from tests.train_parts import WORKLOAD, ask_to_stop, data, samples
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
 ROOT = Path(__file__).parent.parent
@@ -135,10 +134,7 @@ def _stopped_after(out: Path, steps: int, **more: Any) -> None:
 
         def at(event: Event) -> None:
             if event.progress is not None and event.progress.step == steps:
-                taken = signal.getsignal(signal.SIGTERM)
-                # it would end the tests' own process
-                assert taken != signal.SIG_DFL, f"not taken in {threading.current_thread()}"
-                os.kill(os.getpid(), signal.SIGTERM)
+                ask_to_stop(signal.SIGTERM)
 
         train_workload(REF, options, on_event=at)
         assert signal.getsignal(signal.SIGTERM) == before
@@ -212,7 +208,7 @@ def test_a_long_judgement_gives_way_and_is_made_up_for(
     judged = module.judge
 
     def asked_meanwhile(*args: Any, stop: Callable[[], bool], **more: Any) -> float:
-        os.kill(os.getpid(), signal.SIGTERM)
+        ask_to_stop(signal.SIGTERM)
         return judged(*args, stop=stop, **more)
 
     out = tmp_path / "run"

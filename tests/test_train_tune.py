@@ -17,7 +17,7 @@ from suanli.training.loop import Loop
 from suanli.training.recipe import Range
 from suanli.training.tune import default_ranges, tune
 from suanli.workloads.record import Data, Samples
-from tests.train_parts import recipe
+from tests.train_parts import ask_to_stop, recipe
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
 
@@ -141,7 +141,7 @@ def test_one_ctrl_c_in_a_last_judgement_ends_the_search(
     pytest.importorskip("optuna")
 
     def judged(loop: Loop) -> float | None:
-        signal.raise_signal(signal.SIGINT)
+        ask_to_stop(signal.SIGINT)
         return None if cut_short else 0.5
 
     _judged_as(monkeypatch, judged, last=True)
@@ -158,7 +158,7 @@ def test_ctrl_c_is_not_taken_for_falling_behind(
     optuna = pytest.importorskip("optuna")
 
     def behind(self: object) -> bool:
-        signal.raise_signal(signal.SIGINT)
+        ask_to_stop(signal.SIGINT)
         return True
 
     monkeypatch.setattr(optuna.Trial, "should_prune", behind)
