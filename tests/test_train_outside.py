@@ -185,10 +185,13 @@ def test_a_run_that_goes_on_is_held_against_its_own_target() -> None:
     loop = new_loop(recipe())
     loop._watched = samples(60, 2)
     state = {**loop.run_state(), "quality": 0.6, "reached_at_s": 1.0}
-    for target, found in ((0.5, 0.0), (0.9, None), (None, 1.0)):
+    for target, before, found in ((0.5, 1.0, 1.0), (0.5, None, 0.0), (0.9, 1.0, None)):
         loop.limits = replace(loop.limits, target=target)
-        loop.restore_run(state)
+        loop.restore_run({**state, "reached_at_s": before})
         assert loop.reached_at_s == found
+    loop.limits = replace(loop.limits, target=None)
+    loop.restore_run(state)
+    assert loop.reached_at_s == 1.0
 
 
 # -- where copies lie ----------------------------------------------------------------------------
