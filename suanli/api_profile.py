@@ -103,9 +103,10 @@ def profile(
         BadInputError: It cannot be profiled, or an option makes no sense.
         SuanliError: The plan cannot be built here.
     """
+    from suanli.base.processes import rank
     from suanli.measure.capturing.built import lines_noted
     from suanli.measure.capturing.places import line_at
-    from suanli.profiling.processes import first_before_others, number
+    from suanli.profiling.processes import first_before_others
     from suanli.profiling.verb import Profiler
 
     options = ProfileOptions(**fields).checked()
@@ -132,7 +133,7 @@ def profile(
             listener=on_event,
         )
         result = profiler.run(subject)
-    if options.trace is not None and not (together and number()):
+    if options.trace is not None and not (together and rank()):
         from suanli.profiling.trace import write_chrome
 
         write_chrome(result, options.trace)
@@ -162,7 +163,7 @@ class _Maker:
     @property
     def remake(self) -> "Remake | None":
         """How to make the step again; None for what exists once."""
-        from suanli.profiling.processes import world
+        from suanli.base.processes import world
 
         if self._is_step() or self._engine_folder() is not None or self._optimizer is not None:
             return None

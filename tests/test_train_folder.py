@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from suanli.base.errors import BadInputError, SuanliError
 from suanli.base.files import write_atomic
@@ -22,9 +21,8 @@ from suanli.training.checkpoints import Checkpoints
 from suanli.training.own_folder import FolderLock, holder
 from suanli.training.request import TrainRequest
 from suanli.training.run_folder import Keeping, RunFolder
-from suanli.training.step import Stepper
 from suanli.training.trainer import Trainer
-from tests.train_parts import new_loop, recipe
+from tests.train_parts import new_loop, plant_nan, recipe
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
 locks = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
@@ -120,15 +118,7 @@ def test_weights_that_started_elsewhere_or_slowed_down_are_not_the_workload_s(
     from_it = _built_in(tmp_path / "from", start=tmp_path / "first")
     assert from_it.as_written  # the hyper-parameters are
     assert not list(kept.iterdir())
-    real, calls = Stepper.gradients, 0
-
-    def once(self: Stepper, *args: Any, **more: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        loss = real(self, *args, **more)
-        return loss * float("nan") if calls == 3 else loss
-
-    monkeypatch.setattr(Stepper, "gradients", once)
+    plant_nan(monkeypatch, at_call=3)
     halved = _built_in(tmp_path / "halved", on_nan="rollback", steps=20)
     assert not halved.as_written
     rest = _built_in(tmp_path / "halved", resume=True)  # the checkpoint has the lower rate

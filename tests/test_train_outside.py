@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import save
 
 from suanli.base import events_log, files, processes
 from suanli.base.errors import ArtefactError, BadInputError, SuanliError
@@ -20,7 +20,7 @@ from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import Checkpoints, why_not_whole
 from suanli.training.encryption import Cipher
 from suanli.training.own_folder import FolderLock, holder
-from suanli.workloads.weights import load_weights, save_weights
+from suanli.workloads.weights import load_weights, save_weights, weight_facts
 from tests.train_parts import new_loop, recipe, samples
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
@@ -164,8 +164,12 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
     for name, given in (("a", facts), ("b", dict(reversed(facts.items()))), ("c", None)):
         save_weights(model, tmp_path / name, given)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    with safe_open(tmp_path / "a", framework="pt") as opened:  # type: ignore[no-untyped-call]
-        assert opened.metadata() == facts
+    assert weight_facts(tmp_path / "a") == facts
+    assert weight_facts(tmp_path / "c") == {}
+    for odd in ("[1]", "{", "[" * 100_000):
+        (tmp_path / "odd").write_bytes(save({"w": torch.ones(1)}, metadata={"facts": odd}))
+        with pytest.raises(BadInputError, match="odd is no readable"):
+            weight_facts(tmp_path / "odd")
     for name in "ac":
         other = torch.nn.Linear(3, 2)
         load_weights(other, tmp_path / name)

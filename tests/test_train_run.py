@@ -33,7 +33,7 @@ from suanli.training.calls import TrainOptions, train_workload
 from suanli.training.checkpoints import newest_whole
 from suanli.training.run_folder import read_metrics
 from suanli.training.stopping import StopRequests
-from tests.train_parts import WORKLOAD, ask_to_stop, data, samples
+from tests.train_parts import WORKLOAD, ask_to_stop, data, plant_nan, samples
 
 REF = f"{Path(__file__).with_name('train_parts.py')}:recipe"
 ROOT = Path(__file__).parent.parent
@@ -232,17 +232,7 @@ def test_a_long_judgement_gives_way_and_is_made_up_for(
 
 
 def test_a_nan_can_be_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from suanli.training.step import Stepper
-
-    real, calls = Stepper.gradients, 0
-
-    def once(self: Stepper, *args: Any, **more: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        loss = real(self, *args, **more)
-        return loss * float("nan") if calls == 5 else loss
-
-    monkeypatch.setattr(Stepper, "gradients", once)
+    plant_nan(monkeypatch, at_call=5)
     result = _train(tmp_path / "run", on_nan="rollback")
     assert result.steps == 28
     assert any("back to step 0, with 0.5 of the rate" in note for note in result.notes)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -31,6 +32,19 @@ def ask_to_stop(number: int) -> None:
     taken = signal.getsignal(number)
     assert callable(taken), f"signal {number} is not taken"
     taken(number, None)
+
+
+def plant_nan(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
+    """Let one step's loss be NaN, once: the step that is computed as that many-th."""
+    real, calls = Stepper.gradients, 0
+
+    def once(self: Stepper, *args: Any, **more: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = real(self, *args, **more)
+        return loss * float("nan") if calls == at_call else loss
+
+    monkeypatch.setattr(Stepper, "gradients", once)
 
 
 class Net(nn.Module):

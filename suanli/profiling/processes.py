@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from suanli.base import processes
 from suanli.base.errors import BadInputError
+from suanli.base.processes import world
 from suanli.profiling.joining import Joined
 from suanli.profiling.recording import Node, Recording, exchanges
 
@@ -34,16 +34,6 @@ def several() -> bool:
     """Whether this process belongs to a group of several."""
     dist = torch.distributed
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def number() -> int:
-    """This process's among those that torchrun started; 0 for one alone."""
-    return processes.rank()
-
-
-def world() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return processes.world()
 
 
 def first_before_others(work: Callable[[], T]) -> T:

@@ -184,8 +184,6 @@ class Trainer:
             seed=request.seed,
             settings=recipe.settings,
             as_written=not recipe.changes and request.epochs is None,
-            target=request.to,
-            max_seconds=request.max_seconds,
             start=str(request.start.resolve()) if request.start else "",
             frozen=request.frozen,
             encrypted=request.keeping.key is not None,

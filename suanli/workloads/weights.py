@@ -14,6 +14,7 @@ from suanli.base.errors import BadInputError
 from suanli.base.files import cache_dir, write_atomic
 from suanli.workloads.record import TrainingSettings
 
+_FACTS = "facts"  # their name in a file's metadata
 _LAYOUT_VERSION = 1  # raised when a built-in network changes, so that old files are not found
 # settings that came later count only where they are set, so that older files are found
 _LATER = (("betas", [0.9, 0.999]), ("clip_norm", 0.0))
@@ -42,22 +43,9 @@ def save_weights(model: nn.Module, path: Path, facts: dict[str, str] | None = No
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in model.state_dict().items()
     }
-    write_atomic(path, _with_facts(save(state), facts or {}))
-
-
-def _with_facts(payload: bytes, facts: dict[str, str]) -> bytes:
-    """Safetensors with facts of their own, in order: safetensors itself shuffles them.
-
-    Then equal weights are equal files. A file is the size of its header (8 bytes, little-endian),
-    the header as JSON, with blanks up to a multiple of 8 bytes, and the values.
-    """
-    if not facts:
-        return payload
-    begin = 8 + int.from_bytes(payload[:8], "little")
-    header = {"__metadata__": dict(sorted(facts.items())), **json.loads(payload[8:begin])}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(payload)[begin:]))
+    # as one text: safetensors writes several in any order, and equal weights are to be equal files
+    told = {_FACTS: json.dumps(facts, sort_keys=True)} if facts else None
+    write_atomic(path, save(state, metadata=told))
 
 
 def load_weights(model: nn.Module, path: Path, *, ignored: tuple[str, ...] = ()) -> None:
@@ -99,6 +87,7 @@ def weight_facts(path: Path) -> dict[str, str]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            told = json.loads((file.metadata() or {}).get(_FACTS, "{}"))
+        return {str(name): str(fact) for name, fact in told.items()}
+    except (SafetensorError, OSError, ValueError, AttributeError, RecursionError) as error:
         raise BadInputError(f"{path.name} is no readable safetensors file: {error}") from None
